@@ -1,0 +1,68 @@
+# Needs Python 3.11 to 3.13, make and git. Everything it makes stands under .venv/ and var/, which git ignores.
+PYTHON ?= python3
+PORT ?= 3000
+MLFLOW_PORT ?= 5000
+BIN := .venv/bin
+
+# dagster.yaml stands at the top of the repository; Dagster finds it here and keeps its state under var/.
+export DAGSTER_HOME := $(CURDIR)
+# One thread a process: two cores do more with two runs than with two runs of two threads each.
+export OMP_NUM_THREADS ?= 1
+export DAGSTER_DISABLE_TELEMETRY := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-shuffled drop dev test unit lint format lock faults bench-loop clean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+.venv/.runtime: requirements.lock pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/.dev: requirements-dev.lock .venv/.runtime
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@touch $@
+
+demo: .venv/.runtime ## Set up, then take real data from files to a champion in the registry
+	@$(BIN)/ml-platform demo
+
+demo-shuffled: .venv/.runtime ## The same customers with shuffled labels: the gates close, exit status 1
+	@$(BIN)/ml-platform demo --shuffle-labels
+
+drop: .venv/.runtime ## Drop one more file into the landing zone (while `make dev` runs)
+	@$(BIN)/ml-platform demo --only-land-next
+
+dev: .venv/.runtime ## Dagster UI and daemon on PORT (3000), MLflow UI on MLFLOW_PORT (5000), loopback only
+	@$(BIN)/ml-platform dev --port $(PORT) --mlflow-port $(MLFLOW_PORT)
+
+test: lint unit ## Set-up, lint, types, import contracts, all tests
+
+unit: .venv/.dev
+	$(BIN)/pytest
+
+lint: .venv/.dev ## ruff, mypy --strict, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/.dev ## Format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: .venv/.dev ## Resolve both lock files again (Linux and macOS, Python 3.11 to 3.13, hashes, no addresses)
+	$(BIN)/uv pip compile $(LOCK) --group build -o requirements.lock
+	$(BIN)/uv pip compile $(LOCK) --group build --group dev -c requirements.lock -o requirements-dev.lock
+LOCK := pyproject.toml --quiet --upgrade --universal --python-version 3.11 --no-strip-extras --generate-hashes --no-header
+
+faults: .venv/.dev ## Every fault of docs/faults.md with its tests and their result
+	$(BIN)/python -m ml_platform_tests.faults
+
+bench-loop: .venv/.dev ## CPU of the main job against a plain script that does the same steps
+	$(BIN)/python benchmarks/loop/bench.py
+
+clean: ## Remove the environment and all state
+	rm -rf .venv var .mypy_cache .ruff_cache .pytest_cache .hypothesis

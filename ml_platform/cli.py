@@ -1,0 +1,225 @@
+"""The command line: thin over `workflows`; Dagster is imported only where a command launches a run.
+
+Exit status: 0 done; 1 done, and something was refused (a gate failed, a file was quarantined); 2 it could not be
+done, and the message says why and what to do.
+"""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ml_platform.errors import PlatformError
+from ml_platform.workflows import Platform, land_file
+from ml_platform.workflows import status as model_status
+
+app = typer.Typer(
+    help="From a dropped file to a champion in the registry, with evidence that anyone can check.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+progress = Console(stderr=True, highlight=False)
+output = Console(highlight=False)
+
+Model = Annotated[str, typer.Argument(help="Name of the model, for instance churn.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+REFUSED = 1
+FAILED = 2
+
+
+class _Progress(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        progress.print(f"  {record.getMessage()}", markup=False)
+
+
+def main() -> None:
+    """Run the command line; turn the platform's own errors into one message and exit status 2."""
+    logger = logging.getLogger("ml_platform")
+    logger.addHandler(_Progress())
+    logger.setLevel(logging.INFO)
+    try:
+        app()
+    except PlatformError as error:
+        Console(stderr=True, style="red", highlight=False).print(f"error: {error}", markup=False, soft_wrap=True)
+        sys.exit(FAILED)
+
+
+@contextlib.contextmanager
+def _working(what: str) -> Iterator[None]:
+    progress.print(what, style="bold")
+    with progress.status(what) if progress.is_terminal else contextlib.nullcontext():
+        yield
+
+
+@app.command()
+def status(json: AsJson = False) -> None:
+    """Show every model with its champion, the newest candidate's gates and its last run."""
+    models = model_status(Platform())
+    if json:
+        output.print_json(data=models)
+    elif not models:
+        output.print("No model has left a trace yet. Start with: make demo")
+    for model in [] if json else models:
+        _print_status(model)
+
+
+@app.command()
+def history(model: Model, json: AsJson = False) -> None:
+    """Show the ledger: what became champion, when, and why."""
+    entries = Platform().database.history(model)
+    if json:
+        output.print_json(data=[vars(entry) for entry in entries], default=str)
+        return
+    table = Table("entry", "action", "version", "instead of", "when (UTC)", "reason", "verdict", "by")
+    for e in entries:
+        instead = "none" if e.previous_version is None else str(e.previous_version)
+        when, digest = f"{e.recorded_at:%Y-%m-%d %H:%M:%S}", e.verdict_digest[:12]
+        table.add_row(str(e.sequence), e.action, str(e.version), instead, when, e.reason, digest, e.actor)
+    output.print(table if entries else f"{model} never had a champion.")
+
+
+@app.command()
+def land(
+    files: Annotated[list[Path], typer.Argument(help="Parquet, CSV, CSV.GZ or JSON Lines files.")],
+    model: Annotated[str, typer.Option(help="The model whose folder they are dropped into.")],
+) -> None:
+    """Copy files into the landing zone, whole or not at all; a file that is there already is left alone."""
+    platform = Platform()
+    contents = {file.name: _read(file) for file in files}
+    for name, data in contents.items():
+        landed = land_file(platform, model, name, data)
+        output.print(f"{name}: {'landed' if landed else 'is there already'}", markup=False)
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise PlatformError(f"{file} cannot be read: {error.strerror}. Nothing was landed.") from error
+
+
+@app.command()
+def ingest(model: Model, json: AsJson = False) -> None:
+    """Publish or quarantine every file that waits in the landing zone, in one run."""
+    platform = Platform()
+    outcomes = _ingest(platform, model)
+    if json:
+        output.print_json(data=outcomes, default=str)
+    elif not outcomes:
+        output.print(f"No new file for {model}: nothing was published.")
+    else:
+        _print_outcomes(outcomes)
+    if any(row["outcome"] == "quarantined" for row in outcomes):
+        raise typer.Exit(REFUSED)
+
+
+def _ingest(platform: Platform, model: str) -> list[dict[str, Any]]:
+    with _working(f"Publishing what waits for {model} …"):
+        from ml_platform import runs
+
+        keys = set(runs.ingest(platform, model))
+    return [row for row in platform.database.arrival_outcomes(model) if row["key"] in keys]
+
+
+@app.command()
+def retrain(
+    model: Model,
+    reason: Annotated[str, typer.Option(help="Why, for whoever reads the ledger later.")],
+    json: AsJson = False,
+) -> None:
+    """Train on the newest rows, judge, and promote what passes."""
+    platform = Platform()
+    passed = _retrain(model, f"manual: {reason}")
+    found = [row for row in model_status(platform) if row["model"] == model]
+    if json:
+        output.print_json(data=found)
+    for row in [] if json else found:
+        _print_status(row)
+    if not passed:
+        raise typer.Exit(REFUSED)
+
+
+def _retrain(model: str, reason: str) -> bool:
+    with _working(f"Training and judging {model} …"):
+        from ml_platform import runs
+
+        return runs.retrain(model, reason)
+
+
+@app.command()
+def demo(
+    shuffle_labels: Annotated[
+        bool, typer.Option(help="Land the customers again with shuffled labels: the gates close.")
+    ] = False,
+    only_land_next: Annotated[bool, typer.Option(help="Land one more export and do nothing else.")] = False,
+) -> None:
+    """Take the shipped churn data from files in the landing zone to a champion in the registry."""
+    from ml_platform import demo as shipped
+
+    platform = Platform()
+    if only_land_next:
+        _land(platform, shipped.next_export(_next_week(platform)))
+        return
+    _land(platform, shipped.shuffled_exports() if shuffle_labels else shipped.exports())
+    if not _ingest(platform, "churn"):
+        output.print("Every file is published already: nothing was published twice.")
+    if platform.new_rows("churn"):
+        _retrain("churn", "manual: demo")
+    else:
+        output.print("No row is newer than the newest candidate's dataset version: nothing to train on.")
+    found = model_status(platform)[0]
+    _print_status(found)
+    if not found["last_run"]["passed"]:
+        raise typer.Exit(REFUSED)
+
+
+def _land(platform: Platform, files: dict[str, bytes]) -> None:
+    landed = [name for name, data in files.items() if land_file(platform, "churn", name, data)]
+    output.print(f"{len(landed)} files landed in {platform.settings.landing / 'churn'}", soft_wrap=True)
+
+
+def _next_week(platform: Platform) -> int:
+    folder = platform.settings.landing / "churn"
+    return 1 + len(list(folder.glob("customers-2024-w??.parquet")))
+
+
+@app.command()
+def dev(
+    port: Annotated[int, typer.Option(help="Port of Dagster's UI.")] = 3000,
+    mlflow_port: Annotated[int, typer.Option(help="Port of MLflow's UI.")] = 5000,
+) -> None:
+    """Run Dagster's UI and daemon and MLflow's UI on loopback until interrupted."""
+    from ml_platform.dev import run_servers
+
+    run_servers(Platform().settings, port, mlflow_port, progress.print)
+
+
+def _print_outcomes(outcomes: list[dict[str, Any]]) -> None:
+    table = Table("file", "outcome", "rows", "quarantined", "reason")
+    for row in outcomes:
+        figures = f"{row['rows']:,}", f"{row['quarantined_rows']:,}"
+        table.add_row(row["name"], row["outcome"], *figures, row["reason"])
+    output.print(table)
+
+
+def _print_status(model: dict[str, Any]) -> None:
+    run = model["last_run"]
+    title = f"{model['model']}: " + (f"champion is version {model['champion']}" if model["champion"] else "no champion")
+    table = Table("gate", "value", "result", title=title, title_justify="left", title_style="bold")
+    for gate in model["gates"]:
+        value = "–" if gate["value"] is None else f"{gate['value']:.4g}"
+        colour = "green" if gate["result"] == "PASS" else "red"
+        table.add_row(gate["gate"], value, f"[{colour}]{gate['result']}[/]")
+    output.print(table)
+    arrivals = ", ".join(f"{n} {outcome}" for outcome, n in sorted(model["arrivals"].items())) or "none"
+    output.print(f"arrivals: {arrivals}; {model['new_rows']:,} rows not trained on yet")
+    if run:
+        text = f"newest candidate: {run['candidate']}, dataset version {run['dataset_version']}, {run['reason']}"
+        output.print(text, markup=False)

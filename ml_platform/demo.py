@@ -1,0 +1,68 @@
+"""The shipped data, landed the way a warehouse export would drop it: several files, in row order.
+
+The set has no customer id and no time. Row order stands in for both: ``customer`` is the row's number and
+``observed_at`` is one minute a row from 2024-01-01 UTC (data/README.md).
+"""
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ml_platform.errors import ConfigurationError
+from ml_platform.settings import PROJECT_ROOT
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DATA = PROJECT_ROOT / "data" / "churn.parquet"
+START = "2024-01-01"
+FILES = 5
+DAYS_BETWEEN_EXPORTS = 7
+
+
+def exports(data: Path = DATA) -> dict[str, bytes]:
+    """Return the whole set as Parquet files by name, a fifth of the rows each, in row order."""
+    return _in_parts(_observed(_read(data), week=0), "customers-2024-w01")
+
+
+def shuffled_exports(data: Path = DATA) -> dict[str, bytes]:
+    """Return the same customers, observed a year later, with labels dealt out at random: nothing can be learnt."""
+    rows = _read(data)
+    rows["churn"] = rows["churn"].sample(frac=1, random_state=0).to_numpy()
+    return _in_parts(_observed(rows, week=52), "shuffled-2025-w01")
+
+
+def next_export(week: int, data: Path = DATA) -> dict[str, bytes]:
+    """Return one more export: a fifth of the customers, observed again `week` weeks later.
+
+    The set has no later rows, so these repeat earlier ones under a later time.
+    """
+    rows = _observed(_read(data), week=week).iloc[(week - 1) % FILES :: FILES]
+    return {f"customers-2024-w{week + 1:02}.parquet": _parquet(rows)}
+
+
+def _read(data: Path) -> "pd.DataFrame":
+    import pandas as pd
+
+    if not data.is_file():
+        raise ConfigurationError(f"The demonstration's data {data} are missing. Restore them: git checkout data/.")
+    return pd.read_parquet(data)
+
+
+def _observed(rows: "pd.DataFrame", week: int) -> "pd.DataFrame":
+    import pandas as pd
+
+    start = pd.Timestamp(START, tz="UTC") + pd.Timedelta(days=DAYS_BETWEEN_EXPORTS * week)
+    times = pd.date_range(start, periods=len(rows), freq="min", unit="us")
+    return rows.assign(customer=range(1, len(rows) + 1), observed_at=times)
+
+
+def _in_parts(rows: "pd.DataFrame", name: str) -> dict[str, bytes]:
+    size = -(-len(rows) // FILES)
+    return {f"{name}-{part + 1}.parquet": _parquet(rows.iloc[part * size : (part + 1) * size]) for part in range(FILES)}
+
+
+def _parquet(rows: "pd.DataFrame") -> bytes:
+    buffer = io.BytesIO()
+    rows.to_parquet(buffer, index=False)
+    return buffer.getvalue()

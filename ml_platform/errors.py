@@ -1,0 +1,78 @@
+"""Every error that the platform raises on purpose.
+
+::
+
+    PlatformError
+    ├── ConfigurationError        a setting, a path or a ModelSpec that cannot work
+    │   └── PortInUseError        a server's port is taken
+    ├── LandingZoneError          the landing zone is missing, unreadable or holds what it must not
+    ├── DataError                 rows that cannot be used
+    │   ├── UnreadableFileError   bytes that are no table of a known format
+    │   └── DatasetError          a dataset version that is missing, empty or not what was pinned
+    ├── ModelError                a model that must not be used
+    │   ├── DigestMismatchError   the bytes are not the bytes that were recorded
+    │   └── UntrustedModelError   the file asks for types outside the platform's trust list
+    ├── EvidenceError             a step was asked for without the evidence that it needs
+    ├── ConflictError             somebody else changed the same thing first
+    └── RegistryError             MLflow refused
+        └── RegistryUnavailableError   MLflow could not be reached
+
+A message says what was wrong, where, and what to do. The command line prints it as it is and exits with 2; a
+failed gate or a quarantined arrival is a result and exits with 1.
+"""
+
+
+class PlatformError(Exception):
+    """The root: catch this to catch everything that the platform raises on purpose."""
+
+
+class ConfigurationError(PlatformError):
+    """A setting, a path or a ModelSpec that cannot work."""
+
+
+class PortInUseError(ConfigurationError):
+    """A server's port is taken."""
+
+
+class LandingZoneError(PlatformError):
+    """The landing zone is missing, unreadable or holds what it must not."""
+
+
+class DataError(PlatformError):
+    """Rows that cannot be used."""
+
+
+class UnreadableFileError(DataError):
+    """Bytes that are no table of a known format."""
+
+
+class DatasetError(DataError):
+    """A dataset version that is missing, empty or not what was pinned."""
+
+
+class ModelError(PlatformError):
+    """A model that must not be used."""
+
+
+class DigestMismatchError(ModelError):
+    """The bytes are not the bytes that were recorded."""
+
+
+class UntrustedModelError(ModelError):
+    """The file asks for types outside the platform's trust list."""
+
+
+class EvidenceError(PlatformError):
+    """A step was asked for without the evidence that it needs."""
+
+
+class ConflictError(PlatformError):
+    """Somebody else changed the same thing first."""
+
+
+class RegistryError(PlatformError):
+    """MLflow refused."""
+
+
+class RegistryUnavailableError(RegistryError):
+    """MLflow could not be reached."""

@@ -1,0 +1,142 @@
+"""The one way to load a model, digest first, and to predict with it: evaluation, serving and batch call this.
+
+Run as a program it is the integration test's fresh process: it knows nothing but a file and its digest::
+
+    python -m ml_platform.predictor MODEL.skops DIGEST REQUESTS.parquet
+
+prints ``{"scores": [...], "positive": [...]}``.
+"""
+
+import hashlib
+import json
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ml_platform.errors import DigestMismatchError, ModelError, UntrustedModelError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
+
+# What a model file may contain beyond what skops itself trusts (scikit-learn's estimators, NumPy and SciPy). The
+# list is the platform's: a list that comes with a model, as MLmodel brings one, is an attacker's to widen.
+TRUSTED_TYPES = (
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+    "sklearn.metrics._classification.f1_score",
+    "sklearn.metrics._scorer._CurveScorer",
+    "sklearn.metrics._scorer._PassthroughScorer",
+    "sklearn.metrics._scorer._Scorer",
+    "sklearn.tree._tree.Tree",
+    "sklearn.utils._metadata_requests.MetadataRequest",
+    "sklearn.utils._metadata_requests.MethodMetadataRequest",
+)
+
+
+class Predictor:
+    """A fitted binary pipeline whose bytes were verified.
+
+    Parameters
+    ----------
+    pipeline : fitted scikit-learn Pipeline
+        Its classes are 0 and 1.
+    digest : str
+        Hex sha256 of the file that it was loaded from.
+    """
+
+    def __init__(self, pipeline: Any, digest: str) -> None:
+        self.pipeline = pipeline
+        self.digest = digest
+
+    def scores(self, frame: "pd.DataFrame") -> "NDArray[np.float64]":
+        """Return the probability of the positive class.
+
+        Parameters
+        ----------
+        frame : DataFrame of shape (n_samples, n_features)
+            The features by name.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), in 0 to 1
+        """
+        return self.pipeline.predict_proba(frame)[:, 1]  # type: ignore[no-any-return]
+
+    def positive(self, frame: "pd.DataFrame") -> "NDArray[np.bool_]":
+        """Return whether each row is predicted positive, at the model's own threshold; shape (n_samples,)."""
+        return self.pipeline.predict(frame).astype(bool)  # type: ignore[no-any-return]
+
+    def score_record(self, record: Mapping[Any, Any]) -> float:
+        """Return the probability of the positive class for one record of feature names and values."""
+        import pandas as pd
+
+        return float(self.scores(pd.DataFrame([record]))[0])
+
+
+def file_digest(path: Path) -> str:
+    """Return the hex sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load(path: Path, digest: str) -> Predictor:
+    """Load a model whose bytes have the digest that was recorded for it.
+
+    The bytes are read once: what was digested is what is deserialised.
+
+    Raises
+    ------
+    DigestMismatchError
+        The file has other bytes; nothing of it was deserialised.
+    UntrustedModelError
+        The file asks for types outside `TRUSTED_TYPES`.
+    ModelError
+        The file cannot be read, or another scikit-learn wrote it.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"The model file {path} cannot be read: {error.strerror}.") from error
+    found = hashlib.sha256(data).hexdigest()
+    if found != digest:
+        raise DigestMismatchError(
+            f"{path} must have sha256 {digest}. Got {found} instead: it is not the model that was gated. "
+            "It was not loaded."
+        )
+    return Predictor(_deserialise(data, path), digest)
+
+
+def _deserialise(data: bytes, path: Path) -> Any:
+    import skops.io as sio
+    from sklearn.exceptions import InconsistentVersionWarning
+    from skops.io.exceptions import UntrustedTypesFoundException
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InconsistentVersionWarning)
+        try:
+            return sio.loads(data, trusted=list(TRUSTED_TYPES))  # noqa: TID251 - the one place that may
+        except UntrustedTypesFoundException as error:
+            raise UntrustedModelError(
+                f"{path} asks for types that this platform does not load: {error}. If they are harmless, add them "
+                "to TRUSTED_TYPES in ml_platform/predictor.py."
+            ) from error
+        except InconsistentVersionWarning as warning:
+            raise ModelError(f"{path} was written by another scikit-learn: {warning}. Train it again.") from warning
+
+
+def main(arguments: list[str]) -> None:
+    """Load a model and print its predictions for the rows of a Parquet file, as JSON."""
+    import pandas as pd
+
+    model, digest, requests = arguments
+    predictor = load(Path(model), digest)
+    frame = pd.read_parquet(requests)
+    answer = {"scores": predictor.scores(frame).tolist(), "positive": predictor.positive(frame).tolist()}
+    sys.stdout.write(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

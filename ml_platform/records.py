@@ -1,0 +1,192 @@
+"""The values that stages hand to each other: frozen, without behaviour beyond naming themselves."""
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+
+def now() -> datetime:
+    """Return the time in UTC, aware."""
+    return datetime.now(UTC)
+
+
+def canonical_json(value: Any) -> str:
+    """Write a value so that equal values give equal text: sorted keys, no spaces, NaN refused."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+
+def sha256_text(text: str) -> str:
+    """Return the hex sha256 of a text in UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrival:
+    """One file found in the landing zone."""
+
+    model: str
+    name: str
+    size: int
+    mtime_ns: int
+
+    @property
+    def key(self) -> str:
+        """The partition key: a slug and 12 hex digits of sha256 over path, size and mtime."""
+        identity = f"{self.model}/{self.name}\n{self.size}\n{self.mtime_ns}"
+        return f"{re.sub(r'[^A-Za-z0-9]+', '-', self.name)[:40].strip('-')}-{sha256_text(identity)[:12]}"
+
+
+class Outcome(StrEnum):
+    """What became of an arrival."""
+
+    PUBLISHED = "published"
+    QUARANTINED = "quarantined"
+    DUPLICATE = "duplicate"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawBatch:
+    """The bytes of an arrival as they came, stored once under their sha256."""
+
+    arrival: Arrival
+    sha256: str
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchResult:
+    """What became of one arrival, and why.
+
+    `rules` counts the findings of every rule, by data check; `examples` are up to five of them as sentences;
+    `dataset_version` is None where nothing was published.
+    """
+
+    arrival: Arrival
+    sha256: str
+    outcome: Outcome
+    rows: int
+    quarantined_rows: int
+    dataset_version: int | None
+    reason: str
+    rules: dict[str, dict[str, int]] = field(default_factory=dict)
+    examples: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetVersion:
+    """A version of a model's Delta table, pinned by number and digest."""
+
+    model: str
+    version: int
+    digest: str
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lineage:
+    """What a candidate was made of; every field is a digest, a number or a name that can be checked."""
+
+    dataset_version: int
+    dataset_digest: str
+    code_revision: str
+    lock_digest: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A model just trained; `run_id` is the Dagster run that did it, None outside Dagster."""
+
+    id: str
+    model: str
+    model_digest: str
+    lineage: Lineage
+    trained_at: datetime
+    run_id: str | None = None
+    mlflow_run_id: str | None = None
+
+
+class GateOutcome(StrEnum):
+    """The result of a gate. Only PASS passes."""
+
+    PASS = "PASS"  # noqa: S105 - a result, no password
+    FAIL = "FAIL"
+    INCONCLUSIVE = "INCONCLUSIVE"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateResult:
+    """One gate, applied to one candidate. ``value`` is None where the metric is missing or not finite."""
+
+    metric: str
+    condition: str
+    value: float | None
+    outcome: GateOutcome
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Every gate's result for one candidate, bound by digest to what it speaks of."""
+
+    candidate: str
+    model: str
+    model_digest: str
+    dataset_version: int
+    dataset_digest: str
+    gates_digest: str
+    code_revision: str
+    lock_digest: str
+    metrics: dict[str, float]
+    results: list[GateResult]
+
+    @property
+    def passed(self) -> bool:
+        """Whether there is at least one gate and every one passed."""
+        return bool(self.results) and all(result.outcome is GateOutcome.PASS for result in self.results)
+
+    @property
+    def document(self) -> str:
+        """The verdict as canonical JSON."""
+        return canonical_json(asdict(self))
+
+    @property
+    def digest(self) -> str:
+        """The hex sha256 of the canonical JSON."""
+        return sha256_text(self.document)
+
+    @classmethod
+    def from_document(cls, text: str) -> "Verdict":
+        """Read a verdict back from its canonical JSON."""
+        fields = json.loads(text)
+        results = [GateResult(**{**row, "outcome": GateOutcome(row["outcome"])}) for row in fields.pop("results")]
+        return cls(**fields, results=results)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registration:
+    """A candidate's number in the registry."""
+
+    model: str
+    version: int
+    candidate: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerEntry:
+    """One line of the ledger: what became champion, instead of what, on which evidence and why."""
+
+    model: str
+    sequence: int
+    action: str
+    version: int
+    previous_version: int | None
+    candidate: str
+    verdict_digest: str
+    reason: str
+    actor: str
+    recorded_at: datetime

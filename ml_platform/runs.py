@@ -1,0 +1,95 @@
+"""Launch Dagster runs in this process: what `ml-platform ingest`, `retrain` and `demo` need Dagster for."""
+
+import contextlib
+from collections.abc import Iterator
+
+import dagster as dg
+
+from ml_platform import workflows
+from ml_platform.definitions import defs
+from ml_platform.errors import ConfigurationError, PlatformError
+from ml_platform.pipeline import MODEL_TAG, REASON_TAG, arrival_requests, arrivals_partition, range_tags
+from ml_platform.settings import require_dagster_home
+from ml_platform.workflows import Platform
+
+# Dagster's own log would bury what a person at a terminal wants to read; it stands in the UI.
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+class RunFailedError(PlatformError):
+    """A run failed for another reason than a failed check."""
+
+
+def ingest(platform: Platform, model: str) -> list[str]:
+    """Publish the files that wait in the landing zone, in one run; return the keys of their arrivals.
+
+    Raises
+    ------
+    ConfigurationError
+        There is no such model, or ``DAGSTER_HOME`` cannot be used.
+    LandingZoneError
+        The landing zone cannot be listed.
+    RunFailedError
+        The run failed.
+    """
+    job = _job(f"{model}_ingest", model)
+    keys = [arrival.key for arrival in workflows.waiting_arrivals(platform, model)]
+    if not keys:
+        return []
+    with _instance() as instance:
+        ranges = arrival_requests(instance, model, keys)
+        instance.add_dynamic_partitions(arrivals_partition(model).name or "", keys)
+        for ends in ranges:
+            _execute(job, instance, {**range_tags(*ends), MODEL_TAG: model})
+    return keys
+
+
+def retrain(model: str, reason: str) -> bool:
+    """Take a model from its newest rows to the champion; return whether every blocking check passed.
+
+    Raises
+    ------
+    ConfigurationError
+        There is no such model, or ``DAGSTER_HOME`` cannot be used.
+    RunFailedError
+        The run failed for another reason than a failed check.
+    """
+    job = _job(f"{model}_retrain", model)
+    with _instance() as instance:
+        return _execute(job, instance, {REASON_TAG: reason, MODEL_TAG: model})
+
+
+def _job(name: str, model: str) -> dg.JobDefinition:
+    repository = defs().get_repository_def()
+    if not repository.has_job(name):
+        models = sorted(job.removesuffix("_retrain") for job in repository.job_names if job.endswith("_retrain"))
+        raise ConfigurationError(f"There is no model {model!r}. There is: {', '.join(models) or 'none'}.")
+    return repository.get_job(name)
+
+
+@contextlib.contextmanager
+def _instance() -> Iterator[dg.DagsterInstance]:
+    # dagster.yaml names var/ relative to the folder that it stands in.
+    with contextlib.chdir(require_dagster_home()), dg.DagsterInstance.get() as instance:
+        yield instance
+
+
+def _execute(job: dg.JobDefinition, instance: dg.DagsterInstance, tags: dict[str, str]) -> bool:
+    result = job.execute_in_process(run_config=QUIET, instance=instance, tags=tags, raise_on_error=False)
+    failed = [check for check in result.get_asset_check_evaluations() if check.blocking and not check.passed]
+    if result.success or failed:
+        return result.success
+    errors = [_root_cause(event) for event in result.get_step_failure_events()]
+    raise RunFailedError("; ".join(errors) or f"Run {result.run_id} failed. Look at it in Dagster's UI.")
+
+
+def _root_cause(event: dg.DagsterEvent) -> str:
+    """Return the platform's own error where there is one in the chain, else the innermost error."""
+    error, text = event.step_failure_data.error, "no reason was recorded"
+    while error is not None:
+        text = error.message.strip()
+        # Dagster writes "package.module.Class: message"; the platform's own errors speak for themselves.
+        if text.startswith("ml_platform.errors."):
+            return text.split(": ", 1)[-1]
+        error = error.cause
+    return f"{event.step_key}: {text}"

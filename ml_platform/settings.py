@@ -1,0 +1,116 @@
+"""The environment, read here and nowhere else.
+
+=================================  ===========================  ===========================================
+variable                           default                      what it is
+=================================  ===========================  ===========================================
+``ML_PLATFORM_HOME``               ``var/`` of the repository   where all state stands
+``ML_PLATFORM_LANDING_ZONE``       ``<home>/landing``           where people drop files, a folder a model
+``ML_PLATFORM_DATABASE_URL``       SQLite under the home        arrivals, candidates, verdicts, ledger
+``ML_PLATFORM_CODE_REVISION``      asked of git                 the commit, where there is no checkout
+``ML_PLATFORM_MLFLOW_UI``          ``http://127.0.0.1:5000``    what links to MLflow start with
+``MLFLOW_TRACKING_URI``            SQLite under the home        the model registry
+``DAGSTER_HOME``                   none                         the folder that holds ``dagster.yaml``
+=================================  ===========================  ===========================================
+"""
+
+import os
+from pathlib import Path
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ml_platform.errors import ConfigurationError
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+
+
+class Settings(BaseSettings):
+    """Where this deployment keeps things; frozen once read."""
+
+    model_config = SettingsConfigDict(env_prefix="ML_PLATFORM_", frozen=True, extra="forbid")
+
+    home: Path = PROJECT_ROOT / "var"
+    landing_zone: Path | None = None
+    database_url: SecretStr | None = None
+    code_revision: str | None = None
+    mlflow_ui: str = "http://127.0.0.1:5000"
+    mlflow_tracking_uri: SecretStr | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
+
+    @field_validator("home", "landing_zone")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_absolute():
+            raise ValueError(f"must be an absolute path. Got {str(value)!r} instead.")
+        return value
+
+    @property
+    def landing(self) -> Path:
+        """The landing zone: one folder a model."""
+        return self.landing_zone or self.home / "landing"
+
+    @property
+    def database(self) -> str:
+        """SQLAlchemy's address of the platform's own database; may hold a password."""
+        return self.database_url.get_secret_value() if self.database_url else _sqlite(self.home / "platform.db")
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow's tracking and registry address; may hold a password."""
+        if self.mlflow_tracking_uri:
+            return self.mlflow_tracking_uri.get_secret_value()
+        return _sqlite(self.home / "mlflow.db")
+
+    @property
+    def tracking_is_local(self) -> bool:
+        """Whether MLflow's store is a file here, so that nobody else serves its UI."""
+        return self.tracking_uri.startswith("sqlite:")
+
+    @property
+    def artifacts(self) -> Path:
+        """Where MLflow's artifacts stand when its store is local."""
+        return self.home / "mlartifacts"
+
+    def model_home(self, model: str) -> Path:
+        """Where the raw bytes, tables and candidates of one model stand."""
+        return self.home / "models" / model
+
+
+def _sqlite(path: Path) -> str:
+    return f"sqlite:///{path}"
+
+
+def read_settings() -> Settings:
+    """Read the environment.
+
+    Raises
+    ------
+    ConfigurationError
+        A variable has a value that cannot work; the message names variable, rule and value.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        variable = name if name.isupper() else f"ML_PLATFORM_{name.upper()}"
+        raise ConfigurationError(f"The environment variable {variable}: {first['msg']}") from None
+
+
+def require_dagster_home() -> Path:
+    """Return the folder that holds ``dagster.yaml``.
+
+    Raises
+    ------
+    ConfigurationError
+        ``DAGSTER_HOME`` is unset, relative, or holds no ``dagster.yaml``: runs would be forgotten.
+    """
+    value = os.environ.get("DAGSTER_HOME", "")
+    advice = f"Set it to the folder that holds dagster.yaml, for instance: export DAGSTER_HOME={PROJECT_ROOT}"
+    if not value:
+        raise ConfigurationError(f"DAGSTER_HOME is not set, so runs would be forgotten. {advice}")
+    path = Path(value)
+    if not path.is_absolute():
+        raise ConfigurationError(f"DAGSTER_HOME must be an absolute path. Got {value!r} instead. {advice}")
+    if not (path / "dagster.yaml").is_file():
+        raise ConfigurationError(f"DAGSTER_HOME is {value!r}, where no dagster.yaml stands. {advice}")
+    return path

@@ -1,0 +1,226 @@
+"""Delta tables: publish a batch, quarantine what is bad, pin a version, split it.
+
+A model has two tables: ``rows``, its valid rows with the arrival that brought them in the column ``_arrival``, and
+``quarantine``. Each commit carries an application transaction named after the arrival's sha256, so that the same
+bytes are committed once, whoever tries.
+"""
+
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ml_platform.errors import ConflictError, DatasetError
+from ml_platform.model_spec import ModelSpec
+from ml_platform.records import DatasetVersion
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+ARRIVAL = "_arrival"
+# A single feature this good is not signal but the label in disguise.
+GIVEAWAY = 0.99
+LEAST_ROWS_A_CATEGORY = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publication:
+    """A commit that stands in a table, with the figures that its writer noted in it."""
+
+    version: int
+    notes: dict[str, Any]
+
+
+def published(table: Path, sha256: str) -> Publication | None:
+    """Return the commit that holds an arrival's bytes; ``None`` if there is none."""
+    opened = _open(table)
+    if opened is None or opened.transaction_version(sha256) is None:
+        return None
+    for commit in opened.history():
+        if commit.get("sha256") == sha256:
+            return Publication(version=int(commit["version"]), notes=json.loads(commit["notes"]))
+    raise DatasetError(f"The table {table} names the transaction {sha256[:12]}, but its history does not.")
+
+
+def publish(table: Path, rows: "pd.DataFrame", *, arrival: str, sha256: str, notes: dict[str, Any]) -> Publication:
+    """Append an arrival's rows in one commit, once.
+
+    Parameters
+    ----------
+    table : Path
+        Folder of the Delta table; made at the first commit.
+    rows : DataFrame of shape (n_rows, n_columns)
+        What to append; ``_arrival`` is added.
+    arrival, sha256 : str
+        The arrival's key, and the digest of its bytes, which names the transaction.
+    notes : dict
+        Figures to keep in the commit, for a writer that dies before it can report them.
+
+    Raises
+    ------
+    ConflictError
+        Somebody else committed these bytes at the same time; nothing was written twice.
+    """
+    if already := published(table, sha256):
+        return already
+    import pyarrow as pa
+    from deltalake import CommitProperties, Transaction, write_deltalake
+    from deltalake.exceptions import CommitFailedError
+
+    properties = CommitProperties(
+        custom_metadata={"sha256": sha256, "arrival": arrival, "notes": json.dumps(notes)},
+        app_transactions=[Transaction(app_id=sha256, version=1)],
+    )
+    data = pa.Table.from_pandas(rows.assign(**{ARRIVAL: arrival}), preserve_index=False)
+    table.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        write_deltalake(table, data.replace_schema_metadata(None), mode="append", commit_properties=properties)
+    except CommitFailedError as error:
+        raise ConflictError(f"Another process published {arrival} at the same time; run it again.") from error
+    if done := published(table, sha256):
+        return done
+    raise DatasetError(f"{arrival} was written to {table}, but its commit is not in the table.")
+
+
+def newest_times(table: Path, spec: ModelSpec) -> "pd.Series[Any] | None":
+    """Return the newest event time of each published entity, indexed by entity; ``None`` where there is no table."""
+    opened = _open(table)
+    if opened is None:
+        return None
+    frame = opened.to_pyarrow_table(columns=[spec.entity, spec.event_time]).to_pandas()
+    return frame.groupby(spec.entity)[spec.event_time].max()  # type: ignore[no-any-return]
+
+
+def pin(table: Path, spec: ModelSpec, version: int | None = None) -> tuple[DatasetVersion, "pd.DataFrame"]:
+    """Read one version of a model's table: each entity's newest row, ordered by entity.
+
+    Parameters
+    ----------
+    table : Path
+        Folder of the Delta table.
+    spec : ModelSpec
+        Names the columns.
+    version : int or None
+        The version to read; ``None`` takes the newest.
+
+    Returns
+    -------
+    dataset : DatasetVersion
+    rows : DataFrame of shape (n_entities, n_columns)
+        The columns of the contract, in its order.
+
+    Raises
+    ------
+    DatasetError
+        Nothing was published yet.
+    """
+    opened = _open(table)
+    if opened is None:
+        raise DatasetError(
+            f"Nothing was published for {spec.name!r} yet. Drop a file into the landing zone and run "
+            f"`ml-platform ingest {spec.name}`."
+        )
+    if version is not None:
+        opened.load_as_version(version)
+    stored = opened.to_pyarrow_table(columns=spec.columns)
+    rows = _newest_row_of_each(stored, spec)
+    dataset = DatasetVersion(model=spec.name, version=opened.version(), digest=digest(rows), rows=rows.num_rows)
+    return dataset, rows.to_pandas()
+
+
+def _newest_row_of_each(stored: "pa.Table", spec: ModelSpec) -> "pa.Table":
+    newest = stored.group_by(spec.entity).aggregate([(spec.event_time, "max")])
+    joined = newest.rename_columns([spec.entity, spec.event_time]).join(
+        stored, keys=[spec.entity, spec.event_time], join_type="left outer"
+    )
+    return joined.select(spec.columns).sort_by([(spec.entity, "ascending"), (spec.event_time, "ascending")])
+
+
+def digest(rows: "pa.Table") -> str:
+    """Return the hex sha256 of the rows in any order: columns by name, rows sorted by all of them, as CSV.
+
+    CSV because its text depends on the values alone: Arrow's own bytes also hold padding and what lies under nulls.
+    """
+    import pyarrow.csv
+
+    names = sorted(rows.column_names)
+    ordered = rows.select(names).sort_by([(name, "ascending") for name in names])
+    text = io.BytesIO()
+    pyarrow.csv.write_csv(ordered, text)
+    return hashlib.sha256(text.getbuffer()).hexdigest()
+
+
+def split(rows: "pd.DataFrame", spec: ModelSpec) -> tuple["pd.DataFrame", "pd.DataFrame"]:
+    """Split rows into training rows and holdout by a hash of the entity.
+
+    An entity is on the same side in every dataset version, so that a model is never judged on whom its
+    predecessor was trained on.
+
+    Returns
+    -------
+    training, holdout : DataFrame
+    """
+    held_out = rows[spec.entity].map(lambda entity: _fraction(spec.name, entity) < spec.holdout_share).astype(bool)
+    return rows[~held_out], rows[held_out]
+
+
+def _fraction(model: str, entity: object) -> float:
+    """Map an entity to a number in 0 to 1 that depends on nothing but its name and the model's."""
+    return int.from_bytes(hashlib.sha256(f"{model}\0{entity}".encode()).digest()[:8]) / 2**64
+
+
+def _open(table: Path):  # type: ignore[no-untyped-def]
+    from deltalake import DeltaTable
+
+    return DeltaTable(table) if DeltaTable.is_deltatable(str(table)) else None
+
+
+def giveaways(features: "pd.DataFrame", labels: "NDArray[np.int64]") -> dict[str, float]:
+    """Return the features that give the label away on their own, with how well they do.
+
+    A numeric feature gives the label away when its AUC, read either way round, is at least `GIVEAWAY`; a category when
+    predicting each category's majority is right that often and beats the overall majority by half of what is left.
+
+    Parameters
+    ----------
+    features : DataFrame of shape (n_samples, n_features)
+    labels : ndarray of shape (n_samples,) of 0 and 1
+
+    Returns
+    -------
+    dict
+        AUC or accuracy by column.
+    """
+    import pandas as pd
+    from pandas.api.types import is_numeric_dtype
+
+    positive = pd.Series(labels, index=features.index)
+    if not 0 < positive.sum() < len(positive):
+        return {}
+    scores = {
+        str(name): _auc_either_way(column, positive) if is_numeric_dtype(column) else _majority(column, positive)
+        for name, column in features.items()
+    }
+    return {name: score for name, score in scores.items() if score >= GIVEAWAY}
+
+
+def _auc_either_way(column: "pd.Series[Any]", positive: "pd.Series[Any]") -> float:
+    # The Mann-Whitney form of the AUC, by mean ranks: Hanley and McNeil, Radiology 143 (1982), 29-36.
+    ranks = column.rank()
+    n_positive = int(positive.sum())
+    area = (ranks[positive == 1].sum() - n_positive * (n_positive + 1) / 2) / (n_positive * (len(column) - n_positive))
+    return float(max(area, 1 - area))
+
+
+def _majority(column: "pd.Series[Any]", positive: "pd.Series[Any]") -> float:
+    if column.nunique() * LEAST_ROWS_A_CATEGORY > len(column):
+        return 0.0  # with a category a row or so, the majority of each is right by itself
+    share = positive.groupby(column.fillna("")).transform("mean")
+    accuracy = float(((share >= 0.5) == (positive == 1)).mean())
+    base = max(float(positive.mean()), 1 - float(positive.mean()))
+    return accuracy if accuracy >= (1 + base) / 2 else 0.0

@@ -1,0 +1,268 @@
+"""MLflow: show a candidate's run, register it with its lineage, fetch its bytes, move aliases.
+
+Everything else of the platform reads its own database; MLflow shows people what the platform decided.
+"""
+
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from ml_platform.errors import RegistryError, RegistryUnavailableError
+from ml_platform.records import Candidate, Verdict
+from ml_platform.settings import PROJECT_ROOT
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from mlflow import MlflowClient
+
+CANDIDATE_TAG = "ml_platform.candidate"
+MODEL_FOLDER = "model"
+MODEL_FILE = "model.skops"
+# What somebody needs to load the model with MLflow's own client.
+REQUIRED = ("mlflow", "numpy", "pandas", "scikit-learn", "skops")
+
+
+class Registry:
+    """MLflow's tracking and registry server, or its SQLite file.
+
+    Parameters
+    ----------
+    tracking_uri : str
+        MLflow's address; a password in it is never shown.
+    artifacts : Path
+        Where artifacts stand when the address is a SQLite file.
+    """
+
+    def __init__(self, tracking_uri: str, artifacts: Path) -> None:
+        # MLflow's own defaults, seven retries of two minutes, look like a hang.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        for noisy in ("mlflow", "alembic"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+        self._uri = tracking_uri
+        self._artifacts = artifacts
+        self._connected: MlflowClient | None = None
+
+    @property
+    def address(self) -> str:
+        """MLflow's address without its password."""
+        return sa.make_url(self._uri).render_as_string(hide_password=True)
+
+    @contextmanager
+    def _asking(self, what: str) -> Iterator["MlflowClient"]:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            yield self._client()
+        except MlflowException as error:
+            unreachable = "API request to" in str(error) and "failed with exception" in str(error)
+            kind = RegistryUnavailableError if unreachable else RegistryError
+            detail = "no answer" if unreachable else str(error).splitlines()[0]
+            raise kind(
+                f"MLflow at {self.address} could not {what}: {detail}. Check MLFLOW_TRACKING_URI and that the server "
+                "runs, then run the step again: nothing was half-done."
+            ) from None
+
+    def _client(self) -> "MlflowClient":
+        if self._connected is None:
+            from mlflow import MlflowClient
+
+            if self._uri.startswith("sqlite:"):
+                Path(str(sa.make_url(self._uri).database)).parent.mkdir(parents=True, exist_ok=True)
+            self._connected = MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
+        return self._connected
+
+    # Runs
+
+    def record_run(self, candidate: Candidate, verdict: Verdict, files: Path) -> str:
+        """Show a candidate as an MLflow run, whatever its verdict says; a second call completes the first.
+
+        Parameters
+        ----------
+        candidate : Candidate
+        verdict : Verdict
+        files : Path
+            A folder; all of it becomes the run's artifacts.
+
+        Returns
+        -------
+        str
+            MLflow's run id.
+        """
+        from mlflow.entities import Metric, Param, RunTag
+
+        milliseconds = int(candidate.trained_at.timestamp() * 1000)
+        metrics = [Metric(name, value, milliseconds, 0) for name, value in verdict.metrics.items()]
+        params = [Param(result.metric, result.condition) for result in verdict.results]
+        tags = [RunTag(name, value) for name, value in lineage_tags(candidate, verdict).items()]
+        with self._asking("record the run") as client:
+            run_id = self._run_of(client, candidate, milliseconds)
+            client.log_batch(run_id, metrics=metrics, params=params, tags=tags)
+            client.log_artifacts(run_id, str(files))
+            client.set_terminated(run_id, "FINISHED" if verdict.passed else "FAILED")
+        return run_id
+
+    def _run_of(self, client: "MlflowClient", candidate: Candidate, milliseconds: int) -> str:
+        experiment = self._experiment(client, candidate.model)
+        found = client.search_runs([experiment], filter_string=f"tags.`{CANDIDATE_TAG}` = '{candidate.id}'")
+        if found:
+            return str(found[0].info.run_id)
+        run = client.create_run(
+            experiment, start_time=milliseconds, run_name=candidate.id, tags={CANDIDATE_TAG: candidate.id}
+        )
+        return str(run.info.run_id)
+
+    def _experiment(self, client: "MlflowClient", model: str) -> str:
+        experiment = client.get_experiment_by_name(model)
+        if experiment is not None:
+            return str(experiment.experiment_id)
+        local = self._uri.startswith("sqlite:")
+        location = (self._artifacts / model).as_uri() if local else None
+        return str(client.create_experiment(model, artifact_location=location))
+
+    # Versions
+
+    def register(self, candidate: Candidate, verdict: Verdict, run_id: str) -> int:
+        """Register a candidate, once; return its version number.
+
+        A version that carries the candidate's tag is taken as it is, so that a crash between MLflow and the
+        platform's database does not make a second one.
+        """
+        tags = lineage_tags(candidate, verdict)
+        with self._asking("register the model") as client:
+            known = client.search_model_versions(f"name = '{candidate.model}' AND run_id = '{run_id}'")
+            if known:
+                return int(known[0].version)
+            if not client.search_registered_models(f"name = '{candidate.model}'"):
+                client.create_registered_model(candidate.model)
+            source = f"{client.get_run(run_id).info.artifact_uri}/{MODEL_FOLDER}"
+            version = client.create_model_version(candidate.model, source, run_id=run_id, tags=tags)
+        return int(version.version)
+
+    def fetch(self, model: str, version: int, folder: Path) -> Path:
+        """Download a version's model file into a folder; return its path. Nothing of it is deserialised."""
+        import mlflow.artifacts
+
+        with self._asking(f"hand out version {version} of {model!r}") as client:
+            source = client.get_model_version_download_uri(model, str(version))
+            try:
+                found = mlflow.artifacts.download_artifacts(
+                    artifact_uri=f"{source}/{MODEL_FILE}", dst_path=str(folder), tracking_uri=self._uri
+                )
+            except OSError as error:
+                raise RegistryError(f"The bytes of version {version} of {model!r} are gone: {error}.") from error
+        return Path(found)
+
+    def set_alias(self, model: str, alias: str, version: int) -> None:
+        """Point an alias at a version."""
+        with self._asking(f"set the alias {alias!r}") as client:
+            client.set_registered_model_alias(model, alias, str(version))
+
+    def alias(self, model: str, alias: str) -> int | None:
+        """Return the version that an alias shows; ``None`` where it shows none. No decision may rest on it."""
+        with self._asking(f"read the alias {alias!r}") as client:
+            if not client.search_registered_models(f"name = '{model}'"):
+                return None
+            version = client.get_registered_model(model).aliases.get(alias)
+        return None if version is None else int(version)
+
+
+def lineage_tags(candidate: Candidate, verdict: Verdict) -> dict[str, str]:
+    """Return what a run and a version carry, so that their origin can be read in MLflow."""
+    lineage = candidate.lineage
+    return {
+        CANDIDATE_TAG: candidate.id,
+        "ml_platform.model_digest": candidate.model_digest,
+        "ml_platform.dataset_version": str(lineage.dataset_version),
+        "ml_platform.dataset_digest": lineage.dataset_digest,
+        "ml_platform.code_revision": lineage.code_revision,
+        "ml_platform.lock_digest": lineage.lock_digest,
+        "ml_platform.verdict": "PASS" if verdict.passed else "FAIL",
+        "ml_platform.verdict_digest": verdict.digest,
+        "ml_platform.reason": lineage.reason,
+        "ml_platform.dagster_run": candidate.run_id or "",
+    }
+
+
+@contextmanager
+def run_files(model_file: Path, features: "pd.DataFrame", extra: Mapping[str, bytes]) -> Iterator[Path]:
+    """Lay out what an MLflow run shows: ``model/``, which MLflow's own clients can load, and more files.
+
+    The model file is taken byte for byte: saving it again would give other bytes than those that were gated.
+
+    Parameters
+    ----------
+    model_file : Path
+    features : DataFrame
+        A few rows that the signature is read from.
+    extra : mapping of str to bytes
+        Further files by name.
+    """
+    with tempfile.TemporaryDirectory(prefix="ml-platform-") as name:
+        folder = Path(name)
+        (folder / MODEL_FOLDER).mkdir()
+        shutil.copyfile(model_file, folder / MODEL_FOLDER / MODEL_FILE)
+        _write_mlmodel(folder / MODEL_FOLDER, features)
+        for file, data in extra.items():
+            (folder / file).write_bytes(data)
+        yield folder
+
+
+def _write_mlmodel(folder: Path, features: "pd.DataFrame") -> None:
+    import mlflow.pyfunc
+    import mlflow.sklearn
+    from mlflow.models import Model, infer_signature
+
+    from ml_platform.predictor import TRUSTED_TYPES
+
+    requirements = locked(REQUIRED)
+    (folder / "requirements.txt").write_text("\n".join(requirements) + "\n")
+    python = ".".join(map(str, sys.version_info[:3]))
+    (folder / "python_env.yaml").write_text(f"python: {python}\ndependencies: [-r requirements.txt]\n")
+    described = Model(signature=infer_signature(features, [0]))
+    mlflow.pyfunc.add_to_model(
+        described,
+        loader_module="mlflow.sklearn",
+        model_path=MODEL_FILE,
+        python_env="python_env.yaml",
+        predict_fn="predict",
+    )
+    described.add_flavor(
+        mlflow.sklearn.FLAVOR_NAME,
+        pickled_model=MODEL_FILE,
+        sklearn_version=_version("scikit-learn"),
+        serialization_format=mlflow.sklearn.SERIALIZATION_FORMAT_SKOPS,
+        skops_trusted_types=list(TRUSTED_TYPES),
+        code=None,
+    )
+    described.save(str(folder / "MLmodel"))
+
+
+def locked(names: tuple[str, ...], lock: Path = PROJECT_ROOT / "requirements.lock") -> list[str]:
+    """Return the pins of some packages as ``requirements.lock`` has them for this Python.
+
+    Asking the lock costs milliseconds; MLflow's own inference imports the model again and takes ten seconds.
+    """
+    from packaging.requirements import Requirement
+
+    lines = [line.removesuffix("\\").strip() for line in lock.read_text().splitlines() if line[:1].isalnum()]
+    pins = [Requirement(line) for line in lines]
+    return [f"{pin.name}{pin.specifier}" for pin in pins if pin.name in names and _applies(pin)]
+
+
+def _applies(requirement: Any) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate()
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import version
+
+    return version(package)

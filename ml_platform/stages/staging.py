@@ -1,0 +1,63 @@
+"""The integration test of a registered version: its bytes, in a fresh process, against golden requests."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ml_platform.predictor import Predictor
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+GOLDEN_REQUESTS = "golden_requests.parquet"
+GOLDEN_ANSWERS = "golden_answers.json"
+GOLDEN_ROWS = 50
+TIMEOUT_SECONDS = 120
+
+
+def keep_golden_requests(predictor: Predictor, features: "pd.DataFrame", folder: Path) -> None:
+    """Store some rows and what the candidate says of them, for whoever loads its bytes later to compare."""
+    requests = features.head(GOLDEN_ROWS)
+    requests.to_parquet(folder / GOLDEN_REQUESTS, index=False)
+    answers = {
+        "scores": predictor.scores(requests).tolist(),
+        "positive": predictor.positive(requests).tolist(),
+    }
+    (folder / GOLDEN_ANSWERS).write_text(json.dumps(answers))
+
+
+def integration_test(model_file: Path, digest: str, golden: Path) -> str | None:
+    """Load a model file in a fresh process and compare its answers to the bit.
+
+    Parameters
+    ----------
+    model_file : Path
+        Bytes from the registry.
+    digest : str
+        Hex sha256 that they must have.
+    golden : Path
+        The candidate's folder, which holds its golden requests and answers.
+
+    Returns
+    -------
+    str or None
+        What went wrong; ``None`` if nothing did.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "ml_platform.predictor",
+        str(model_file),
+        digest,
+        str(golden / GOLDEN_REQUESTS),
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)  # noqa: S603
+    except subprocess.TimeoutExpired:
+        return f"the fresh process gave no answer within {TIMEOUT_SECONDS} s"
+    if done.returncode != 0:
+        return (done.stderr.strip().splitlines() or ["the fresh process died without a word"])[-1]
+    expected = json.loads((golden / GOLDEN_ANSWERS).read_text())
+    return None if json.loads(done.stdout) == expected else "its answers differ from those that were gated"

@@ -1,0 +1,62 @@
+"""Fit the author's pipeline and store it as skops."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ml_platform.errors import ModelError
+from ml_platform.model_spec import ModelSpec
+from ml_platform.predictor import file_digest
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
+
+MODEL_FILE = "model.skops"
+
+
+def target(rows: "pd.DataFrame", spec: ModelSpec) -> "NDArray[np.int64]":
+    """Return the label as 0 and 1, shape (n_samples,): 1 where it equals `spec.positive`."""
+    return (rows[spec.label] == spec.positive).to_numpy().astype("int64")
+
+
+def fit(rows: "pd.DataFrame", spec: ModelSpec) -> Any:
+    """Fit the author's pipeline on training rows.
+
+    Parameters
+    ----------
+    rows : DataFrame of shape (n_samples, n_columns)
+        Training rows only: the holdout is never seen here, thresholds included.
+
+    Returns
+    -------
+    fitted scikit-learn Pipeline whose classes are 0 and 1
+
+    Raises
+    ------
+    ModelError
+        What `spec.pipeline` returned is no classifier with probabilities.
+    """
+    pipeline = spec.pipeline()
+    if not (hasattr(pipeline, "fit") and hasattr(pipeline, "predict_proba")):
+        raise ModelError(
+            f"pipeline() of the model {spec.name!r} must return a scikit-learn Pipeline with predict_proba. "
+            f"Got {type(pipeline).__name__} instead."
+        )
+    return pipeline.fit(rows[spec.features], target(rows, spec))
+
+
+def store(pipeline: Any, folder: Path) -> str:
+    """Write a fitted pipeline to ``<folder>/model.skops``, whole or not at all; return the file's sha256."""
+    import skops.io as sio
+
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{MODEL_FILE}"
+    with temporary.open("wb") as file:
+        sio.dump(pipeline, file)
+        file.flush()
+        os.fsync(file.fileno())
+    digest = file_digest(temporary)
+    temporary.replace(folder / MODEL_FILE)
+    return digest

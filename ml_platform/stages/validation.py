@@ -1,0 +1,205 @@
+"""Rows against a model's contract: which are valid, which are not, and why."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ml_platform.errors import UnreadableFileError
+from ml_platform.model_spec import ModelSpec
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+EXAMPLES = 5
+
+
+class Finding(NamedTuple):
+    """One broken rule; `row` is None where the whole batch breaks it."""
+
+    row: int | None
+    column: str
+    check: str
+    rule: str
+    value: str
+
+    def __str__(self) -> str:
+        """Say it as a sentence."""
+        return self.rule if self.row is None else f"row {self.row}: {self.column} {self.rule}: got {self.value}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What validation found in one batch.
+
+    Parameters
+    ----------
+    rows : int
+        Rows that came.
+    valid : DataFrame
+        Rows that may be published; none where the batch is quarantined whole.
+    findings : list of Finding
+        Every broken rule, row by row.
+    problem : str or None
+        Why the batch is quarantined whole; ``None`` where it is not.
+    """
+
+    rows: int
+    valid: "pd.DataFrame"
+    findings: list[Finding]
+    problem: str | None = None
+
+    @property
+    def quarantined_rows(self) -> int:
+        """Rows that may not be published."""
+        return self.rows - len(self.valid)
+
+    @property
+    def rules(self) -> dict[str, dict[str, int]]:
+        """Findings by data check and rule."""
+        counts: dict[str, dict[str, int]] = {}
+        for finding in self.findings:
+            rules = counts.setdefault(finding.check, {})
+            rules[finding.rule] = rules.get(finding.rule, 0) + 1
+        return counts
+
+    @property
+    def examples(self) -> list[str]:
+        """Up to five findings as sentences."""
+        return [str(finding) for finding in self.findings[:EXAMPLES]]
+
+
+def read_rows(path: Path) -> "pd.DataFrame":
+    """Read a Parquet, CSV or JSON Lines file as it is, with Arrow's types and no guessing of missing values.
+
+    Raises
+    ------
+    UnreadableFileError
+        The bytes are not what the name says; the message says what the reader found.
+    """
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.json
+    import pyarrow.parquet
+
+    # Only an empty field is missing: a customer called NA is one.
+    csv_options = pa.csv.ConvertOptions(null_values=[""], strings_can_be_null=True)
+    readers: dict[str, Any] = {
+        ".parquet": lambda: pa.parquet.read_table(path, page_checksum_verification=True),
+        ".csv": lambda: pa.csv.read_csv(path, convert_options=csv_options),
+        ".gz": lambda: pa.csv.read_csv(path, convert_options=csv_options),
+        ".jsonl": lambda: pa.json.read_json(path),
+    }
+    try:
+        table = readers[path.suffix]()
+        if len(set(table.column_names)) < table.num_columns:
+            raise UnreadableFileError(f"column names must be unique. Got {table.column_names} instead.")
+        return table.to_pandas()  # type: ignore[no-any-return]
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UnreadableFileError(f"it is no readable {path.suffix} file: {str(error).splitlines()[0]}") from error
+
+
+def unreadable(problem: str) -> Report:
+    """Return the report on a file that could not be read."""
+    import pandas as pd
+
+    finding = Finding(None, "", "schema", problem, "")
+    return Report(rows=0, valid=pd.DataFrame(), findings=[finding], problem=problem)
+
+
+def validate(frame: "pd.DataFrame", spec: ModelSpec, newest: "pd.Series[Any] | None" = None) -> Report:
+    """Hold a batch against the contract and against what a contract cannot say.
+
+    Parameters
+    ----------
+    frame : DataFrame of shape (n_rows, n_columns)
+        The batch as it was read.
+    spec : ModelSpec
+        Its table is the contract; its `quarantine_tolerance` decides when a batch is quarantined whole.
+    newest : Series or None
+        The newest published event time by entity: a row must be newer. ``None`` where nothing was published.
+
+    Returns
+    -------
+    Report
+    """
+    frame = frame.reset_index(drop=True)
+    findings = _contract_findings(frame, spec)
+    if all(finding.row is not None for finding in findings):
+        findings += [*_infinite(frame), *_known(frame, spec, newest), *_in_the_future(frame, spec)]
+    bad_rows = {finding.row for finding in findings if finding.row is not None}
+    problem = _problem_of_the_batch(frame, spec, findings, len(bad_rows))
+    valid = frame.drop(index=list(bad_rows)) if problem is None else frame.iloc[:0]
+    return Report(rows=len(frame), valid=valid, findings=findings, problem=problem)
+
+
+def _contract_findings(frame: "pd.DataFrame", spec: ModelSpec) -> list[Finding]:
+    from pandera.errors import SchemaErrors
+
+    try:
+        spec.table.validate(frame, lazy=True)
+    except SchemaErrors as errors:
+        return [_finding(case) for case in errors.failure_cases.to_dict("records")]
+    return []
+
+
+def _finding(case: dict[str, Any]) -> Finding:
+    import pandas as pd
+
+    rule, value = str(case["check"]), str(case["failure_case"])
+    if case["schema_context"] == "Column" and not pd.isna(case["index"]) and not rule.startswith("dtype"):
+        return Finding(int(case["index"]), str(case["column"]), "values", rule, value)
+    column = str(case["column"]) if case["schema_context"] == "Column" else value
+    sentences = {
+        "column_in_schema": f"column {column!r} is not in the contract",
+        "column_in_dataframe": f"column {column!r} is missing",
+    }
+    sentence = sentences.get(rule, f"column {column!r} must be {rule}. Got {value} instead.")
+    return Finding(None, column, "schema", sentence, value)
+
+
+def _infinite(frame: "pd.DataFrame") -> Iterator[Finding]:
+    import numpy as np
+
+    for column in frame.select_dtypes("float"):
+        for row in np.flatnonzero(np.isinf(frame[column])):
+            yield Finding(int(row), str(column), "values", "finite", str(frame[column].iloc[row]))
+
+
+def _known(frame: "pd.DataFrame", spec: ModelSpec, newest: "pd.Series[Any] | None") -> Iterator[Finding]:
+    import numpy as np
+
+    twice = frame.duplicated([spec.entity, spec.event_time])
+    for row in np.flatnonzero(twice):
+        yield Finding(int(row), spec.entity, "keys", "one row a time", str(frame[spec.entity].iloc[row]))
+    if newest is None:
+        return
+    published = frame[spec.entity].map(newest)
+    for row in np.flatnonzero(~twice & (frame[spec.event_time] <= published)):
+        yield Finding(int(row), spec.entity, "keys", "newer than published", str(frame[spec.entity].iloc[row]))
+
+
+def _in_the_future(frame: "pd.DataFrame", spec: ModelSpec) -> Iterator[Finding]:
+    import numpy as np
+    import pandas as pd
+
+    times = frame[spec.event_time]
+    for row in np.flatnonzero(times > pd.Timestamp.now(times.dt.tz)):
+        yield Finding(int(row), spec.event_time, "freshness", "not in the future", str(times.iloc[row]))
+
+
+def _problem_of_the_batch(frame: "pd.DataFrame", spec: ModelSpec, findings: list[Finding], bad_rows: int) -> str | None:
+    structural = sorted({finding.rule for finding in findings if finding.row is None})
+    if structural:
+        return "; ".join(structural[:EXAMPLES])
+    if frame.empty:
+        return "it has no rows"
+    share = bad_rows / len(frame)
+    if share <= spec.quarantine_tolerance:
+        return None
+    worst, _ = Counter(f"{finding.column} {finding.rule}" for finding in findings).most_common(1)[0]
+    return (
+        f"{bad_rows} of {len(frame)} rows are bad ({share:.1%}, tolerance {spec.quarantine_tolerance:.1%}), "
+        f"most often: {worst}"
+    )

@@ -1,0 +1,512 @@
+"""The stages composed, without Dagster: what `pipeline.py` puts into assets and the command line calls.
+
+Each function is one step of a model's life. It can be run again after a crash at any point: what was done is found
+and not done twice.
+"""
+
+import logging
+import tempfile
+import uuid
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ml_platform import provenance
+from ml_platform.database import Database
+from ml_platform.errors import EvidenceError, LandingZoneError, UnreadableFileError
+from ml_platform.model_spec import ModelSpec
+from ml_platform.predictor import file_digest, load
+from ml_platform.records import (
+    Arrival,
+    BatchResult,
+    Candidate,
+    DatasetVersion,
+    LedgerEntry,
+    Lineage,
+    Outcome,
+    RawBatch,
+    Registration,
+    Verdict,
+    now,
+)
+from ml_platform.settings import Settings, read_settings
+from ml_platform.stages import (
+    arrivals,
+    datasets,
+    evaluation,
+    gates,
+    promotion,
+    staging,
+    training,
+    validation,
+)
+from ml_platform.stages.registry import Registry, run_files
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger("ml_platform")
+
+
+class Platform:
+    """One deployment: its settings, its database, its registry. Nothing is opened before it is needed.
+
+    Parameters
+    ----------
+    settings : Settings or None
+        ``None`` reads the environment.
+    """
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = settings or read_settings()
+
+    @cached_property
+    def database(self) -> Database:
+        """The platform's own database, migrated."""
+        return Database(self.settings.database)
+
+    @cached_property
+    def registry(self) -> Registry:
+        """MLflow."""
+        return Registry(self.settings.tracking_uri, self.settings.artifacts)
+
+    def new_rows(self, model: str) -> int:
+        """Count the rows that were published since the newest candidate's dataset version."""
+        candidate = self.database.newest_candidate(model)
+        return self.database.rows_published_after(model, candidate.lineage.dataset_version if candidate else None)
+
+    def rows(self, model: str) -> Path:
+        """Return the folder of the Delta table of a model's valid rows."""
+        return self.settings.model_home(model) / "rows"
+
+    def quarantine(self, model: str) -> Path:
+        """Return the folder of the Delta table of a model's quarantined rows."""
+        return self.settings.model_home(model) / "quarantine"
+
+    def candidate_folder(self, candidate: Candidate) -> Path:
+        """Return where a candidate's file and golden requests stand."""
+        return self.settings.model_home(candidate.model) / "candidates" / candidate.id
+
+    def model_file(self, candidate: Candidate) -> Path:
+        """Return the path of a candidate's stored bytes."""
+        return self.candidate_folder(candidate) / training.MODEL_FILE
+
+
+# Arrivals
+
+
+def land_file(platform: Platform, model: str, name: str, data: bytes) -> bool:
+    """Put a file into a model's folder of the landing zone, whole or not at all.
+
+    Returns
+    -------
+    bool
+        False if a file of this name with these bytes is there already; it is left alone.
+
+    Raises
+    ------
+    LandingZoneError
+        The name cannot be an arrival's.
+    """
+    return arrivals.land(platform.settings.landing / model, name, data)
+
+
+def waiting_arrivals(platform: Platform, model: str) -> list[Arrival]:
+    """Return the arrivals in the landing zone that have no outcome yet.
+
+    Raises
+    ------
+    LandingZoneError
+        The landing zone cannot be listed.
+    """
+    known = platform.database.known_arrivals(model)
+    found = arrivals.find_arrivals(platform.settings.landing, model)
+    return [arrival for arrival in found if arrival.key not in known]
+
+
+def keep_raw_batches(platform: Platform, model: str, keys: Iterable[str]) -> tuple[list[RawBatch], list[str]]:
+    """Keep the bytes of the arrivals with these keys.
+
+    Returns
+    -------
+    batches : list of RawBatch
+        All whose bytes are kept, those of an earlier run included.
+    gone : list of str
+        Why a key has no batch: its file was removed or replaced, and is another arrival now if it is one at all.
+    """
+    wanted = set(keys)
+    kept = {batch.arrival.key for batch in platform.database.raw_batches(model, wanted)}
+    store = platform.settings.model_home(model) / "raw"
+    gone = []
+    for arrival in arrivals.find_arrivals(platform.settings.landing, model):
+        if arrival.key in wanted - kept:
+            try:
+                platform.database.record_raw_batch(arrivals.keep_bytes(arrival, platform.settings.landing, store))
+            except LandingZoneError as error:
+                gone.append(str(error))
+    batches = platform.database.raw_batches(model, wanted)
+    missing = wanted - {batch.arrival.key for batch in batches}
+    gone += [f"{key}: its file is no longer in the landing zone" for key in sorted(missing)]
+    return batches, gone
+
+
+def publish_batches(platform: Platform, spec: ModelSpec, keys: Iterable[str]) -> list[BatchResult]:
+    """Validate the kept batches with these keys and publish or quarantine each; return what became of them."""
+    known = platform.database.known_arrivals(spec.name)
+    results = []
+    for batch in platform.database.raw_batches(spec.name, [key for key in keys if key not in known]):
+        result = _publish_batch(platform, spec, batch)
+        platform.database.record_outcome(result)
+        log.info("%s: %s, %s", batch.arrival.name, result.outcome.value, result.reason)
+        results.append(result)
+    return results
+
+
+def _publish_batch(platform: Platform, spec: ModelSpec, batch: RawBatch) -> BatchResult:
+    twin = platform.database.publication_of(spec.name, batch.sha256)
+    if twin is not None:
+        reason = f"its bytes are those of {twin}, which is published"
+        return _result(batch, Outcome.DUPLICATE, {"rows": 0, "quarantined_rows": 0}, reason)
+    rows = platform.rows(spec.name)
+    done = datasets.published(rows, batch.sha256)
+    if done is None:
+        report = _validate(platform, spec, batch)
+        notes = _notes(report)
+        _quarantine(platform, batch, report)
+        if report.problem is not None:
+            return _result(batch, Outcome.QUARANTINED, notes, report.problem)
+        key = batch.arrival.key
+        done = datasets.publish(rows, report.valid, arrival=key, sha256=batch.sha256, notes=notes)
+    good = done.notes["rows"] - done.notes["quarantined_rows"]
+    reason = f"{good:,} rows in version {done.version}"
+    if done.notes["quarantined_rows"]:
+        reason += f", {done.notes['quarantined_rows']:,} quarantined"
+    return _result(batch, Outcome.PUBLISHED, done.notes, reason, done.version)
+
+
+def _validate(platform: Platform, spec: ModelSpec, batch: RawBatch) -> validation.Report:
+    try:
+        frame = validation.read_rows(Path(batch.path))
+    except UnreadableFileError as error:
+        return validation.unreadable(str(error))
+    return validation.validate(frame, spec, datasets.newest_times(platform.rows(spec.name), spec))
+
+
+def _notes(report: validation.Report) -> dict[str, Any]:
+    return {
+        "rows": report.rows,
+        "quarantined_rows": report.quarantined_rows,
+        "rules": report.rules,
+        "examples": report.examples,
+    }
+
+
+def _quarantine(platform: Platform, batch: RawBatch, report: validation.Report) -> None:
+    if not report.findings and report.problem is None:
+        return
+    import pandas as pd
+
+    findings = report.findings or [validation.Finding(None, "", "volume", str(report.problem), "")]
+    rows = pd.DataFrame(findings, columns=list(validation.Finding._fields)).astype({"row": "Int64"})
+    rows = rows.astype({"column": "str", "check": "str", "rule": "str", "value": "str"})
+    table = platform.quarantine(batch.arrival.model)
+    datasets.publish(table, rows, arrival=batch.arrival.key, sha256=batch.sha256, notes={})
+
+
+def _result(
+    batch: RawBatch, outcome: Outcome, notes: dict[str, Any], reason: str, version: int | None = None
+) -> BatchResult:
+    return BatchResult(
+        arrival=batch.arrival,
+        sha256=batch.sha256,
+        outcome=outcome,
+        rows=notes["rows"],
+        quarantined_rows=notes["quarantined_rows"],
+        dataset_version=version,
+        reason=reason,
+        rules=notes.get("rules", {}),
+        examples=notes.get("examples", []),
+    )
+
+
+# The training dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetReport:
+    """What a person wants to know of a dataset version before a model is trained on it."""
+
+    dataset: DatasetVersion
+    training_rows: int
+    holdout_rows: int
+    share_positive: float
+    least_class_share: float
+    shared_entities: int
+    giveaways: dict[str, float]
+
+
+def pin_dataset(platform: Platform, spec: ModelSpec) -> DatasetReport:
+    """Pin the newest version of a model's table and look at it.
+
+    Raises
+    ------
+    DatasetError
+        Nothing was published yet.
+    """
+    dataset, rows = datasets.pin(platform.rows(spec.name), spec)
+    platform.database.record_dataset(dataset)
+    log.info("dataset version %s: %s rows, digest %s", dataset.version, f"{dataset.rows:,}", dataset.digest[:12])
+    fit_rows, holdout = datasets.split(rows, spec)
+    labels = training.target(rows, spec)
+    share = float(labels.mean())
+    return DatasetReport(
+        dataset=dataset,
+        training_rows=len(fit_rows),
+        holdout_rows=len(holdout),
+        share_positive=share,
+        least_class_share=min(share, 1 - share),
+        shared_entities=len(set(fit_rows[spec.entity]) & set(holdout[spec.entity])),
+        giveaways=datasets.giveaways(rows[spec.features], labels),
+    )
+
+
+def new_rows(platform: Platform, model: str) -> int:
+    """Count the rows that were published since the newest candidate's dataset version."""
+    candidate = platform.database.newest_candidate(model)
+    return platform.database.rows_published_after(model, candidate.lineage.dataset_version if candidate else None)
+
+
+# Candidates
+
+
+def train_candidate(platform: Platform, spec: ModelSpec, *, reason: str, run_id: str | None = None) -> Candidate:
+    """Train on the dataset version that was pinned last and store the candidate with its lineage.
+
+    Raises
+    ------
+    EvidenceError
+        No dataset version was pinned.
+    """
+    pinned = platform.database.newest_dataset(spec.name)
+    if pinned is None:
+        raise EvidenceError(f"No dataset version of {spec.name!r} is pinned. Materialise training_dataset first.")
+    rows, _ = datasets.split(_pinned_rows(platform, spec, pinned), spec)
+    lineage = Lineage(
+        dataset_version=pinned.version,
+        dataset_digest=pinned.digest,
+        code_revision=provenance.code_revision(platform.settings.code_revision),
+        lock_digest=provenance.lock_digest(),
+        reason=reason,
+    )
+    identifier = f"{now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:8]}"
+    folder = platform.settings.model_home(spec.name) / "candidates" / identifier
+    digest = training.store(training.fit(rows, spec), folder)
+    candidate = Candidate(
+        id=identifier, model=spec.name, model_digest=digest, lineage=lineage, trained_at=now(), run_id=run_id
+    )
+    platform.database.record_candidate(candidate)
+    log.info("candidate %s trained on %s rows", candidate.id, f"{len(rows):,}")
+    return candidate
+
+
+def _pinned_rows(platform: Platform, spec: ModelSpec, pinned: DatasetVersion) -> "pd.DataFrame":
+    found, rows = datasets.pin(platform.rows(spec.name), spec, pinned.version)
+    platform.database.record_dataset(found)  # refuses a version whose digest is no longer the pinned one
+    return rows
+
+
+def current_candidate(platform: Platform, model: str, run_id: str | None = None) -> Candidate:
+    """Return the candidate of one Dagster run, else the newest one.
+
+    Raises
+    ------
+    EvidenceError
+        None was trained.
+    """
+    database = platform.database
+    candidate = (database.newest_candidate(model, run_id) if run_id else None) or database.newest_candidate(model)
+    if candidate is None:
+        raise EvidenceError(f"No candidate of {model!r} was trained yet. Run `ml-platform retrain {model}`.")
+    return candidate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """A verdict with the picture and the MLflow run that show it. ``curves`` is None where there is none."""
+
+    verdict: Verdict
+    curves: bytes | None
+    mlflow_run_id: str
+
+
+def judge_candidate(platform: Platform, spec: ModelSpec, candidate: Candidate) -> Judgement:
+    """Evaluate a candidate from its stored bytes and store its verdict, whatever it says.
+
+    The evaluation reads the file that will be registered, digest first, and rows that the candidate has not seen.
+    """
+    model_file = platform.model_file(candidate)
+    predictor = load(model_file, candidate.model_digest)
+    pinned = DatasetVersion(
+        model=spec.name,
+        version=candidate.lineage.dataset_version,
+        digest=candidate.lineage.dataset_digest,
+        rows=0,
+    )
+    _, holdout = datasets.split(_pinned_rows(platform, spec, pinned), spec)
+    features, labels = holdout[spec.features], training.target(holdout, spec)
+    measured = evaluation.evaluate(predictor, features, labels, model_file)
+    verdict = gates.judge(candidate, measured.metrics, spec)
+    staging.keep_golden_requests(predictor, features, platform.candidate_folder(candidate))
+    platform.database.record_verdict(verdict)
+    curves = evaluation.draw_curves(measured)
+    run_id = _show_in_mlflow(platform, candidate, verdict, features, curves)
+    for result in verdict.results:
+        log.info("gate %s: %s", result.outcome.value, result.why)
+    return Judgement(verdict=verdict, curves=curves, mlflow_run_id=run_id)
+
+
+def _show_in_mlflow(
+    platform: Platform, candidate: Candidate, verdict: Verdict, features: "pd.DataFrame", curves: bytes | None
+) -> str:
+    extra = {"verdict.json": verdict.document.encode()}
+    if curves is not None:
+        extra["curves.png"] = curves
+    with run_files(platform.model_file(candidate), features.head(staging.GOLDEN_ROWS), extra) as files:
+        run_id = platform.registry.record_run(candidate, verdict, files)
+    platform.database.link_mlflow_run(candidate.id, run_id)
+    return run_id
+
+
+def evidence(platform: Platform, spec: ModelSpec, candidate: Candidate, model_file: Path) -> Verdict:
+    """Return a candidate's verdict if it is evidence for these very bytes, gates and dataset.
+
+    Raises
+    ------
+    EvidenceError
+        There is no verdict, it does not pass, or it speaks of something else; the message lists every reason.
+    """
+    verdict = platform.database.verdict_on(candidate.id)
+    if verdict is None:
+        raise EvidenceError(
+            f"Candidate {candidate.id} of {spec.name!r} has no verdict. Materialise trained_model with its checks."
+        )
+    refusals = gates.refusals(verdict, candidate, spec, file_digest(model_file))
+    if refusals:
+        raise EvidenceError(
+            f"Candidate {candidate.id} of {spec.name!r} is refused: {'; '.join(refusals)}. The champion stays."
+        )
+    return verdict
+
+
+# Versions
+
+
+def register_candidate(platform: Platform, spec: ModelSpec, candidate: Candidate) -> Registration:
+    """Register a candidate whose evidence holds; set the alias ``challenger``.
+
+    Raises
+    ------
+    EvidenceError
+        Its evidence does not hold.
+    """
+    verdict = evidence(platform, spec, candidate, platform.model_file(candidate))
+    known = platform.database.registration_of(candidate.id)
+    if known is None:
+        if candidate.mlflow_run_id is None:
+            raise EvidenceError(f"Candidate {candidate.id} has no MLflow run. Run its gates again.")
+        version = platform.registry.register(candidate, verdict, candidate.mlflow_run_id)
+        known = Registration(model=spec.name, version=version, candidate=candidate.id)
+        platform.database.record_registration(known)
+    platform.registry.set_alias(spec.name, "challenger", known.version)
+    log.info("registered as version %s", known.version)
+    return known
+
+
+def _registration(platform: Platform, candidate: Candidate) -> Registration:
+    known = platform.database.registration_of(candidate.id)
+    if known is None:
+        raise EvidenceError(f"Candidate {candidate.id} is not registered. Materialise registered_version first.")
+    return known
+
+
+def stage_version(platform: Platform, candidate: Candidate) -> tuple[Registration, str | None]:
+    """Test a registered version's bytes in a fresh process; set the alias ``staging`` if they hold.
+
+    Returns
+    -------
+    registration : Registration
+    problem : str or None
+        What the test found; ``None`` if it passed.
+    """
+    registration = _registration(platform, candidate)
+    with tempfile.TemporaryDirectory(prefix="ml-platform-") as folder:
+        model_file = platform.registry.fetch(candidate.model, registration.version, Path(folder))
+        golden = platform.candidate_folder(candidate)
+        problem = staging.integration_test(model_file, candidate.model_digest, golden)
+    if problem is None:
+        platform.database.mark_staged(registration)
+        platform.registry.set_alias(candidate.model, "staging", registration.version)
+        log.info("version %s passed its integration test", registration.version)
+    return registration, problem
+
+
+def promote_version(
+    platform: Platform, spec: ModelSpec, candidate: Candidate, *, reason: str, actor: str
+) -> LedgerEntry:
+    """Make a staged version champion: the evidence is read again, the ledger written, the alias follows.
+
+    Raises
+    ------
+    EvidenceError
+        It was not staged, or its evidence does not hold for the bytes in the registry.
+    ConflictError
+        Somebody else promoted meanwhile.
+    """
+    registration = _registration(platform, candidate)
+    if not platform.database.is_staged(registration):
+        raise EvidenceError(f"Version {registration.version} of {spec.name!r} has not passed its integration test.")
+    with tempfile.TemporaryDirectory(prefix="ml-platform-") as folder:
+        model_file = platform.registry.fetch(spec.name, registration.version, Path(folder))
+        verdict = evidence(platform, spec, candidate, model_file)
+    entry = promotion.promote(platform.database, registration, verdict, reason=reason, actor=actor)
+    platform.registry.set_alias(spec.name, "champion", entry.version)
+    log.info("version %s is champion", entry.version)
+    return entry
+
+
+# What people ask
+
+
+def status(platform: Platform) -> list[dict[str, Any]]:
+    """Return, for every model that left a trace: champion, newest verdict, arrivals by outcome."""
+    return [_status_of(platform, model) for model in platform.database.models()]
+
+
+def _status_of(platform: Platform, model: str) -> dict[str, Any]:
+    database = platform.database
+    candidate = database.newest_candidate(model)
+    verdict = database.verdict_on(candidate.id) if candidate else None
+    champion = database.champion(model)
+    return {
+        "model": model,
+        "champion": champion.version if champion else None,
+        "promoted_at": champion.recorded_at.isoformat() if champion else None,
+        "arrivals": dict(Counter(row["outcome"] for row in database.arrival_outcomes(model))),
+        "new_rows": platform.new_rows(model),
+        "last_run": {
+            "candidate": candidate.id,
+            "trained_at": candidate.trained_at.isoformat(),
+            "reason": candidate.lineage.reason,
+            "dataset_version": candidate.lineage.dataset_version,
+            "dataset_digest": candidate.lineage.dataset_digest,
+            "passed": bool(verdict and verdict.passed),
+        }
+        if candidate
+        else None,
+        "gates": [{"gate": r.condition, "value": r.value, "result": r.outcome.value} for r in verdict.results]
+        if verdict
+        else [],
+    }

@@ -214,7 +214,7 @@ def _print_status(model: dict[str, Any]) -> None:
     title = f"{model['model']}: " + (f"champion is version {model['champion']}" if model["champion"] else "no champion")
     table = Table("gate", "value", "result", title=title, title_justify="left", title_style="bold")
     for gate in model["gates"]:
-        value = "–" if gate["value"] is None else f"{gate['value']:.4g}"
+        value = "none" if gate["value"] is None else f"{gate['value']:.4g}"
         colour = "green" if gate["result"] == "PASS" else "red"
         table.add_row(gate["gate"], value, f"[{colour}]{gate['result']}[/]")
     output.print(table)

@@ -45,9 +45,8 @@ def run_servers(settings: Settings, port: int, mlflow_port: int, say: Callable[[
         _require_free(option, number)
     settings.landing.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "ML_PLATFORM_MLFLOW_UI": _mlflow_page(settings, mlflow_port)}
-    say(
-        f"Dagster: http://{HOST}:{port}   MLflow: {environment['ML_PLATFORM_MLFLOW_UI']}   landing zone: {settings.landing}"
-    )
+    page = environment["ML_PLATFORM_MLFLOW_UI"]
+    say(f"Dagster http://{HOST}:{port}, MLflow {page}; drop files into {settings.landing}/MODEL")
     servers = {name: _start(command, home, environment) for name, command in commands.items()}
     _wait_for_the_first_to_end(servers)
 

@@ -189,10 +189,10 @@ def _publish_batch(platform: Platform, spec: ModelSpec, batch: RawBatch) -> Batc
 
 def _validate(platform: Platform, spec: ModelSpec, batch: RawBatch) -> validation.Report:
     try:
-        frame = validation.read_rows(Path(batch.path))
+        rows = validation.read_rows(Path(batch.path))
     except UnreadableFileError as error:
         return validation.unreadable(str(error))
-    return validation.validate(frame, spec, datasets.newest_times(platform.rows(spec.name), spec))
+    return validation.validate(rows, spec, datasets.newest_times(platform.rows(spec.name), spec))
 
 
 def _notes(report: validation.Report) -> dict[str, Any]:
@@ -207,11 +207,8 @@ def _notes(report: validation.Report) -> dict[str, Any]:
 def _quarantine(platform: Platform, batch: RawBatch, report: validation.Report) -> None:
     if not report.findings and report.problem is None:
         return
-    import pandas as pd
-
     findings = report.findings or [validation.Finding(None, "", "volume", str(report.problem), "")]
-    rows = pd.DataFrame(findings, columns=list(validation.Finding._fields)).astype({"row": "Int64"})
-    rows = rows.astype({"column": "str", "check": "str", "rule": "str", "value": "str"})
+    rows = validation.findings_table(findings)
     table = platform.quarantine(batch.arrival.model)
     datasets.publish(table, rows, arrival=batch.arrival.key, sha256=batch.sha256, notes={})
 

@@ -47,14 +47,14 @@ def published(table: Path, sha256: str) -> Publication | None:
     raise DatasetError(f"The table {table} names the transaction {sha256[:12]}, but its history does not.")
 
 
-def publish(table: Path, rows: "pd.DataFrame", *, arrival: str, sha256: str, notes: dict[str, Any]) -> Publication:
+def publish(table: Path, rows: "pa.Table", *, arrival: str, sha256: str, notes: dict[str, Any]) -> Publication:
     """Append an arrival's rows in one commit, once.
 
     Parameters
     ----------
     table : Path
         Folder of the Delta table; made at the first commit.
-    rows : DataFrame of shape (n_rows, n_columns)
+    rows : pyarrow Table of shape (n_rows, n_columns)
         What to append; ``_arrival`` is added.
     arrival, sha256 : str
         The arrival's key, and the digest of its bytes, which names the transaction.
@@ -76,10 +76,10 @@ def publish(table: Path, rows: "pd.DataFrame", *, arrival: str, sha256: str, not
         custom_metadata={"sha256": sha256, "arrival": arrival, "notes": json.dumps(notes)},
         app_transactions=[Transaction(app_id=sha256, version=1)],
     )
-    data = pa.Table.from_pandas(rows.assign(**{ARRIVAL: arrival}), preserve_index=False)
+    data = rows.append_column(ARRIVAL, pa.array([arrival] * rows.num_rows, pa.string())).replace_schema_metadata(None)
     table.parent.mkdir(parents=True, exist_ok=True)
     try:
-        write_deltalake(table, data.replace_schema_metadata(None), mode="append", commit_properties=properties)
+        write_deltalake(table, data, mode="append", commit_properties=properties)
     except CommitFailedError as error:
         raise ConflictError(f"Another process published {arrival} at the same time; run it again.") from error
     if done := published(table, sha256):

@@ -45,6 +45,7 @@ class Registry:
         # MLflow's own defaults, seven retries of two minutes, look like a hang.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         for noisy in ("mlflow", "alembic"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
         self._uri = tracking_uri
@@ -217,33 +218,37 @@ def run_files(model_file: Path, features: "pd.DataFrame", extra: Mapping[str, by
 
 
 def _write_mlmodel(folder: Path, features: "pd.DataFrame") -> None:
-    import mlflow.pyfunc
-    import mlflow.sklearn
-    from mlflow.models import Model, infer_signature
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, Schema
 
     from ml_platform.predictor import TRUSTED_TYPES
 
-    requirements = locked(REQUIRED)
-    (folder / "requirements.txt").write_text("\n".join(requirements) + "\n")
     python = ".".join(map(str, sys.version_info[:3]))
+    (folder / "requirements.txt").write_text("\n".join(locked(REQUIRED)) + "\n")
     (folder / "python_env.yaml").write_text(f"python: {python}\ndependencies: [-r requirements.txt]\n")
-    described = Model(signature=infer_signature(features, [0]))
-    mlflow.pyfunc.add_to_model(
-        described,
+    inputs = Schema([ColSpec(_mlflow_type(column), str(name)) for name, column in features.items()])
+    described = Model(signature=ModelSignature(inputs=inputs, outputs=Schema([ColSpec("long")])))
+    described.add_flavor(
+        "python_function",
         loader_module="mlflow.sklearn",
         model_path=MODEL_FILE,
-        python_env="python_env.yaml",
         predict_fn="predict",
+        python_version=python,
+        env={"virtualenv": "python_env.yaml"},
     )
     described.add_flavor(
-        mlflow.sklearn.FLAVOR_NAME,
-        pickled_model=MODEL_FILE,
+        "sklearn",
+        pickled_model=MODEL_FILE,  # MLflow's name for the file, whatever its format
         sklearn_version=_version("scikit-learn"),
-        serialization_format=mlflow.sklearn.SERIALIZATION_FORMAT_SKOPS,
+        serialization_format="skops",
         skops_trusted_types=list(TRUSTED_TYPES),
         code=None,
     )
     described.save(str(folder / "MLmodel"))
+
+
+def _mlflow_type(column: "pd.Series[Any]") -> str:
+    return {"i": "long", "u": "long", "f": "double", "b": "boolean", "M": "datetime"}.get(column.dtype.kind, "string")
 
 
 def locked(names: tuple[str, ...], lock: Path = PROJECT_ROOT / "requirements.lock") -> list[str]:

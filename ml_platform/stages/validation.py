@@ -11,6 +11,7 @@ from ml_platform.model_spec import ModelSpec
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 EXAMPLES = 5
 
@@ -37,8 +38,8 @@ class Report:
     ----------
     rows : int
         Rows that came.
-    valid : DataFrame
-        Rows that may be published; none where the batch is quarantined whole.
+    valid : pyarrow Table
+        Rows that may be published, as they were read; none where the batch is quarantined whole.
     findings : list of Finding
         Every broken rule, row by row.
     problem : str or None
@@ -46,14 +47,14 @@ class Report:
     """
 
     rows: int
-    valid: "pd.DataFrame"
+    valid: "pa.Table"
     findings: list[Finding]
     problem: str | None = None
 
     @property
     def quarantined_rows(self) -> int:
         """Rows that may not be published."""
-        return self.rows - len(self.valid)
+        return self.rows - int(self.valid.num_rows)
 
     @property
     def rules(self) -> dict[str, dict[str, int]]:
@@ -70,7 +71,7 @@ class Report:
         return [str(finding) for finding in self.findings[:EXAMPLES]]
 
 
-def read_rows(path: Path) -> "pd.DataFrame":
+def read_rows(path: Path) -> "pa.Table":
     """Read a Parquet, CSV or JSON Lines file as it is, with Arrow's types and no guessing of missing values.
 
     Raises
@@ -93,27 +94,36 @@ def read_rows(path: Path) -> "pd.DataFrame":
     }
     try:
         table = readers[path.suffix]()
-        if len(set(table.column_names)) < table.num_columns:
-            raise UnreadableFileError(f"column names must be unique. Got {table.column_names} instead.")
-        return table.to_pandas()  # type: ignore[no-any-return]
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UnreadableFileError(f"it is no readable {path.suffix} file: {str(error).splitlines()[0]}") from error
+    if len(set(table.column_names)) < table.num_columns:
+        raise UnreadableFileError(f"column names must be unique. Got {table.column_names} instead.")
+    return table
+
+
+def findings_table(findings: list[Finding]) -> "pa.Table":
+    """Return findings as a table with the fields of `Finding`; ``row`` is null where it is the whole batch."""
+    import pyarrow as pa
+
+    text = [pa.field(name, pa.string()) for name in Finding._fields[1:]]
+    schema = pa.schema([pa.field("row", pa.int64()), *text])
+    return pa.Table.from_pylist([finding._asdict() for finding in findings], schema=schema)
 
 
 def unreadable(problem: str) -> Report:
     """Return the report on a file that could not be read."""
-    import pandas as pd
+    import pyarrow as pa
 
     finding = Finding(None, "", "schema", problem, "")
-    return Report(rows=0, valid=pd.DataFrame(), findings=[finding], problem=problem)
+    return Report(rows=0, valid=pa.table({}), findings=[finding], problem=problem)
 
 
-def validate(frame: "pd.DataFrame", spec: ModelSpec, newest: "pd.Series[Any] | None" = None) -> Report:
+def validate(rows: "pa.Table", spec: ModelSpec, newest: "pd.Series[Any] | None" = None) -> Report:
     """Hold a batch against the contract and against what a contract cannot say.
 
     Parameters
     ----------
-    frame : DataFrame of shape (n_rows, n_columns)
+    rows : pyarrow Table of shape (n_rows, n_columns)
         The batch as it was read.
     spec : ModelSpec
         Its table is the contract; its `quarantine_tolerance` decides when a batch is quarantined whole.
@@ -124,14 +134,14 @@ def validate(frame: "pd.DataFrame", spec: ModelSpec, newest: "pd.Series[Any] | N
     -------
     Report
     """
-    frame = frame.reset_index(drop=True)
+    frame = rows.to_pandas()
     findings = _contract_findings(frame, spec)
     if all(finding.row is not None for finding in findings):
         findings += [*_infinite(frame), *_known(frame, spec, newest), *_in_the_future(frame, spec)]
     bad_rows = {finding.row for finding in findings if finding.row is not None}
     problem = _problem_of_the_batch(frame, spec, findings, len(bad_rows))
-    valid = frame.drop(index=list(bad_rows)) if problem is None else frame.iloc[:0]
-    return Report(rows=len(frame), valid=valid, findings=findings, problem=problem)
+    keep = [row not in bad_rows for row in range(rows.num_rows)] if problem is None else [False] * rows.num_rows
+    return Report(rows=rows.num_rows, valid=rows.filter(keep), findings=findings, problem=problem)
 
 
 def _contract_findings(frame: "pd.DataFrame", spec: ModelSpec) -> list[Finding]:

@@ -1,0 +1,1 @@
+"""The tests mirror the package; `fakes` holds the small real things that they share."""

@@ -1,0 +1,26 @@
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ml_platform.workflows import Platform
+from ml_platform_tests import fakes
+
+# Two cores: one thread a process, whoever starts the tests.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def no_deployment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No test reads or writes the deployment of the person who runs it."""
+    for name in ("ML_PLATFORM_DATABASE_URL", "ML_PLATFORM_LANDING_ZONE", "MLFLOW_TRACKING_URI", "DAGSTER_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ML_PLATFORM_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def platform(tmp_path: Path) -> Iterator[Platform]:
+    opened = fakes.platform_in(tmp_path / "home")
+    yield opened
+    opened.database.close()

@@ -1,0 +1,104 @@
+"""Small real things: a model that trains in milliseconds, rows that it can learn from, a platform in a folder.
+
+Nothing here stands in for code under test: the schema is a pandera schema, the pipeline a scikit-learn pipeline, the
+registry MLflow on SQLite.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import pandera.pandas as pa
+
+from ml_platform.model_spec import Gate, ModelSpec
+from ml_platform.settings import Settings
+from ml_platform.workflows import Platform
+
+
+class Visits(pa.DataFrameModel):
+    """A web shop's visitors: will one buy?"""
+
+    visitor: int = pa.Field(ge=1)
+    seen_at: Annotated[pd.DatetimeTZDtype, "us", "UTC"]
+    pages: int = pa.Field(ge=0, le=1_000)
+    seconds: float = pa.Field(ge=0)
+    plan: str = pa.Field(isin=["free", "paid"])
+    bought: str = pa.Field(isin=["yes", "no"])
+
+    class Config:
+        strict = True
+
+
+def visits(n: int = 400, *, seed: int = 0, first: int = 1, day: int = 1, signal: float = 3.0) -> pd.DataFrame:
+    """Return visitors `first` to `first + n - 1`, seen on a day of January 2024.
+
+    With `signal` 0 the label depends on nothing.
+    """
+    random = np.random.default_rng(seed)
+    pages = random.integers(0, 50, n)
+    paid = random.random(n) < 0.5
+    odds = signal * ((pages - 25) / 12 + np.where(paid, 0.7, -0.7))
+    bought = random.random(n) < 1 / (1 + np.exp(-odds))
+    start = pd.Timestamp(f"2024-01-{day:02}", tz="UTC")
+    return pd.DataFrame(
+        {
+            "visitor": np.arange(first, first + n),
+            "seen_at": pd.date_range(start, periods=n, freq="s", unit="us"),
+            "pages": pages,
+            "seconds": random.random(n) * 100,
+            "plan": np.where(paid, "paid", "free"),
+            "bought": np.where(bought, "yes", "no"),
+        }
+    ).astype({"plan": "str", "bought": "str"})
+
+
+def visits_pipeline() -> Any:
+    """Return logistic regression on scaled numbers and one-hot categories."""
+    from sklearn.compose import ColumnTransformer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+    columns = [
+        ("numbers", StandardScaler(), ["pages", "seconds"]),
+        ("categories", OneHotEncoder(handle_unknown="ignore"), ["plan"]),
+    ]
+    return Pipeline([("preprocess", ColumnTransformer(columns)), ("classify", LogisticRegression())])
+
+
+def visits_spec(**changes: Any) -> ModelSpec:
+    """Return the model ``visits``, with some of its declarations changed."""
+    declared: dict[str, Any] = {
+        "name": "visits",
+        "description": "Who is about to buy.",
+        "table": Visits,
+        "pipeline": visits_pipeline,
+        "entity": "visitor",
+        "event_time": "seen_at",
+        "label": "bought",
+        "positive": "yes",
+        "least_rows": 50,
+        "gates": (
+            Gate(metric="auc_roc", at_least=0.8),
+            Gate(metric="f1_score", at_least=0.7),
+            Gate(metric="inference_time_ms", at_most=1_000),
+            Gate(metric="model_size_mb", at_most=10),
+        ),
+    }
+    return ModelSpec(**{**declared, **changes})
+
+
+def platform_in(folder: Path) -> Platform:
+    """Return a platform whose state stands in a folder, whatever the environment says."""
+    settings = Settings(home=folder, code_revision="0" * 40)
+    (settings.landing / "visits").mkdir(parents=True, exist_ok=True)
+    return Platform(settings.model_copy(update={"mlflow_tracking_uri": None, "database_url": None}))
+
+
+def drop(platform: Platform, name: str, rows: pd.DataFrame, model: str = "visits") -> Path:
+    """Write rows into the landing zone as the format that the name says."""
+    path = platform.settings.landing / model / name
+    writers: dict[str, Any] = {".parquet": rows.to_parquet, ".csv": rows.to_csv}
+    writers[path.suffix](path, index=False)
+    return path

@@ -25,8 +25,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-progress = Console(stderr=True, highlight=False)
-output = Console(highlight=False)
+progress = Console(stderr=True, highlight=False, soft_wrap=True)
+# A pipe has no width: what is written into a file or a log is not folded.
+output = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
 Model = Annotated[str, typer.Argument(help="Name of the model, for instance churn.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -211,15 +212,21 @@ def _print_outcomes(outcomes: list[dict[str, Any]]) -> None:
 
 def _print_status(model: dict[str, Any]) -> None:
     run = model["last_run"]
-    title = f"{model['model']}: " + (f"champion is version {model['champion']}" if model["champion"] else "no champion")
-    table = Table("gate", "value", "result", title=title, title_justify="left", title_style="bold")
-    for gate in model["gates"]:
+    champion = f"version {model['champion']}, since {model['promoted_at'][:16]}" if model["champion"] else "none yet"
+    output.print(f"[bold]{model['model']}[/]\nchampion          {champion}")
+    if run:
+        said = "passed" if run["passed"] else "refused"
+        text = f"{said}: {run['candidate']}, dataset version {run['dataset_version']}, {run['reason']}"
+        output.print(f"newest candidate  {text}", markup=False)
+        output.print(_gates_table(model["gates"]))
+    arrivals = ", ".join(f"{n} {outcome}" for outcome, n in sorted(model["arrivals"].items())) or "none"
+    output.print(f"arrivals          {arrivals}; {model['new_rows']:,} rows not trained on yet")
+
+
+def _gates_table(gates: list[dict[str, Any]]) -> Table:
+    table = Table("gate", "value", "result")
+    for gate in gates:
         value = "none" if gate["value"] is None else f"{gate['value']:.4g}"
         colour = "green" if gate["result"] == "PASS" else "red"
         table.add_row(gate["gate"], value, f"[{colour}]{gate['result']}[/]")
-    output.print(table)
-    arrivals = ", ".join(f"{n} {outcome}" for outcome, n in sorted(model["arrivals"].items())) or "none"
-    output.print(f"arrivals: {arrivals}; {model['new_rows']:,} rows not trained on yet")
-    if run:
-        text = f"newest candidate: {run['candidate']}, dataset version {run['dataset_version']}, {run['reason']}"
-        output.print(text, markup=False)
+    return table

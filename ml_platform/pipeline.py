@@ -20,6 +20,7 @@ from ml_platform import workflows
 from ml_platform.errors import EvidenceError
 from ml_platform.model_spec import ModelSpec
 from ml_platform.records import BatchResult, Candidate, GateOutcome, LedgerEntry, Outcome, Registration
+from ml_platform.settings import keeps_runs
 from ml_platform.workflows import Judgement, Platform
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ DATASET_CHECKS = {
     "disjoint_split": "No entity is both in the training rows and in the holdout.",
     "leakage": "No single feature gives the label away.",
 }
-PROMOTING = ("registered_version", "staging_version", "champion_version")
+PROMOTING = {"registered_version", "staging_version", "champion_version"}
 
 
 class PlatformResource(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -369,11 +370,11 @@ def _check(name: str, passed: bool, **metadata: Any) -> dg.AssetCheckResult:
 
 def _refuse_ephemeral(context: dg.AssetExecutionContext) -> None:
     """Refuse, before anything is trained, to promote in a run that Dagster forgets when it ends."""
-    promoting = {key.path[-1] for key in context.job_def.asset_layer.executable_asset_keys} & set(PROMOTING)
-    selected = {key.path[-1] for key in context.run.asset_selection or ()} or promoting
-    if context.instance.is_ephemeral and selected & promoting:
+    selected = context.run.asset_selection or context.job_def.asset_layer.executable_asset_keys
+    promotes = {key.path[-1] for key in selected} & PROMOTING
+    if promotes and (context.instance.is_ephemeral or not keeps_runs()):
         raise EvidenceError(
-            "DAGSTER_HOME is not set, so Dagster keeps no record of this run, and a version is promoted on evidence "
+            "DAGSTER_HOME is not set, so Dagster forgets this run when it ends, and a version is promoted on evidence "
             "only. Set DAGSTER_HOME to the folder that holds dagster.yaml: export DAGSTER_HOME=$PWD"
         )
 

@@ -96,6 +96,11 @@ def read_settings() -> Settings:
         raise ConfigurationError(f"The environment variable {variable}: {first['msg']}") from None
 
 
+def keeps_runs() -> bool:
+    """Whether Dagster keeps its records: without ``DAGSTER_HOME`` its commands use a folder that they delete."""
+    return bool(os.environ.get("DAGSTER_HOME"))
+
+
 def require_dagster_home() -> Path:
     """Return the folder that holds ``dagster.yaml``.
 

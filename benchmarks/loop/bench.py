@@ -1,0 +1,73 @@
+"""CPU of the main job against a plain script that does the same steps; see README.md."""
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from ml_platform.demo import exports
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+
+
+def cpu_seconds(command: list[str], environment: dict[str, str], folder: Path) -> tuple[float, float]:
+    """Return CPU and wall seconds of a command and everything that it started and waited for."""
+    start = os.times()
+    with (folder / "output.log").open("ab") as log:
+        done = subprocess.run(command, env=environment, cwd=folder, stdout=log, stderr=log)
+    end = os.times()
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} ended with {done.returncode}; its output: {(folder / 'output.log').read_text()}")
+    cpu = end.children_user - start.children_user + end.children_system - start.children_system
+    return cpu, end.elapsed - start.elapsed
+
+
+def platform_run(folder: Path, number: int, environment: dict[str, str]) -> tuple[float, float]:
+    home = folder / f"platform-{number}"
+    command = [str(Path(sys.executable).parent / "ml-platform"), "demo"]
+    return cpu_seconds(command, {**environment, "ML_PLATFORM_HOME": str(home)}, folder)
+
+
+def plain_run(folder: Path, number: int, environment: dict[str, str]) -> tuple[float, float]:
+    home = folder / f"plain-{number}"
+    (home / "landing").mkdir(parents=True)
+    for name, data in exports().items():
+        (home / "landing" / name).write_bytes(data)
+    command = [sys.executable, str(HERE / "plain.py"), str(home), f"sqlite:///{folder}/plain.db"]
+    return cpu_seconds(command, environment, folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=5)
+    pairs = parser.parse_args().pairs
+    with tempfile.TemporaryDirectory(prefix="bench-loop-") as name:
+        folder = Path(name)
+        shutil.copy(ROOT / "dagster.yaml", folder)
+        environment = {
+            **os.environ,
+            "DAGSTER_HOME": name,
+            "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+            "OMP_NUM_THREADS": "1",
+        }
+        ratios = []
+        for number in range(pairs + 1):
+            platform, wall = platform_run(folder, number, environment)
+            plain, plain_wall = plain_run(folder, number, environment)
+            label = "warm-up" if number == 0 else f"pair {number}"
+            print(
+                f"{label}: platform {platform:.2f} CPU s ({wall:.1f} s), plain {plain:.2f} CPU s ({plain_wall:.1f} s), "
+                f"ratio {platform / plain:.2f}",
+                flush=True,
+            )
+            ratios += [platform / plain] if number else []
+        print(f"ratio {statistics.median(ratios):.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -48,7 +48,7 @@ def run_servers(settings: Settings, port: int, mlflow_port: int, say: Callable[[
     page = environment["ML_PLATFORM_MLFLOW_UI"]
     say(f"Dagster http://{HOST}:{port}, MLflow {page}; drop files into {settings.landing}/MODEL")
     servers = {name: _start(command, home, environment) for name, command in commands.items()}
-    _wait_for_the_first_to_end(servers)
+    _wait_for_the_first_to_end(servers, say)
 
 
 def _dagster(port: int) -> list[str]:
@@ -82,7 +82,7 @@ def _start(command: list[str], home: Path, environment: dict[str, str]) -> subpr
     return subprocess.Popen(command, cwd=home, env=environment, start_new_session=True)  # noqa: S603
 
 
-def _wait_for_the_first_to_end(servers: dict[str, subprocess.Popen[bytes]]) -> None:
+def _wait_for_the_first_to_end(servers: dict[str, subprocess.Popen[bytes]], say: Callable[[str], None]) -> None:
     stopping = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopping.append(True))
@@ -91,6 +91,7 @@ def _wait_for_the_first_to_end(servers: dict[str, subprocess.Popen[bytes]]) -> N
             time.sleep(0.2)
         ended = [f"{name} ended with status {s.returncode}" for name, s in servers.items() if s.poll() is not None]
     finally:
+        say("Stopping …")
         _stop(list(servers.values()))
     if ended and not stopping:
         raise ConfigurationError(f"{'; '.join(ended)}. Its messages stand above.")

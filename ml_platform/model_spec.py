@@ -10,7 +10,7 @@ MODEL_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
 
 class _Declared(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 
 
 class Gate(_Declared):
@@ -128,9 +128,17 @@ class ModelSpec(_Declared):
         schema = self.table.to_schema()
         if schema.strict is not True or schema.coerce or any(c.coerce for c in schema.columns.values()):
             raise ValueError(f"table {self.table.__name__} must have Config.strict = True and must not coerce")
+        if len({self.entity, self.event_time, self.label}) < 3:
+            raise ValueError("entity, event_time and label must be three different columns")
         missing = {self.entity, self.event_time, self.label} - set(schema.columns)
         if missing:
             raise ValueError(f"table {self.table.__name__} has no column {sorted(missing)}")
+        for check in schema.columns[self.label].checks:
+            allowed = check.statistics.get("allowed_values")
+            if allowed is not None and self.positive not in allowed:
+                raise ValueError(
+                    f"positive must be a value of {self.label!r}, one of {allowed}. Got {self.positive!r}."
+                )
         return self
 
     @property

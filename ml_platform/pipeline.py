@@ -190,6 +190,7 @@ def _training_dataset(spec: ModelSpec) -> dg.AssetsDefinition:
         spec,
         "training_dataset",
         kinds={"deltalake"},
+        deps=[[spec.name, "validated_batches"]],
         check_specs=[_blocking(spec, "training_dataset", name, text) for name, text in DATASET_CHECKS.items()],
         description="A version of the model's Delta table, pinned by number and digest, and split by entity.",
     )
@@ -235,7 +236,7 @@ def _trained_model(spec: ModelSpec) -> dg.AssetsDefinition:
     )
     def trained_model(context: dg.AssetExecutionContext, platform: PlatformResource) -> Result:
         opened, reason = platform.open(), context.run.tags.get(REASON_TAG, "manual: materialised")
-        candidate = workflows.train_candidate(opened, spec, reason=reason, run_id=context.run_id)
+        candidate = workflows.train_candidate(opened, spec, reason=reason, run_id=context.run.run_id)
         return Result(metadata=_candidate_metadata(candidate))
 
     return trained_model
@@ -308,9 +309,10 @@ def _registered_version(spec: ModelSpec) -> dg.AssetsDefinition:
     def registered_version(context: dg.AssetExecutionContext, platform: PlatformResource) -> Result:
         _refuse_ephemeral(context)
         opened = platform.open()
-        candidate = workflows.current_candidate(opened, spec.name, context.run_id)
+        candidate = workflows.current_candidate(opened, spec.name, context.run.run_id)
         registration = workflows.register_candidate(opened, spec, candidate)
-        return Result(metadata=_version_metadata(opened, registration))
+        evidence = _evidence_metadata(opened, candidate)
+        return Result(metadata={**_version_metadata(opened, registration), **evidence})
 
     return registered_version
 
@@ -329,7 +331,7 @@ def _staging_version(spec: ModelSpec) -> dg.AssetsDefinition:
     def staging_version(context: dg.AssetExecutionContext, platform: PlatformResource) -> Result:
         _refuse_ephemeral(context)
         opened = platform.open()
-        candidate = workflows.current_candidate(opened, spec.name, context.run_id)
+        candidate = workflows.current_candidate(opened, spec.name, context.run.run_id)
         registration, problem = workflows.stage_version(opened, candidate)
         passed = _check("integration_test", problem is None, found=problem or "the same answers to the bit")
         return Result(metadata=_version_metadata(opened, registration), check_results=[passed])
@@ -348,9 +350,9 @@ def _champion_version(spec: ModelSpec) -> dg.AssetsDefinition:
     def champion_version(context: dg.AssetExecutionContext, platform: PlatformResource) -> Result:
         _refuse_ephemeral(context)
         opened = platform.open()
-        candidate = workflows.current_candidate(opened, spec.name, context.run_id)
+        candidate = workflows.current_candidate(opened, spec.name, context.run.run_id)
         promote = partial(workflows.promote_version, opened, spec, candidate)
-        entry = promote(reason=candidate.lineage.reason, actor=f"dagster run {context.run_id}")
+        entry = promote(reason=candidate.lineage.reason, actor=f"dagster run {context.run.run_id}")
         return Result(metadata=_entry_metadata(entry))
 
     return champion_version
@@ -386,6 +388,13 @@ def _version_metadata(platform: Platform, registration: Registration) -> dict[st
         "candidate": registration.candidate,
         "mlflow": dg.MetadataValue.url(page),
     }
+
+
+def _evidence_metadata(platform: Platform, candidate: Candidate) -> dict[str, Any]:
+    verdict = platform.database.verdict_on(candidate.id)
+    curves = workflows.curves_of(platform, candidate)
+    metrics: dict[str, Any] = dict(verdict.metrics) if verdict else {}
+    return {**metrics, **({"curves": _picture(curves)} if curves else {})}
 
 
 def _entry_metadata(entry: LedgerEntry) -> dict[str, Any]:

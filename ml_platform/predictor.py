@@ -11,6 +11,7 @@ import hashlib
 import json
 import sys
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,6 +126,8 @@ def _deserialise(data: bytes, path: Path) -> Any:
             ) from error
         except InconsistentVersionWarning as warning:
             raise ModelError(f"{path} was written by another scikit-learn: {warning}. Train it again.") from warning
+        except (zipfile.BadZipFile, ValueError, KeyError) as error:
+            raise ModelError(f"{path} is no skops file that this version reads: {error}.") from error
 
 
 def main(arguments: list[str]) -> None:

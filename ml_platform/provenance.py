@@ -1,6 +1,7 @@
 """What code and which environment a candidate was made with, as digests."""
 
 import hashlib
+import os
 import subprocess
 from pathlib import Path
 
@@ -38,20 +39,27 @@ def code_revision(given: str | None = None, root: Path = PROJECT_ROOT) -> str:
     """
     if given:
         return given
-    commit = _git(root, "rev-parse", "HEAD").strip()
-    untracked = _git(root, "ls-files", "--others", "--exclude-standard", "-z").split("\0")
-    difference = hashlib.sha256(_git(root, "diff", "HEAD").encode())
+    commit = _git(root, "rev-parse", "HEAD").decode().strip()
+    difference = hashlib.sha256(_git(root, "diff", "--binary", "--no-ext-diff", "--no-color", "HEAD"))
+    untracked = _git(root, "ls-files", "--others", "--exclude-standard", "-z").split(b"\0")
     for name in sorted(filter(None, untracked)):
-        difference.update(f"{name}\0{file_digest(root / name)}\0".encode())
+        difference.update(name + b"\0" + _content(root / os.fsdecode(name)) + b"\0")
     clean = hashlib.sha256().hexdigest()
     return commit if difference.hexdigest() == clean else f"{commit}+{difference.hexdigest()[:16]}"
 
 
-def _git(root: Path, *arguments: str) -> str:
+def _content(path: Path) -> bytes:
+    if path.is_symlink():
+        return os.fsencode(path.readlink())
+    # git names a folder where another repository stands in it: what that holds is not this project's code.
+    return file_digest(path).encode() if path.is_file() else b"folder"
+
+
+def _git(root: Path, *arguments: str) -> bytes:
     try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)  # noqa: S603
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, check=True)  # noqa: S603
     except (OSError, subprocess.CalledProcessError) as error:
-        detail = getattr(error, "stderr", "") or str(error)
+        detail = getattr(error, "stderr", b"").decode(errors="replace") or str(error)
         raise ConfigurationError(
             f"git cannot tell the code revision of {root}: {detail.strip()}. Commit the checkout, or set "
             "ML_PLATFORM_CODE_REVISION where there is none."

@@ -79,11 +79,11 @@ def _execute(job: dg.JobDefinition, instance: dg.DagsterInstance, tags: dict[str
     failed = [check for check in result.get_asset_check_evaluations() if check.blocking and not check.passed]
     if result.success or failed:
         return result.success
-    errors = [_root_cause(event) for event in result.get_step_failure_events()]
+    errors = [root_cause(event) for event in result.get_step_failure_events()]
     raise RunFailedError("; ".join(errors) or f"Run {result.run_id} failed. Look at it in Dagster's UI.")
 
 
-def _root_cause(event: dg.DagsterEvent) -> str:
+def root_cause(event: dg.DagsterEvent) -> str:
     """Return the platform's own error where there is one in the chain, else the innermost error."""
     error, text = event.step_failure_data.error, "no reason was recorded"
     while error is not None:

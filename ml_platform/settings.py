@@ -87,6 +87,10 @@ def read_settings() -> Settings:
     ConfigurationError
         A variable has a value that cannot work; the message names variable, rule and value.
     """
+    known = {f"ML_PLATFORM_{name.upper()}" for name in set(Settings.model_fields) - {"mlflow_tracking_uri"}}
+    unknown = sorted(name for name in os.environ if name.startswith("ML_PLATFORM_") and name not in known)
+    if unknown:
+        raise ConfigurationError(f"The environment variable {unknown[0]} is not known. Known are {sorted(known)}.")
     try:
         return Settings()
     except ValidationError as error:

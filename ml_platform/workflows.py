@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ml_platform")
 
+CURVES = "curves.png"
+
 
 class Platform:
     """One deployment: its settings, its database, its registry. Nothing is opened before it is needed.
@@ -167,7 +169,7 @@ def publish_batches(platform: Platform, spec: ModelSpec, keys: Iterable[str]) ->
 
 def _publish_batch(platform: Platform, spec: ModelSpec, batch: RawBatch) -> BatchResult:
     twin = platform.database.publication_of(spec.name, batch.sha256)
-    if twin is not None:
+    if twin not in {None, batch.arrival.key}:
         reason = f"its bytes are those of {twin}, which is published"
         return _result(batch, Outcome.DUPLICATE, {"rows": 0, "quarantined_rows": 0}, reason)
     rows = platform.rows(spec.name)
@@ -189,7 +191,7 @@ def _publish_batch(platform: Platform, spec: ModelSpec, batch: RawBatch) -> Batc
 
 def _validate(platform: Platform, spec: ModelSpec, batch: RawBatch) -> validation.Report:
     try:
-        rows = validation.read_rows(Path(batch.path))
+        rows = validation.read_rows(Path(batch.path), spec)
     except UnreadableFileError as error:
         return validation.unreadable(str(error))
     return validation.validate(rows, spec, datasets.newest_times(platform.rows(spec.name), spec))
@@ -359,6 +361,8 @@ def judge_candidate(platform: Platform, spec: ModelSpec, candidate: Candidate) -
     staging.keep_golden_requests(predictor, features, platform.candidate_folder(candidate))
     platform.database.record_verdict(verdict)
     curves = evaluation.draw_curves(measured)
+    if curves is not None:
+        (platform.candidate_folder(candidate) / CURVES).write_bytes(curves)
     run_id = _show_in_mlflow(platform, candidate, verdict, features, curves)
     for result in verdict.results:
         log.info("gate %s: %s", result.outcome.value, result.why)
@@ -370,11 +374,17 @@ def _show_in_mlflow(
 ) -> str:
     extra = {"verdict.json": verdict.document.encode()}
     if curves is not None:
-        extra["curves.png"] = curves
+        extra[CURVES] = curves
     with run_files(platform.model_file(candidate), features.head(staging.GOLDEN_ROWS), extra) as files:
         run_id = platform.registry.record_run(candidate, verdict, files)
     platform.database.link_mlflow_run(candidate.id, run_id)
     return run_id
+
+
+def curves_of(platform: Platform, candidate: Candidate) -> bytes | None:
+    """Return the picture of a candidate's ROC and calibration curves as PNG; ``None`` where there is none."""
+    path = platform.candidate_folder(candidate) / CURVES
+    return path.read_bytes() if path.is_file() else None
 
 
 def evidence(platform: Platform, spec: ModelSpec, candidate: Candidate, model_file: Path) -> Verdict:

@@ -15,9 +15,9 @@ import sys
 import time
 from pathlib import Path
 
-import matplotlib
+import matplotlib as mpl
 
-matplotlib.use("Agg")
+mpl.use("Agg")
 import matplotlib.pyplot as plt
 import mlflow
 import mlflow.sklearn

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ARRIVAL = "_arrival"
+ATTEMPTS = 20
 # A single feature this good is not signal but the label in disguise.
 GIVEAWAY = 0.99
 LEAST_ROWS_A_CATEGORY = 5
@@ -39,12 +40,17 @@ class Publication:
 def published(table: Path, sha256: str) -> Publication | None:
     """Return the commit that holds an arrival's bytes; ``None`` if there is none."""
     opened = _open(table)
-    if opened is None or opened.transaction_version(sha256) is None:
+    return None if opened is None else _publication(opened, sha256)
+
+
+def _publication(opened: Any, sha256: str) -> Publication | None:
+    # The transaction's version is the table's: history() numbers commits relative to what was loaded, which is
+    # wrong while others write.
+    version = opened.transaction_version(sha256)
+    if version is None:
         return None
-    for commit in opened.history():
-        if commit.get("sha256") == sha256:
-            return Publication(version=int(commit["version"]), notes=json.loads(commit["notes"]))
-    raise DatasetError(f"The table {table} names the transaction {sha256[:12]}, but its history does not.")
+    notes = next(commit["notes"] for commit in opened.history() if commit.get("sha256") == sha256)
+    return Publication(version=version, notes=json.loads(notes))
 
 
 def publish(table: Path, rows: "pa.Table", *, arrival: str, sha256: str, notes: dict[str, Any]) -> Publication:
@@ -64,27 +70,53 @@ def publish(table: Path, rows: "pa.Table", *, arrival: str, sha256: str, notes: 
     Raises
     ------
     ConflictError
-        Somebody else committed these bytes at the same time; nothing was written twice.
+        Others committed to the table `ATTEMPTS` times in a row; nothing was written.
     """
-    if already := published(table, sha256):
-        return already
     import pyarrow as pa
+
+    data = rows.append_column(ARRIVAL, pa.array([arrival] * rows.num_rows, pa.string())).replace_schema_metadata(None)
+    for _ in range(ATTEMPTS):
+        opened = _open(table) or _create(table, data.schema)
+        if done := opened and _publication(opened, sha256):
+            return done
+        if opened and _commit(opened, data, arrival, sha256, notes):
+            return Publication(version=opened.version(), notes=notes)
+    raise ConflictError(f"Others wrote to {table} {ATTEMPTS} times while {arrival} was published. Run it again.")
+
+
+def _create(table: Path, schema: "pa.Schema") -> Any:
+    """Make an empty table and open it; return None if somebody else was making it at the same time."""
+    from deltalake import DeltaTable
+    from deltalake.exceptions import DeltaError
+
+    table.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return DeltaTable.create(table, schema, mode="error")
+    except DeltaError:
+        if DeltaTable.is_deltatable(str(table)):
+            return None
+        raise
+
+
+def _commit(opened: Any, data: "pa.Table", arrival: str, sha256: str, notes: dict[str, Any]) -> bool:
+    """Commit as the very next version of the table as it was opened; return False if another commit was faster.
+
+    Without retries inside the library, the version that is noted in the transaction is the one that is written, and
+    what was read of the table before is still true when it is.
+    """
     from deltalake import CommitProperties, Transaction, write_deltalake
     from deltalake.exceptions import CommitFailedError
 
     properties = CommitProperties(
         custom_metadata={"sha256": sha256, "arrival": arrival, "notes": json.dumps(notes)},
-        app_transactions=[Transaction(app_id=sha256, version=1)],
+        app_transactions=[Transaction(app_id=sha256, version=opened.version() + 1)],
+        max_commit_retries=0,
     )
-    data = rows.append_column(ARRIVAL, pa.array([arrival] * rows.num_rows, pa.string())).replace_schema_metadata(None)
-    table.parent.mkdir(parents=True, exist_ok=True)
     try:
-        write_deltalake(table, data, mode="append", commit_properties=properties)
-    except CommitFailedError as error:
-        raise ConflictError(f"Another process published {arrival} at the same time; run it again.") from error
-    if done := published(table, sha256):
-        return done
-    raise DatasetError(f"{arrival} was written to {table}, but its commit is not in the table.")
+        write_deltalake(opened, data, mode="append", commit_properties=properties)
+    except CommitFailedError:
+        return False
+    return True
 
 
 def newest_times(table: Path, spec: ModelSpec) -> "pd.Series[Any] | None":
@@ -117,7 +149,7 @@ def pin(table: Path, spec: ModelSpec, version: int | None = None) -> tuple[Datas
     Raises
     ------
     DatasetError
-        Nothing was published yet.
+        Nothing was published yet, or the version is not there.
     """
     opened = _open(table)
     if opened is None:
@@ -126,11 +158,20 @@ def pin(table: Path, spec: ModelSpec, version: int | None = None) -> tuple[Datas
             f"`ml-platform ingest {spec.name}`."
         )
     if version is not None:
-        opened.load_as_version(version)
+        _load_version(opened, version)
     stored = opened.to_pyarrow_table(columns=spec.columns)
     rows = _newest_row_of_each(stored, spec)
     dataset = DatasetVersion(model=spec.name, version=opened.version(), digest=digest(rows), rows=rows.num_rows)
     return dataset, rows.to_pandas()
+
+
+def _load_version(opened: Any, version: int) -> None:
+    from deltalake.exceptions import DeltaError
+
+    try:
+        opened.load_as_version(version)
+    except DeltaError as error:
+        raise DatasetError(f"Version {version} of {opened.table_uri} cannot be read: {error}.") from error
 
 
 def _newest_row_of_each(stored: "pa.Table", spec: ModelSpec) -> "pa.Table":
@@ -174,7 +215,7 @@ def _fraction(model: str, entity: object) -> float:
     return int.from_bytes(hashlib.sha256(f"{model}\0{entity}".encode()).digest()[:8]) / 2**64
 
 
-def _open(table: Path):  # type: ignore[no-untyped-def]
+def _open(table: Path) -> Any:
     from deltalake import DeltaTable
 
     return DeltaTable(table) if DeltaTable.is_deltatable(str(table)) else None

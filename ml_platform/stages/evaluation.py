@@ -49,8 +49,10 @@ def evaluate(
     -------
     Evaluation
     """
-    scores = predictor.scores(features)
-    positive = predictor.positive(features).astype("int64")
+    import numpy as np
+
+    scores = predictor.scores(features) if len(labels) else np.empty(0)
+    positive = predictor.positive(features).astype("int64") if len(labels) else np.empty(0, "int64")
     metrics = {
         **_quality(labels, scores, positive),
         "inference_time_ms": latency_p95_ms(predictor, features),
@@ -65,7 +67,7 @@ def _quality(labels: Any, scores: Any, positive: Any) -> dict[str, float]:
     import numpy as np
     from sklearn import metrics
 
-    if not len(labels) or not np.isfinite(scores).all():
+    if not len(labels) or not labels.shape == scores.shape == positive.shape or not np.isfinite(scores).all():
         return {}
     found = {
         "accuracy": metrics.accuracy_score(labels, positive),

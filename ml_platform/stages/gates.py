@@ -24,7 +24,7 @@ def judge_gate(gate: Gate, metrics: Mapping[str, float]) -> GateResult:
             condition=gate.condition,
             value=None,
             outcome=GateOutcome.INCONCLUSIVE,
-            why=f"{gate.metric} was not computed" if value is None else f"{gate.metric} is {value}",
+            why=f"{gate.metric} was not computed, or is no finite number",
         )
     holds = value <= gate.bound if gate.at_least is None else value >= gate.bound
     return GateResult(

@@ -127,7 +127,9 @@ class Registry:
             return str(experiment.experiment_id)
         local = self._uri.startswith("sqlite:")
         location = (self._artifacts / model).as_uri() if local else None
-        return str(client.create_experiment(model, artifact_location=location))
+        # Without it MLflow shows the experiment as one of language models.
+        kind = {"mlflow.experimentKind": "custom_model_development"}
+        return str(client.create_experiment(model, artifact_location=location, tags=kind))
 
     # Versions
 

@@ -71,8 +71,18 @@ class Report:
         return [str(finding) for finding in self.findings[:EXAMPLES]]
 
 
-def read_rows(path: Path) -> "pa.Table":
-    """Read a Parquet, CSV or JSON Lines file as it is, with Arrow's types and no guessing of missing values.
+def read_rows(path: Path, spec: ModelSpec) -> "pa.Table":
+    """Read a Parquet, CSV or JSON Lines file as it is.
+
+    Parquet brings its types. Text has none, so that the contract's are read there: ``007`` stays text in a column of
+    text, and ``1.9`` in a column of integers makes the file unreadable, not 1.
+
+    Parameters
+    ----------
+    path : Path
+        Its suffix says what it is.
+    spec : ModelSpec
+        Its table is the contract.
 
     Raises
     ------
@@ -80,25 +90,49 @@ def read_rows(path: Path) -> "pa.Table":
         The bytes are not what the name says; the message says what the reader found.
     """
     import pyarrow as pa
-    import pyarrow.csv
-    import pyarrow.json
-    import pyarrow.parquet
+
+    try:
+        # A file's pandas metadata would decide how its columns are read: only the columns themselves may.
+        table = _read(path, spec).replace_schema_metadata(None)
+        names = list(table.column_names)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        kind = path.name.partition(".")[2]
+        raise UnreadableFileError(f"it is no readable {kind} file: {str(error).splitlines()[0]}") from error
+    if len(set(names)) < len(names):
+        raise UnreadableFileError(f"column names must be unique. Got {names} instead.")
+    return table
+
+
+def _read(path: Path, spec: ModelSpec) -> "pa.Table":
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        return pq.read_table(path, page_checksum_verification=True)
+    types = arrow_types(spec)
+    if path.suffix == ".jsonl":
+        import pyarrow.json as pj
+
+        return pj.read_json(path, parse_options=pj.ParseOptions(explicit_schema=types))
+    import pyarrow.csv as pc
 
     # Only an empty field is missing: a customer called NA is one.
-    csv_options = pa.csv.ConvertOptions(null_values=[""], strings_can_be_null=True)
-    readers: dict[str, Any] = {
-        ".parquet": lambda: pa.parquet.read_table(path, page_checksum_verification=True),
-        ".csv": lambda: pa.csv.read_csv(path, convert_options=csv_options),
-        ".gz": lambda: pa.csv.read_csv(path, convert_options=csv_options),
-        ".jsonl": lambda: pa.json.read_json(path),
-    }
-    try:
-        table = readers[path.suffix]()
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise UnreadableFileError(f"it is no readable {path.suffix} file: {str(error).splitlines()[0]}") from error
-    if len(set(table.column_names)) < table.num_columns:
-        raise UnreadableFileError(f"column names must be unique. Got {table.column_names} instead.")
-    return table
+    options = pc.ConvertOptions(column_types=types, null_values=[""], strings_can_be_null=True)
+    return pc.read_csv(path, convert_options=options)
+
+
+def arrow_types(spec: ModelSpec) -> "pa.Schema":
+    """Return the contract's columns as Arrow types; a column whose type Arrow does not know is left out."""
+    import pandas as pd
+    import pyarrow as pa
+
+    fields = []
+    for name, column in spec.table.to_schema().columns.items():
+        dtype = column.dtype.type if column.dtype is not None else None
+        if isinstance(dtype, pd.StringDtype):
+            fields.append(pa.field(name, pa.string()))
+        elif dtype is not None:
+            fields.append(pa.field(name, pa.array(pd.Series([], dtype=dtype)).type))
+    return pa.schema(fields)
 
 
 def findings_table(findings: list[Finding]) -> "pa.Table":
@@ -134,14 +168,17 @@ def validate(rows: "pa.Table", spec: ModelSpec, newest: "pd.Series[Any] | None" 
     -------
     Report
     """
+    import pyarrow as pa
+
     frame = rows.to_pandas()
     findings = _contract_findings(frame, spec)
     if all(finding.row is not None for finding in findings):
         findings += [*_infinite(frame), *_known(frame, spec, newest), *_in_the_future(frame, spec)]
     bad_rows = {finding.row for finding in findings if finding.row is not None}
     problem = _problem_of_the_batch(frame, spec, findings, len(bad_rows))
-    keep = [row not in bad_rows for row in range(rows.num_rows)] if problem is None else [False] * rows.num_rows
-    return Report(rows=rows.num_rows, valid=rows.filter(keep), findings=findings, problem=problem)
+    keep = [problem is None and row not in bad_rows for row in range(rows.num_rows)]
+    valid = rows.filter(pa.array(keep, pa.bool_()))
+    return Report(rows=rows.num_rows, valid=valid, findings=findings, problem=problem)
 
 
 def _contract_findings(frame: "pd.DataFrame", spec: ModelSpec) -> list[Finding]:
@@ -195,8 +232,10 @@ def _in_the_future(frame: "pd.DataFrame", spec: ModelSpec) -> Iterator[Finding]:
     import pandas as pd
 
     times = frame[spec.event_time]
+    # NumPy can write a year that Python's datetime cannot.
+    plain = times.dt.tz_localize(None).to_numpy()
     for row in np.flatnonzero(times > pd.Timestamp.now(times.dt.tz)):
-        yield Finding(int(row), spec.event_time, "freshness", "not in the future", str(times.iloc[row]))
+        yield Finding(int(row), spec.event_time, "freshness", "not in the future", str(plain[row]))
 
 
 def _problem_of_the_batch(frame: "pd.DataFrame", spec: ModelSpec, findings: list[Finding], bad_rows: int) -> str | None:

@@ -1,0 +1,1 @@
+"""Real processes: the command line as people call it, the daemon, the servers and a browser."""

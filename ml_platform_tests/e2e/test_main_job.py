@@ -1,0 +1,99 @@
+"""The README's path as a stranger walks it, in a home of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+BIN = Path(sys.executable).parent
+
+pytestmark = pytest.mark.e2e
+
+
+class Deployment:
+    """A folder with dagster.yaml and nothing else, and the commands that people call there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "dagster.yaml").write_text((ROOT / "dagster.yaml").read_text())
+        self.environment = {**os.environ, "DAGSTER_HOME": str(folder), "ML_PLATFORM_HOME": str(folder / "var")}
+
+    def call(self, *command: str) -> subprocess.CompletedProcess[str]:
+        program = [str(BIN / command[0]), *command[1:]]
+        return subprocess.run(
+            program, env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=240
+        )
+
+    def status(self) -> dict[str, Any]:
+        found: list[dict[str, Any]] = json.loads(self.call("ml-platform", "status", "--json").stdout)
+        return found[0]
+
+    def champion_in_mlflow(self) -> Any:
+        client = MlflowClient(f"sqlite:///{self.folder}/var/mlflow.db")
+        return client.get_model_version_by_alias("churn", "champion")
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
+    made = Deployment(tmp_path_factory.mktemp("deployment"))
+    done = made.call("ml-platform", "demo")
+    assert done.returncode == 0, done.stderr
+    return made
+
+
+def test_the_demo_ends_with_a_champion_that_mlflow_finds(deployment: Deployment) -> None:
+    status, version = deployment.status(), deployment.champion_in_mlflow()
+
+    assert int(version.version) == status["champion"] >= 1
+    assert {gate["gate"].split()[0]: gate["result"] for gate in status["gates"]} == {
+        "auc_roc": "PASS",
+        "f1_score": "PASS",
+        "inference_time_ms": "PASS",
+        "model_size_mb": "PASS",
+    }
+    lineage = {"dataset_version", "dataset_digest", "code_revision", "lock_digest", "model_digest", "verdict_digest"}
+    assert {f"ml_platform.{name}" for name in lineage} <= {name for name, value in version.tags.items() if value}
+
+
+def test_a_second_demo_publishes_nothing_twice_and_says_so(deployment: Deployment) -> None:
+    before = deployment.status()
+
+    done = deployment.call("ml-platform", "demo")
+
+    assert done.returncode == 0
+    assert "nothing was published twice" in done.stdout
+    assert deployment.status() == before
+
+
+def test_the_command_that_ci_uses_makes_a_new_champion(deployment: Deployment) -> None:
+    before = deployment.status()["champion"]
+
+    select = ["--select", "group:churn", "-m", "ml_platform.definitions"]
+    done = deployment.call("dagster", "asset", "materialize", *select)
+
+    assert done.returncode == 0, done.stderr[-2_000:]
+    assert deployment.status()["champion"] == before + 1
+    assert int(deployment.champion_in_mlflow().version) == before + 1
+
+
+def test_shuffled_labels_close_the_gates_and_leave_the_champion(deployment: Deployment) -> None:
+    before = deployment.status()["champion"]
+
+    done = deployment.call("ml-platform", "demo", "--shuffle-labels")
+
+    results = {gate["gate"].split()[0]: gate["result"] for gate in deployment.status()["gates"]}
+    assert done.returncode == 1
+    assert results == {
+        "auc_roc": "FAIL",
+        "f1_score": "FAIL",
+        "inference_time_ms": "PASS",
+        "model_size_mb": "PASS",
+    }
+    assert deployment.status()["champion"] == before
+    assert int(deployment.champion_in_mlflow().version) == before

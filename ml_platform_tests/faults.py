@@ -1,0 +1,60 @@
+"""`make faults`: run the tests of every fault in docs/faults.md and say which fault has none."""
+
+import re
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "faults.md"
+
+
+def known_faults() -> dict[str, str]:
+    """Return what is injected, by the fault's id, as docs/faults.md lists them."""
+    return dict(re.findall(r"^\| ([A-Z]\d+) \| (.+?) \|", DOCUMENT.read_text(), flags=re.MULTILINE))
+
+
+class Recorder:
+    """A pytest plugin that remembers what became of each fault's tests."""
+
+    def __init__(self) -> None:
+        self.ids: dict[str, list[str]] = defaultdict(list)
+        self.failed: set[str] = set()
+        self.passed: set[str] = set()
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        for item in items:
+            for marker in item.iter_markers("fault"):
+                for identifier in marker.args:
+                    self.ids[identifier].append(item.nodeid)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.failed.add(report.nodeid)
+        elif report.when == "call" and report.passed:
+            self.passed.add(report.nodeid)
+
+    def result(self, identifier: str) -> str:
+        tests = self.ids[identifier]
+        if any(test in self.failed for test in tests):
+            return "FAIL"
+        return "pass" if tests and all(test in self.passed for test in tests) else "not run"
+
+
+def main() -> int:
+    """Run the tests and print a line a fault; return pytest's exit status."""
+    recorder, known = Recorder(), known_faults()
+    status = pytest.main(["-m", "fault", "-q", "--no-header", "-p", "no:cacheprovider"], plugins=[recorder])
+    for identifier, injected in known.items():
+        tests = recorder.ids.get(identifier, [])
+        sys.stdout.write(f"{identifier:4} {recorder.result(identifier) if tests else 'none yet':9} {injected}\n")
+        for test in tests:
+            sys.stdout.write(f"       {test}\n")
+    covered = sum(bool(recorder.ids.get(identifier)) for identifier in known)
+    sys.stdout.write(f"{covered} of {len(known)} faults have tests\n")
+    return int(status)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,281 @@
+import hashlib
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ml_platform.errors import LandingZoneError
+from ml_platform.records import Arrival
+from ml_platform.stages import arrivals
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+UNSAFE = [
+    "../passwd.csv",
+    "a/b.csv",
+    ".hidden.csv",
+    "-option.csv",
+    "a..csv",
+    "new\nline.csv",
+    "a b.csv",
+    "a$(id).csv",
+    "a.b;rm.csv",
+    "a.csv\n.csv",
+    "a.b/../../c.csv",
+    "a[1...2].csv",
+    "ä.csv",
+    "a.csv.",
+    "a.exe",
+    "a.pkl",
+    "csv",
+    ".csv",
+    "",
+    "a" * 200 + ".csv",
+]
+SAFE = ["a.csv", "A-1_b.parquet", "2024-01-01.csv.gz", "x.jsonl", "UPPER.CSV", "a.b.c.parquet"]
+quick = settings(max_examples=50, deadline=None, database=None)
+
+
+@pytest.fixture
+def landing(tmp_path: Path) -> Path:
+    (tmp_path / "landing" / "visits").mkdir(parents=True)
+    return tmp_path / "landing"
+
+
+def put(landing: Path, name: str, data: bytes = b"bytes", *, mtime_ns: int = 10**18) -> Path:
+    path = landing / "visits" / name
+    path.write_bytes(data)
+    os.utime(path, ns=(mtime_ns, mtime_ns))
+    return path
+
+
+def only(landing: Path) -> Arrival:
+    (arrival,) = arrivals.find_arrivals(landing, "visits")
+    return arrival
+
+
+# Finding
+
+
+def test_a_file_is_found_with_its_size_and_time(landing: Path) -> None:
+    put(landing, "a.csv", b"12345", mtime_ns=1_700_000_000_123_456_789)
+
+    assert arrivals.find_arrivals(landing, "visits") == [
+        Arrival(model="visits", name="a.csv", size=5, mtime_ns=1_700_000_000_123_456_789)
+    ]
+
+
+def test_an_empty_landing_zone_holds_no_arrival(landing: Path) -> None:
+    assert arrivals.find_arrivals(landing, "visits") == []
+
+
+def test_files_are_found_in_the_order_of_their_times_wherever_those_lie(landing: Path) -> None:
+    far_future = 4 * 10**18
+    for name, mtime_ns in (("d.csv", far_future), ("b.csv", 5), ("c.csv", 5), ("a.csv", 10**18)):
+        put(landing, name, mtime_ns=mtime_ns)
+
+    found = arrivals.find_arrivals(landing, "visits")
+
+    assert [arrival.name for arrival in found] == ["b.csv", "c.csv", "a.csv", "d.csv"]
+    assert len({arrival.key for arrival in found}) == 4
+
+
+def test_a_landing_zone_that_cannot_be_listed_is_not_an_empty_one(landing: Path) -> None:
+    with pytest.raises(LandingZoneError, match=r"cannot be listed: No such file.*ML_PLATFORM_LANDING_ZONE"):
+        arrivals.find_arrivals(landing, "others")
+
+
+@pytest.mark.fault("D3")
+def test_the_same_name_with_new_bytes_is_a_new_arrival(landing: Path) -> None:
+    put(landing, "a.csv", b"old", mtime_ns=1)
+    old = only(landing)
+    put(landing, "a.csv", b"new!", mtime_ns=2)
+
+    assert only(landing).key != old.key
+
+
+@pytest.mark.fault("D3")
+@pytest.mark.parametrize("change", [{"data": b"other size"}, {"mtime_ns": 2}])
+def test_a_change_of_size_or_of_time_alone_is_a_new_arrival(landing: Path, change: dict[str, bytes | int]) -> None:
+    before: dict[str, bytes | int] = {"data": b"bytes", "mtime_ns": 1}
+    put(landing, "a.csv", **before)  # type: ignore[arg-type]
+    old = only(landing)
+    put(landing, "a.csv", **{**before, **change})  # type: ignore[arg-type]
+
+    assert only(landing).key != old.key
+
+
+@pytest.mark.fault("D17")
+@pytest.mark.parametrize("name", UNSAFE)
+def test_an_unsafe_name_is_no_arrivals(name: str) -> None:
+    assert not arrivals.is_safe_name(name)
+
+
+@pytest.mark.parametrize("name", SAFE)
+def test_a_plain_name_can_be_an_arrivals(name: str) -> None:
+    assert arrivals.is_safe_name(name)
+
+
+@quick
+@given(st.text(max_size=20), st.sampled_from(arrivals.SUFFIXES))
+def test_a_safe_name_stays_in_its_folder_and_means_nothing_to_a_shell(stem: str, suffix: str) -> None:
+    name = stem + suffix
+
+    allowed = stem.replace("-", "").replace("_", "").replace(".", "")
+    assert not arrivals.is_safe_name(name) or (allowed.isascii() and allowed.isalnum())
+    assert not arrivals.is_safe_name(name) or (Path("/zone") / name).resolve().parent == Path("/zone")
+
+
+@pytest.mark.fault("D17")
+def test_unsafe_names_links_pipes_and_folders_are_not_found(landing: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.csv"
+    outside.write_text("secret")
+    folder = landing / "visits"
+    (folder / "link.csv").symlink_to(outside)
+    (folder / "dangling.csv").symlink_to(tmp_path / "nothing")
+    os.mkfifo(folder / "pipe.csv")
+    (folder / "folder.csv").mkdir()
+    for name in ("new\nline.csv", ".hidden.csv", "notes.txt"):
+        put(landing, name)
+    put(landing, "good.csv")
+
+    assert only(landing).name == "good.csv"
+
+
+# Keeping
+
+
+def test_the_bytes_are_kept_under_their_digest(landing: Path, tmp_path: Path) -> None:
+    data = os.urandom(arrivals.BLOCK + 17)
+    put(landing, "a.csv.gz", data)
+    arrival = only(landing)
+
+    batch = arrivals.keep_bytes(arrival, landing, tmp_path / "raw")
+
+    assert batch.arrival == arrival
+    assert batch.sha256 == hashlib.sha256(data).hexdigest()
+    assert Path(batch.path) == tmp_path / "raw" / f"{batch.sha256}.csv.gz"
+    assert Path(batch.path).read_bytes() == data
+
+
+@pytest.mark.fault("D2")
+def test_the_same_bytes_under_two_names_are_kept_once(landing: Path, tmp_path: Path) -> None:
+    put(landing, "a.csv", b"same")
+    put(landing, "b.csv", b"same")
+
+    batches = [arrivals.keep_bytes(a, landing, tmp_path / "raw") for a in arrivals.find_arrivals(landing, "visits")]
+
+    assert len({batch.arrival.key for batch in batches}) == 2
+    assert len({(batch.sha256, batch.path) for batch in batches}) == 1
+    assert [str(path) for path in (tmp_path / "raw").iterdir()] == [batches[0].path]
+
+
+@pytest.mark.fault("D3")
+def test_the_old_bytes_are_kept_beside_the_new_ones(landing: Path, tmp_path: Path) -> None:
+    kept = []
+    for data in (b"old", b"new!"):
+        put(landing, "a.csv", data)
+        kept.append(Path(arrivals.keep_bytes(only(landing), landing, tmp_path / "raw").path))
+
+    assert [path.read_bytes() for path in kept] == [b"old", b"new!"]
+
+
+def test_a_file_in_capitals_is_kept_under_the_formats_suffix(landing: Path, tmp_path: Path) -> None:
+    put(landing, "A.CSV")
+
+    assert Path(arrivals.keep_bytes(only(landing), landing, tmp_path / "raw").path).suffix == ".csv"
+
+
+@pytest.mark.parametrize("change", [{"size": 4}, {"mtime_ns": 1}])
+def test_a_file_that_changed_since_it_was_found_is_not_taken(
+    landing: Path, tmp_path: Path, change: dict[str, int]
+) -> None:
+    put(landing, "a.csv")
+    found = replace(only(landing), **change)  # type: ignore[arg-type]
+
+    with pytest.raises(LandingZoneError, match="changed while it was read"):
+        arrivals.keep_bytes(found, landing, tmp_path / "raw")
+    assert list((tmp_path / "raw").iterdir()) == []
+
+
+@pytest.mark.fault("D17")
+@pytest.mark.parametrize("trick", ["link", "pipe", "folder", "nothing"])
+def test_what_a_file_was_swapped_for_is_not_opened(landing: Path, tmp_path: Path, trick: str) -> None:
+    path = put(landing, "a.csv")
+    found = only(landing)
+    path.unlink()
+    (tmp_path / "outside.csv").write_bytes(b"bytes")
+    os.utime(tmp_path / "outside.csv", ns=(found.mtime_ns, found.mtime_ns))
+    tricks: dict[str, Callable[[], None]] = {
+        "link": lambda: path.symlink_to(tmp_path / "outside.csv"),
+        "pipe": lambda: os.mkfifo(path),
+        "folder": path.mkdir,
+        "nothing": lambda: None,
+    }
+    tricks[trick]()
+
+    with pytest.raises(LandingZoneError, match=r"cannot be opened|changed while it was read"):
+        arrivals.keep_bytes(found, landing, tmp_path / "raw")
+    assert list((tmp_path / "raw").iterdir()) == []
+
+
+def test_a_copy_that_cannot_be_finished_leaves_nothing_half_done(landing: Path, tmp_path: Path) -> None:
+    put(landing, "a.csv", b"bytes")
+    taken = tmp_path / "raw" / f"{hashlib.sha256(b'bytes').hexdigest()}.csv"
+    taken.mkdir(parents=True)
+
+    with pytest.raises(IsADirectoryError):
+        arrivals.keep_bytes(only(landing), landing, tmp_path / "raw")
+    assert list((tmp_path / "raw").iterdir()) == [taken]
+
+
+# Landing
+
+
+def test_a_landed_file_is_an_arrival_and_nothing_else_is_left(landing: Path) -> None:
+    assert arrivals.land(landing / "visits", "a.csv", b"12345")
+
+    assert [path.name for path in (landing / "visits").iterdir()] == ["a.csv"]
+    assert only(landing).size == 5
+
+
+def test_the_folder_is_made_for_the_first_file(tmp_path: Path) -> None:
+    arrivals.land(tmp_path / "landing" / "visits", "a.csv", b"1")
+
+    assert (tmp_path / "landing" / "visits" / "a.csv").read_bytes() == b"1"
+
+
+def test_landing_the_same_bytes_again_is_no_new_arrival(landing: Path) -> None:
+    arrivals.land(landing / "visits", "a.csv", b"1")
+    before = only(landing)
+
+    assert not arrivals.land(landing / "visits", "a.csv", b"1")
+    assert only(landing) == before
+
+
+def test_landing_other_bytes_under_the_name_replaces_them(landing: Path) -> None:
+    arrivals.land(landing / "visits", "a.csv", b"1")
+
+    assert arrivals.land(landing / "visits", "a.csv", b"22")
+    assert (landing / "visits" / "a.csv").read_bytes() == b"22"
+
+
+@pytest.mark.fault("D17")
+@pytest.mark.parametrize("name", UNSAFE)
+def test_an_unsafe_name_is_not_landed(landing: Path, name: str) -> None:
+    with pytest.raises(LandingZoneError, match="The file name must consist of"):
+        arrivals.land(landing / "visits", name, b"1")
+    assert [path for path in landing.rglob("*") if path.is_file()] == []
+
+
+def test_a_file_that_cannot_be_landed_leaves_nothing_behind(landing: Path) -> None:
+    (landing / "visits" / "a.csv").mkdir()
+
+    with pytest.raises(OSError, match="directory"):
+        arrivals.land(landing / "visits", "a.csv", b"1")
+    assert [path.name for path in (landing / "visits").iterdir()] == ["a.csv"]

@@ -1,0 +1,106 @@
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ml_platform.database import Database
+from ml_platform.errors import ConflictError
+from ml_platform.records import LedgerEntry
+from ml_platform.stages.promotion import promote
+from ml_platform_tests import fake_records
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    opened = Database(f"sqlite:///{tmp_path / 'platform.db'}")
+    yield opened
+    opened.close()
+
+
+def promote_numbered(database: Database, version: int, reason: str = "schedule") -> LedgerEntry:
+    candidate = fake_records.candidate(f"candidate-{version}")
+    verdict = fake_records.verdict(candidate)
+    return promote(database, fake_records.registration(candidate, version), verdict, reason=reason, actor="test")
+
+
+def test_the_first_promotion_opens_the_ledger(database: Database) -> None:
+    entry = promote_numbered(database, 1)
+
+    assert (entry.sequence, entry.version, entry.previous_version) == (1, 1, None)
+    assert database.champion("visits") == entry
+
+
+def test_a_promotion_names_its_evidence_its_reason_and_who_asked(database: Database) -> None:
+    candidate = fake_records.candidate()
+    verdict = fake_records.verdict(candidate)
+
+    registration = fake_records.registration(candidate, 3)
+    entry = promote(database, registration, verdict, reason="manual: a test", actor="ada")
+
+    assert (entry.action, entry.candidate, entry.verdict_digest) == ("promotion", candidate.id, verdict.digest)
+    assert (entry.reason, entry.actor) == ("manual: a test", "ada")
+
+
+def test_each_promotion_follows_the_one_before(database: Database) -> None:
+    for version in (1, 5, 2):
+        promote_numbered(database, version)
+
+    history = database.history("visits")
+    assert [entry.version for entry in history] == [1, 5, 2]
+    assert [entry.sequence for entry in history] == [1, 2, 3]
+    assert [entry.previous_version for entry in history] == [None, 1, 5]
+
+
+def test_promoting_the_champion_again_changes_nothing(database: Database) -> None:
+    promote_numbered(database, 1)
+    first = promote_numbered(database, 2, reason="schedule")
+
+    again = promote_numbered(database, 2, reason="manual: once more")
+
+    assert again == first
+    assert len(database.history("visits")) == 2
+
+
+class Held(Database):
+    """A database whose readers of the champion wait until all of them have read."""
+
+    everybody_has_read = threading.Barrier(2)
+
+    def champion(self, model: str) -> LedgerEntry | None:
+        found = super().champion(model)
+        self.everybody_has_read.wait(timeout=20)
+        return found
+
+
+@pytest.mark.fault("P7")
+@pytest.mark.parametrize("champions_before", [0, 1])
+def test_of_two_promotions_at_once_one_wins_and_the_other_gets_a_conflict(
+    database: Database, champions_before: int
+) -> None:
+    for version in range(1, champions_before + 1):
+        promote_numbered(database, version)
+    address = database.url.render_as_string(hide_password=False)
+    outcomes: dict[int, str] = {}
+
+    def try_to_promote(version: int) -> None:
+        rival = Held(address)
+        try:
+            outcomes[version] = f"promoted {promote_numbered(rival, version).version}"
+        except ConflictError:
+            outcomes[version] = "conflict"
+        finally:
+            rival.close()
+
+    threads = [threading.Thread(target=try_to_promote, args=(version,)) for version in (8, 9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    (winner,) = [version for version, outcome in outcomes.items() if outcome == f"promoted {version}"]
+    assert sorted(outcomes.values()) == ["conflict", f"promoted {winner}"]
+    history = database.history("visits")
+    assert [entry.sequence for entry in history] == list(range(1, champions_before + 2))
+    assert [entry.previous_version for entry in history] == [None, *(entry.version for entry in history[:-1])]
+    assert history[-1].version == winner

@@ -1,0 +1,393 @@
+import gzip
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from ml_platform import workflows
+from ml_platform.errors import UnreadableFileError
+from ml_platform.records import BatchResult, Outcome, now
+from ml_platform.stages import datasets, validation
+from ml_platform.workflows import Platform
+from ml_platform_tests import fakes
+
+SPEC = fakes.visits_spec()
+ROWS = fakes.visits(60)
+TOLERATED = int(len(ROWS) * SPEC.quarantine_tolerance)
+HEADER = ",".join(ROWS.columns)
+
+
+def arrow(frame: pd.DataFrame) -> Any:
+    return pa.Table.from_pandas(frame, preserve_index=False)
+
+
+def as_csv(rows: pd.DataFrame = ROWS) -> str:
+    return rows.to_csv(index=False)
+
+
+def as_parquet(rows: pd.DataFrame = ROWS) -> bytes:
+    file = io.BytesIO()
+    pa.parquet.write_table(arrow(rows), file, write_page_checksum=True)
+    return file.getvalue()
+
+
+def with_cell(column: str, value: object, rows: int = 1) -> pd.DataFrame:
+    """Return the visits with a value in the first rows of a column."""
+    return ROWS.assign(**{column: ROWS[column].mask(np.arange(len(ROWS)) < rows, value)})
+
+
+def validate(rows: pd.DataFrame, newest: "pd.Series[Any] | None" = None) -> validation.Report:
+    return validation.validate(arrow(rows), SPEC, newest)
+
+
+def written(folder: Path, name: str, data: bytes) -> Path:
+    path = folder / name
+    path.write_bytes(data)
+    return path
+
+
+# Reading
+
+
+def test_a_parquet_file_is_read_as_it_was_written(tmp_path: Path) -> None:
+    table = validation.read_rows(written(tmp_path, "a.parquet", as_parquet()))
+
+    assert table.equals(arrow(ROWS))
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.jsonl"])
+def test_the_text_formats_hold_the_same_values(tmp_path: Path, name: str) -> None:
+    plain = ROWS[SPEC.features]
+    writers: dict[str, Callable[[], bytes]] = {
+        "a.csv": lambda: as_csv(plain).encode(),
+        "a.csv.gz": lambda: gzip.compress(as_csv(plain).encode()),
+        "a.jsonl": lambda: plain.to_json(orient="records", lines=True, double_precision=15).encode(),
+    }
+
+    table = validation.read_rows(written(tmp_path, name, writers[name]()))
+
+    pd.testing.assert_frame_equal(table.to_pandas(), plain)
+
+
+@pytest.mark.fault("D9")
+def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
+    plain, marked = (
+        validation.read_rows(written(tmp_path, f"{codec}.csv", as_csv().encode(codec)))
+        for codec in ("utf-8", "utf-8-sig")
+    )
+
+    assert marked.equals(plain)
+
+
+def test_only_an_empty_field_is_missing(tmp_path: Path) -> None:
+    table = validation.read_rows(written(tmp_path, "a.csv", b'plan\nNA\nnull\nNaN\n""\nfree\n'))
+
+    assert table["plan"].to_pylist()[:3] == ["NA", "null", "NaN"]
+
+
+@pytest.mark.fault("D4")
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".csv.gz", ".jsonl"])
+def test_an_empty_file_is_unreadable(tmp_path: Path, suffix: str) -> None:
+    with pytest.raises(UnreadableFileError, match="it is no readable"):
+        validation.read_rows(written(tmp_path, f"a{suffix}", b""))
+
+
+@pytest.mark.fault("D5")
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_a_cut_parquet_file_is_unreadable(tmp_path: Path, share: float) -> None:
+    data = as_parquet()
+
+    with pytest.raises(UnreadableFileError, match=r"it is no readable \.parquet file"):
+        validation.read_rows(written(tmp_path, "a.parquet", data[: int(len(data) * share)]))
+
+
+@pytest.mark.fault("D5")
+@pytest.mark.parametrize("column", [0, 2, 3])
+def test_a_bit_flipped_in_a_page_is_noticed_by_its_checksum(tmp_path: Path, column: int) -> None:
+    data = bytearray(as_parquet())
+    place = pa.parquet.ParquetFile(io.BytesIO(data)).metadata.row_group(0).column(column)
+    data[place.data_page_offset + place.total_compressed_size // 2] ^= 1
+
+    with pytest.raises(UnreadableFileError, match=r"it is no readable \.parquet file"):
+        validation.read_rows(written(tmp_path, "a.parquet", bytes(data)))
+
+
+@pytest.mark.fault("D5")
+def test_a_cut_gzip_file_is_unreadable(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableFileError, match=r"it is no readable \.gz file"):
+        validation.read_rows(written(tmp_path, "a.csv.gz", gzip.compress(as_csv().encode())[:-50]))
+
+
+@pytest.mark.fault("D14")
+@pytest.mark.parametrize("line", ["1,2,3", "1," * 50 + "1", "1,2,3,4,5,6,7"])
+def test_a_row_that_is_longer_or_shorter_than_the_header_makes_the_file_unreadable(tmp_path: Path, line: str) -> None:
+    with pytest.raises(UnreadableFileError, match="Expected 6 columns"):
+        validation.read_rows(written(tmp_path, "a.csv", f"{as_csv()}{line}\n".encode()))
+
+
+@pytest.mark.fault("D12")
+def test_a_column_name_that_comes_twice_is_unreadable(tmp_path: Path) -> None:
+    twice = arrow(ROWS).append_column("pages", arrow(ROWS)["pages"])
+    pa.parquet.write_table(twice, tmp_path / "a.parquet")
+    csv = "\n".join(f"{line},{line.split(',')[2]}" for line in as_csv().splitlines())
+
+    for path in (tmp_path / "a.parquet", written(tmp_path, "a.csv", csv.encode())):
+        with pytest.raises(UnreadableFileError, match="pages"):
+            validation.read_rows(path)
+
+
+# Rows
+
+
+def test_good_rows_are_all_valid() -> None:
+    report = validate(ROWS)
+
+    assert (report.rows, report.quarantined_rows, report.findings, report.problem) == (len(ROWS), 0, [], None)
+    assert report.valid.equals(arrow(ROWS))
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "check", "rule"),
+    [
+        ("pages", -1, "values", "greater_than_or_equal_to(0)"),
+        ("plan", "gratis", "values", "isin(['free', 'paid'])"),
+        pytest.param("seconds", np.nan, "values", "not_nullable", marks=pytest.mark.fault("D10")),
+        pytest.param("seconds", np.inf, "values", "finite", marks=pytest.mark.fault("D10")),
+        ("plan", None, "values", "not_nullable"),
+        ("seen_at", pd.Timestamp("2200-01-01", tz="UTC"), "freshness", "not in the future"),
+    ],
+)
+def test_a_bad_row_is_quarantined_with_its_reason_and_the_others_are_not(
+    column: str, value: object, check: str, rule: str
+) -> None:
+    rows = with_cell(column, value)
+
+    report = validate(rows)
+
+    assert report.problem is None
+    assert report.rules == {check: {rule: 1}}
+    assert report.findings[0].row == 0
+    assert report.valid.equals(arrow(rows.drop(index=0)))
+
+
+@pytest.mark.fault("D12")
+def test_the_second_row_of_an_entity_at_the_same_time_is_quarantined() -> None:
+    report = validate(pd.concat([ROWS, ROWS.tail(1)], ignore_index=True))
+
+    assert report.rules == {"keys": {"one row a time": 1}}
+    assert report.findings[0].row == len(ROWS)
+    assert report.valid.equals(arrow(ROWS))
+
+
+def test_a_finding_is_a_sentence_with_row_column_rule_and_value() -> None:
+    assert validate(with_cell("pages", -7)).examples == ["row 0: pages greater_than_or_equal_to(0): got -7"]
+
+
+def test_at_most_five_findings_are_shown() -> None:
+    report = validate(with_cell("pages", -7, rows=20))
+
+    assert len(report.findings) == 20
+    assert report.examples == [str(finding) for finding in report.findings[:5]]
+
+
+def test_one_row_that_breaks_two_rules_is_one_bad_row() -> None:
+    report = validate(with_cell("pages", -7).assign(plan=with_cell("plan", "gratis")["plan"]))
+
+    assert len(report.findings) == 2
+    assert report.quarantined_rows == 1
+
+
+def test_a_row_must_be_newer_than_what_is_published_of_its_entity() -> None:
+    older, same, newer, unknown = ROWS["visitor"][:4]
+    second = pd.Timedelta(seconds=1)
+    newest = pd.Series(
+        [ROWS["seen_at"][0] + second, ROWS["seen_at"][1], ROWS["seen_at"][2] - second], index=[older, same, newer]
+    )
+
+    report = validate(ROWS, newest)
+
+    assert report.rules == {"keys": {"newer than published": 2}}
+    assert {finding.value for finding in report.findings} == {str(older), str(same)}
+    assert {newer, unknown} <= set(report.valid["visitor"].to_pylist())
+
+
+def test_the_same_entity_at_another_time_is_no_duplicate() -> None:
+    later = ROWS.assign(seen_at=ROWS["seen_at"] + pd.Timedelta(days=1))
+
+    assert validate(pd.concat([ROWS, later])).findings == []
+
+
+# Batches
+
+
+@pytest.mark.parametrize(("bad", "whole"), [(TOLERATED, False), (TOLERATED + 1, True)])
+def test_more_bad_rows_than_are_tolerated_quarantine_the_whole_batch(bad: int, whole: bool) -> None:
+    report = validate(with_cell("pages", -1, rows=bad))
+
+    assert (report.problem is not None) == whole
+    assert report.quarantined_rows == (len(ROWS) if whole else bad)
+    assert len(report.findings) == bad
+
+
+def test_the_reason_of_a_whole_batch_says_how_many_and_what_most_often() -> None:
+    report = validate(with_cell("pages", -1, rows=30).assign(plan=with_cell("plan", "gratis")["plan"]))
+
+    assert report.problem == (
+        "30 of 60 rows are bad (50.0%, tolerance 5.0%), most often: pages greater_than_or_equal_to(0)"
+    )
+
+
+@pytest.mark.fault("D7")
+@pytest.mark.parametrize("column", list(ROWS.columns))
+def test_a_missing_column_quarantines_the_batch(column: str) -> None:
+    report = validate(ROWS.drop(columns=column))
+
+    assert report.problem == f"column '{column}' is missing"
+    assert report.valid.num_rows == 0
+
+
+@pytest.mark.fault("D7")
+def test_an_extra_column_quarantines_the_batch() -> None:
+    report = validate(ROWS.assign(extra=1))
+
+    assert report.problem == "column 'extra' is not in the contract"
+    assert report.valid.num_rows == 0
+
+
+@pytest.mark.fault("D8")
+@pytest.mark.parametrize(
+    ("column", "dtype"),
+    [
+        ("visitor", "float64"),
+        ("visitor", "str"),
+        ("visitor", "int32"),
+        ("visitor", "uint64"),
+        ("seconds", "int64"),
+        ("seconds", "float32"),
+        ("plan", "category"),
+        ("seen_at", "datetime64[ns, UTC]"),
+        ("seen_at", "datetime64[us, Europe/Rome]"),
+        ("seen_at", "str"),
+    ],
+)
+def test_a_column_of_another_type_is_not_coerced(column: str, dtype: Any) -> None:
+    report = validate(ROWS.astype({column: dtype}))
+
+    assert report.problem is not None
+    assert f"column '{column}' must be dtype(" in report.problem
+    assert report.valid.num_rows == 0
+
+
+def test_findings_become_a_table_with_one_line_each() -> None:
+    findings = [validation.Finding(3, "pages", "values", "finite", "inf"), *validation.unreadable("it is cut").findings]
+
+    table = validation.findings_table(findings)
+
+    assert [validation.Finding(**line) for line in table.to_pylist()] == findings
+    assert table.column_names == list(validation.Finding._fields)
+
+
+def test_no_findings_become_an_empty_table_of_the_same_columns() -> None:
+    some = validation.findings_table([validation.Finding(None, "", "schema", "it is cut", "")])
+
+    assert validation.findings_table([]).schema == some.schema
+    assert validation.findings_table([]).num_rows == 0
+
+
+# From the landing zone: quarantined once, with the reason; nothing published; the next good file is processed.
+
+
+def ingest(platform: Platform) -> list[BatchResult]:
+    keys = [arrival.key for arrival in workflows.waiting_arrivals(platform, "visits")]
+    workflows.keep_raw_batches(platform, "visits", keys)
+    return workflows.publish_batches(platform, SPEC, keys)
+
+
+def text_with(column: str, value: str) -> str:
+    return as_csv(ROWS.astype({column: "object"}).assign(**{column: [value, *ROWS[column].astype(str)[1:]]}))
+
+
+FAULTS: dict[str, tuple[str, str, Callable[[], bytes], str]] = {
+    "empty csv": ("D4", "a.csv", lambda: b"", "no readable .csv file"),
+    "empty parquet": ("D4", "a.parquet", lambda: b"", "no readable .parquet file"),
+    "cut": ("D5", "a.parquet", lambda: as_parquet()[:-100], "no readable .parquet file"),
+    "missing": ("D7", "a.parquet", lambda: as_parquet(ROWS.drop(columns="pages")), "column 'pages' is missing"),
+    "extra": ("D7", "a.parquet", lambda: as_parquet(ROWS.assign(more=1)), "column 'more' is not in the contract"),
+    "integer as float": ("D8", "a.parquet", lambda: as_parquet(ROWS.astype({"pages": float})), "Got float64"),
+    "integer as text": ("D8", "a.parquet", lambda: as_parquet(ROWS.astype({"pages": str})), "Got str"),
+    "utf-16": ("D9", "a.csv", lambda: as_csv().encode("utf-16"), "no readable .csv file"),
+    "latin-1": ("D9", "a.csv", lambda: text_with("plan", "frée").encode("latin-1"), "column 'plan' must be"),
+    "nan": ("D10", "a.parquet", lambda: as_parquet(with_cell("seconds", np.nan, 30)), "seconds not_nullable"),
+    "inf": ("D10", "a.parquet", lambda: as_parquet(with_cell("seconds", np.inf, 30)), "seconds finite"),
+    "2^63": ("D11", "a.csv", lambda: text_with("visitor", str(2**63)).encode(), "column 'visitor' must be"),
+    "30 digits": ("D11", "a.csv", lambda: text_with("visitor", "9" * 30).encode(), "column 'visitor' must be"),
+    "unsigned": ("D11", "a.parquet", lambda: as_parquet(ROWS.astype({"visitor": "uint64"})), "Got uint64"),
+    "doubled ids": ("D12", "a.parquet", lambda: as_parquet(pd.concat([ROWS, ROWS])), "one row a time"),
+    "doubled name": ("D12", "a.csv", f"{HEADER},plan\n1,,2,3,free,no,free\n".encode, "must be unique"),
+    "ragged": ("D14", "a.csv", f"{as_csv()}1,2\n".encode, "Expected 6 columns"),
+    "wide": ("D14", "a.csv", f"{as_csv()}{'1,' * 500}\n".encode, "Expected 6 columns"),
+}
+AS_PARAMETERS = [pytest.param(*case[1:], id=name, marks=pytest.mark.fault(case[0])) for name, case in FAULTS.items()]
+
+
+@pytest.mark.parametrize(("name", "make", "reason"), AS_PARAMETERS)
+def test_a_bad_file_is_quarantined_once_and_the_next_good_one_is_published(
+    platform: Platform, name: str, make: Callable[[], bytes], reason: str
+) -> None:
+    workflows.land_file(platform, "visits", name, make())
+
+    (bad,) = ingest(platform)
+
+    assert bad.outcome is Outcome.QUARANTINED
+    assert reason in bad.reason
+    assert not platform.rows("visits").exists()
+    assert ingest(platform) == []
+    fakes.drop(platform, "good.parquet", fakes.visits(60))
+    (good,) = ingest(platform)
+    assert (good.outcome, good.rows, good.quarantined_rows) == (Outcome.PUBLISHED, 60, 0)
+    assert datasets.pin(platform.rows("visits"), SPEC)[0].rows == 60
+
+
+@pytest.mark.fault("D2")
+def test_the_same_bytes_under_two_names_are_published_once(platform: Platform) -> None:
+    for name in ("a.parquet", "b.parquet"):
+        fakes.drop(platform, name, ROWS)
+
+    outcomes = [result.outcome for result in ingest(platform)]
+
+    assert sorted(outcomes) == [Outcome.DUPLICATE, Outcome.PUBLISHED]
+    assert datasets.pin(platform.rows("visits"), SPEC)[0].rows == len(ROWS)
+
+
+@pytest.mark.fault("D3")
+def test_new_bytes_under_the_same_name_are_published_beside_the_old(platform: Platform) -> None:
+    for first in (1, 61):
+        fakes.drop(platform, "a.parquet", fakes.visits(60, first=first))
+        (result,) = ingest(platform)
+        assert result.outcome is Outcome.PUBLISHED
+
+    assert datasets.pin(platform.rows("visits"), SPEC)[0].rows == 120
+
+
+@pytest.mark.fault("D10")
+def test_the_rows_of_a_tolerated_burst_are_quarantined_and_the_others_published(platform: Platform) -> None:
+    fakes.drop(platform, "a.parquet", with_cell("seconds", np.inf, rows=TOLERATED))
+
+    (result,) = ingest(platform)
+
+    assert (result.outcome, result.quarantined_rows) == (Outcome.PUBLISHED, TOLERATED)
+    dataset, rows = datasets.pin(platform.rows("visits"), SPEC)
+    assert dataset.rows == len(ROWS) - TOLERATED
+    assert np.isfinite(rows["seconds"]).all()
+
+
+def test_rows_of_this_very_moment_are_not_in_the_future() -> None:
+    moment = pd.Timestamp(now()).as_unit("us")
+
+    assert validate(with_cell("seen_at", moment)).findings == []

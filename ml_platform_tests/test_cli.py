@@ -1,0 +1,134 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ml_platform import workflows
+from ml_platform.cli import app
+from ml_platform.errors import LandingZoneError
+from ml_platform.workflows import Platform
+from ml_platform_tests import fakes
+
+ROOT = Path(__file__).resolve().parent.parent
+PROGRAM = Path(sys.executable).parent / "ml-platform"
+
+
+def call(*arguments: str) -> tuple[int, str]:
+    done = CliRunner().invoke(app, list(arguments))
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.exit_code, done.output
+
+
+def program(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(PROGRAM), *arguments], capture_output=True, text=True, env={**os.environ, **environment}, timeout=120
+    )
+
+
+def champion(platform: Platform) -> None:
+    spec = fakes.visits_spec()
+    fakes.drop(platform, "monday.parquet", fakes.visits(600))
+    keys = [arrival.key for arrival in workflows.waiting_arrivals(platform, "visits")]
+    workflows.keep_raw_batches(platform, "visits", keys)
+    workflows.publish_batches(platform, spec, keys)
+    workflows.pin_dataset(platform, spec)
+    candidate = workflows.train_candidate(platform, spec, reason="schedule")
+    workflows.judge_candidate(platform, spec, candidate)
+    candidate = platform.database.candidate(candidate.id)
+    workflows.register_candidate(platform, spec, candidate)
+    workflows.stage_version(platform, candidate)
+    workflows.promote_version(platform, spec, candidate, reason="schedule", actor="a test")
+
+
+def test_status_says_what_to_do_where_nothing_happened_yet() -> None:
+    assert call("status") == (0, "No model has left a trace yet. Start with: make demo\n")
+
+
+def test_status_and_history_show_the_champion(platform: Platform) -> None:
+    champion(platform)
+
+    status, (shown,), (entry,) = call("status")[1], *(json.loads(call(*c, "--json")[1]) for c in STATUS_AND_HISTORY)
+
+    assert "version 1" in status
+    assert "auc_roc >= 0.8" in status
+    assert "PASS" in status
+    assert (shown["model"], shown["champion"], shown["arrivals"]) == ("visits", 1, {"published": 1})
+    assert {gate["result"] for gate in shown["gates"]} == {"PASS"}
+    assert (entry["version"], entry["action"], entry["reason"], entry["actor"]) == (
+        1,
+        "promotion",
+        "schedule",
+        "a test",
+    )
+    assert "a test" in call("history", "visits")[1]
+
+
+STATUS_AND_HISTORY = (["status"], ["history", "visits"])
+
+
+def test_the_history_of_a_model_without_champion_says_so() -> None:
+    assert call("history", "visits") == (0, "visits never had a champion.\n")
+
+
+def test_landing_a_file_twice_leaves_it_alone(platform: Platform, tmp_path: Path) -> None:
+    file = tmp_path / "monday.parquet"
+    fakes.visits(20).to_parquet(file)
+
+    first, again = call("land", str(file), "--model", "visits"), call("land", str(file), "--model", "visits")
+
+    assert first == (0, "monday.parquet: landed\n")
+    assert again == (0, "monday.parquet: is there already\n")
+    assert [path.name for path in (platform.settings.landing / "visits").iterdir()] == ["monday.parquet"]
+
+
+def test_a_file_whose_name_is_unsafe_is_not_landed(platform: Platform, tmp_path: Path) -> None:
+    file = tmp_path / "a b.parquet"
+    file.write_bytes(b"x")
+
+    with pytest.raises(LandingZoneError, match="file name must consist of"):
+        call("land", str(file), "--model", "visits")
+    assert list((platform.settings.landing / "visits").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (["land", "nowhere.csv", "--model", "churn"], {}, "nowhere.csv cannot be read: No such file"),
+        (["retrain", "churn", "--reason", "x"], {"DAGSTER_HOME": ""}, "DAGSTER_HOME is not set"),
+        (["retrain", "churn", "--reason", "x"], {"DAGSTER_HOME": "var"}, "must be an absolute path. Got 'var'"),
+        (["retrain", "churn", "--reason", "x"], {"DAGSTER_HOME": "/"}, "no dagster.yaml stands"),
+        (["ingest", "churn"], {"DAGSTER_HOME": str(ROOT)}, "cannot be listed: No such file or directory. Make"),
+        (["ingest", "nobody"], {"DAGSTER_HOME": str(ROOT)}, "There is no model 'nobody'. There is: churn."),
+        (["status"], {"ML_PLATFORM_HOME": "var"}, "ML_PLATFORM_HOME: Value error, must be an absolute path"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_message(
+    arguments: list[str], environment: dict[str, str], message: str
+) -> None:
+    done = program(*arguments, **environment)
+
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("error:") == 1
+
+
+def test_an_unreachable_mlflow_fails_the_run_and_promotes_nothing(platform: Platform, tmp_path: Path) -> None:
+    (tmp_path / "dagster.yaml").write_text((ROOT / "dagster.yaml").read_text())
+    environment = {
+        "DAGSTER_HOME": str(tmp_path),
+        "MLFLOW_TRACKING_URI": "http://user:secret@127.0.0.1:9",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    }
+
+    done = program("demo", **environment)
+
+    assert done.returncode == 2
+    assert "MLflow at http://user:***@127.0.0.1:9 could not record the run: no answer." in done.stderr
+    assert "secret" not in done.stdout + done.stderr
+    assert platform.database.champion("churn") is None

@@ -1,0 +1,29 @@
+import socket
+from pathlib import Path
+
+import pytest
+
+from ml_platform.dev import run_servers
+from ml_platform.errors import ConfigurationError, PortInUseError
+from ml_platform.workflows import Platform
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_a_port_in_use_is_named_before_anything_starts(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(ROOT))
+    said: list[str] = []
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+
+        with pytest.raises(PortInUseError, match=f"Port {port} on 127.0.0.1 cannot be used: Address already in use"):
+            run_servers(platform.settings, port, port + 1, said.append)
+
+    assert said == []
+
+
+def test_without_dagster_home_nothing_starts(platform: Platform) -> None:
+    with pytest.raises(ConfigurationError, match="DAGSTER_HOME is not set"):
+        run_servers(platform.settings, 0, 0, lambda _: None)

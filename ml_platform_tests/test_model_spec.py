@@ -1,0 +1,140 @@
+from typing import Any
+
+import pandera.pandas as pa
+import pytest
+from pydantic import ValidationError
+
+from ml_platform.model_spec import DEFAULT_GATES, Gate
+from ml_platform_tests import fakes
+
+
+class LenientVisits(fakes.Visits):
+    class Config:
+        strict = False
+
+
+class CoercingVisits(fakes.Visits):
+    class Config:
+        strict = True
+        coerce = True
+
+
+class CoercingOneColumn(fakes.Visits):
+    pages: int = pa.Field(coerce=True)
+
+    class Config:
+        strict = True
+
+
+def test_a_key_that_nobody_declared_is_refused() -> None:
+    with pytest.raises(ValidationError, match="minimum_rows"):
+        fakes.visits_spec(minimum_rows=10)
+
+
+def test_a_gate_with_a_key_that_nobody_declared_is_refused() -> None:
+    with pytest.raises(ValidationError, match="at_leats"):
+        Gate(metric="auc_roc", at_leats=0.8)  # type: ignore[call-arg]
+
+
+def test_a_spec_cannot_be_changed_once_declared() -> None:
+    spec = fakes.visits_spec()
+    with pytest.raises(ValidationError, match="frozen"):
+        spec.gates = ()  # type: ignore[misc]
+
+
+def test_a_gate_cannot_be_loosened_once_declared() -> None:
+    gate = Gate(metric="auc_roc", at_least=0.8)
+    with pytest.raises(ValidationError, match="frozen"):
+        gate.at_least = 0.1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("bounds", [{}, {"at_least": 0.1, "at_most": 0.9}])
+def test_a_gate_has_exactly_one_bound(bounds: dict[str, float]) -> None:
+    with pytest.raises(ValidationError, match="exactly one of at_least and at_most"):
+        Gate(metric="auc_roc", **bounds)
+
+
+@pytest.mark.parametrize(
+    ("gate", "condition", "bound"),
+    [
+        (Gate(metric="auc_roc", at_least=0.8), "auc_roc >= 0.8", 0.8),
+        (Gate(metric="inference_time_ms", at_most=100), "inference_time_ms <= 100", 100),
+        (Gate(metric="loss", at_least=0.0), "loss >= 0", 0.0),
+        (Gate(metric="loss", at_most=0.0), "loss <= 0", 0.0),
+    ],
+)
+def test_a_gate_is_written_as_people_write_it(gate: Gate, condition: str, bound: float) -> None:
+    assert (gate.condition, gate.bound) == (condition, bound)
+
+
+def test_a_model_without_declared_gates_has_the_default_ones() -> None:
+    declared = {name: getattr(fakes.visits_spec(), name) for name in ("name", "description", "table", "pipeline")}
+    columns = {"entity": "visitor", "event_time": "seen_at", "label": "bought", "positive": "yes"}
+
+    spec = type(fakes.visits_spec())(**declared, **columns)
+
+    assert spec.gates == DEFAULT_GATES
+    assert [gate.condition for gate in spec.gates] == [
+        "auc_roc >= 0.8",
+        "f1_score >= 0.7",
+        "inference_time_ms <= 100",
+        "model_size_mb <= 500",
+    ]
+
+
+@pytest.mark.parametrize(
+    "gates", [(), (Gate(metric="auc_roc", at_least=0.8), Gate(metric="auc_roc", at_least=0.1))], ids=["none", "twice"]
+)
+def test_a_model_has_gates_and_each_metric_once(gates: tuple[Gate, ...]) -> None:
+    with pytest.raises(ValidationError, match="gates must name at least one metric, each once"):
+        fakes.visits_spec(gates=gates)
+
+
+@pytest.mark.parametrize("name", ["", "Visits", "1visits", "vis-its", "../visits", "vi sits", "visits\n", "v" * 41])
+def test_a_name_that_is_no_safe_folder_is_refused(name: str) -> None:
+    with pytest.raises(ValidationError, match="name must match"):
+        fakes.visits_spec(name=name)
+
+
+@pytest.mark.parametrize("name", ["v", "visits_2", "v" * 40])
+def test_a_plain_name_is_accepted(name: str) -> None:
+    assert fakes.visits_spec(name=name).name == name
+
+
+@pytest.mark.parametrize("table", [LenientVisits, CoercingVisits, CoercingOneColumn])
+def test_a_contract_that_lets_through_or_coerces_is_refused(table: Any) -> None:
+    with pytest.raises(ValidationError, match=rf"{table.__name__} must have Config.strict = True"):
+        fakes.visits_spec(table=table)
+
+
+@pytest.mark.parametrize("role", ["entity", "event_time", "label"])
+def test_a_column_that_the_contract_lacks_is_refused(role: str) -> None:
+    with pytest.raises(ValidationError, match="has no column"):
+        fakes.visits_spec(**{role: "absent"})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"holdout_share": 0.0},
+        {"holdout_share": 1.0},
+        {"min_new_rows": 0},
+        {"least_rows": 1},
+        {"least_share_of_a_class": 0.5},
+        {"quarantine_tolerance": 1.1},
+        {"quarantine_tolerance": -0.1},
+    ],
+)
+def test_a_number_out_of_its_range_is_refused(change: dict[str, float]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(change))):
+        fakes.visits_spec(**change)
+
+
+def test_the_model_sees_neither_entity_nor_time_nor_label() -> None:
+    spec = fakes.visits_spec()
+
+    hidden = {spec.entity, spec.event_time, spec.label}
+
+    assert spec.features == [name for name in spec.columns if name not in hidden]
+    assert set(spec.columns) - set(spec.features) == hidden
+    assert spec.columns == list(fakes.visits(1).columns)

@@ -1,0 +1,286 @@
+"""The graph as Dagster runs it: real runs in this process, on an instance in a folder."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from ml_platform.definitions import defs
+from ml_platform.errors import EvidenceError, LandingZoneError
+from ml_platform.model_spec import Gate, ModelSpec
+from ml_platform.pipeline import (
+    DATA_CHECKS,
+    PlatformResource,
+    arrival_requests,
+    arrivals_partition,
+    model_definitions,
+    range_tags,
+)
+from ml_platform.runs import QUIET, root_cause
+from ml_platform.workflows import Platform
+from ml_platform_tests import fakes
+
+GRAPH = Path(__file__).parent / "snapshots" / "graph.txt"
+
+
+@pytest.fixture
+def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.setenv("ML_PLATFORM_CODE_REVISION", "0" * 40)
+    (tmp_path / "dagster").mkdir()
+    with dg.DagsterInstance.local_temp(str(tmp_path / "dagster")) as opened:
+        yield opened
+
+
+def repository(spec: ModelSpec) -> dg.RepositoryDefinition:
+    resources = dg.Definitions(resources={"platform": PlatformResource()}, executor=dg.in_process_executor)
+    return dg.Definitions.merge(model_definitions(spec), resources).get_repository_def()
+
+
+def run(job: str, instance: dg.DagsterInstance, spec: ModelSpec | None = None, **options: Any) -> Any:
+    definition = repository(spec or fakes.visits_spec()).get_job(job)
+    return definition.execute_in_process(run_config=QUIET, instance=instance, raise_on_error=False, **options)
+
+
+def why(result: Any) -> list[str]:
+    """What the steps of a run failed with, for the message of an assertion."""
+    return [root_cause(event) for event in result.get_step_failure_events()]
+
+
+def ingest(platform: Platform, instance: dg.DagsterInstance) -> Any:
+    from ml_platform import workflows
+
+    keys = [arrival.key for arrival in workflows.waiting_arrivals(platform, "visits")]
+    instance.add_dynamic_partitions("visits_arrivals", keys)
+    return run("visits_ingest", instance, tags=range_tags(keys[0], keys[-1]))
+
+
+def checks_of(result: Any) -> dict[str, bool]:
+    return {check.check_name: check.passed for check in result.get_asset_check_evaluations()}
+
+
+def materialised(result: Any) -> set[str]:
+    return {event.asset_key.path[-1] for event in result.get_asset_materialization_events()}
+
+
+def test_the_graph_is_the_one_that_was_reviewed() -> None:
+    graph = defs().resolve_asset_graph()
+    lines = [
+        f"{node.key.to_user_string()} [{node.group_name}] <- "
+        + (", ".join(sorted(key.to_user_string() for key in node.parent_keys)) or "nothing")
+        for node in graph.asset_nodes
+    ]
+    blocking = {
+        key.to_user_string()
+        for definition in graph.assets_defs
+        for spec in definition.check_specs
+        if spec.blocking
+        for key in [spec.key]
+    }
+    lines += [
+        f"{key.to_user_string()} {'blocking' if key.to_user_string() in blocking else 'reports'}"
+        for key in graph.asset_check_keys
+    ]
+    found = "\n".join(sorted(lines)) + "\n"
+
+    assert found == GRAPH.read_text(), f"The graph changed. If it should have, write this into {GRAPH}:\n{found}"
+
+
+def test_a_run_takes_published_rows_to_the_champion(platform: Platform, instance: dg.DagsterInstance) -> None:
+    fakes.drop(platform, "monday.parquet", fakes.visits(600))
+    assert ingest(platform, instance).success
+
+    result = run("visits_retrain", instance)
+
+    assert result.success, why(result)
+    champion = platform.database.champion("visits")
+    assert champion is not None
+    assert platform.registry.alias("visits", "champion") == champion.version == 1
+    assert {"auc_roc", "f1_score", "inference_time_ms", "model_size_mb", "integration_test"} < set(checks_of(result))
+    assert all(checks_of(result).values())
+
+
+def test_a_quarantined_file_leaves_the_run_green_and_its_check_red(
+    platform: Platform, instance: dg.DagsterInstance
+) -> None:
+    fakes.drop(platform, "a-good.parquet", fakes.visits(100))
+    fakes.drop(platform, "b-bad.parquet", fakes.visits(100, first=1_000).drop(columns="pages"))
+
+    result = ingest(platform, instance)
+
+    assert result.success
+    evaluations = {check.check_name: check for check in result.get_asset_check_evaluations()}
+    assert set(evaluations) == set(DATA_CHECKS)
+    assert not evaluations["schema"].passed
+    assert evaluations["schema"].severity is dg.AssetCheckSeverity.ERROR
+    assert "'pages' is missing" in evaluations["schema"].description
+    outcomes = {row["name"]: row["outcome"] for row in platform.database.arrival_outcomes("visits")}
+    assert outcomes == {"a-good.parquet": "published", "b-bad.parquet": "quarantined"}
+
+
+def champion_then_noise(platform: Platform, instance: dg.DagsterInstance) -> None:
+    fakes.drop(platform, "monday.parquet", fakes.visits(600))
+    ingest(platform, instance)
+    first = run("visits_retrain", instance)
+    assert first.success, why(first)
+    fakes.drop(platform, "noise.parquet", fakes.visits(600, day=2, signal=0.0, seed=1))
+    ingest(platform, instance)
+
+
+def test_a_model_that_learnt_nothing_stops_at_its_gates(platform: Platform, instance: dg.DagsterInstance) -> None:
+    champion_then_noise(platform, instance)
+
+    result = run("visits_retrain", instance)
+
+    assert not result.success
+    assert {name for name, passed in checks_of(result).items() if not passed} == {"auc_roc", "f1_score"}
+    assert materialised(result) == {"training_dataset", "trained_model"}
+    assert platform.registry.alias("visits", "champion") == 1
+    assert [entry.version for entry in platform.database.history("visits")] == [1]
+
+
+def test_a_run_that_starts_behind_a_failed_gate_is_refused(platform: Platform, instance: dg.DagsterInstance) -> None:
+    champion_then_noise(platform, instance)
+    run("visits_retrain", instance)
+    behind = [dg.AssetKey(["visits", name]) for name in ("registered_version", "staging_version", "champion_version")]
+
+    result = run("visits_retrain", instance, asset_selection=behind)
+
+    assert not result.success
+    assert materialised(result) == set()
+    assert "auc_roc" in str(result.get_step_failure_events()[0].step_failure_data.error)
+    assert platform.registry.alias("visits", "champion") == 1
+
+
+def test_a_metric_that_nobody_computes_blocks(platform: Platform, instance: dg.DagsterInstance) -> None:
+    spec = fakes.visits_spec(gates=(Gate(metric="auc_rok", at_least=0.1),))
+    fakes.drop(platform, "monday.parquet", fakes.visits(600))
+    ingest(platform, instance)
+
+    result = run("visits_retrain", instance, spec)
+
+    assert not result.success
+    assert checks_of(result)["auc_rok"] is False
+    assert platform.database.champion("visits") is None
+
+
+def test_a_feature_that_equals_the_label_stops_before_training(
+    platform: Platform, instance: dg.DagsterInstance
+) -> None:
+    rows = fakes.visits(600)
+    fakes.drop(platform, "leak.parquet", rows.assign(pages=(rows["bought"] == "yes").astype("int64")))
+    ingest(platform, instance)
+
+    result = run("visits_retrain", instance)
+
+    assert not result.success
+    assert checks_of(result)["leakage"] is False
+    assert platform.database.newest_candidate("visits") is None
+
+
+def test_too_few_rows_stop_before_training(platform: Platform, instance: dg.DagsterInstance) -> None:
+    fakes.drop(platform, "few.parquet", fakes.visits(40))
+    ingest(platform, instance)
+
+    result = run("visits_retrain", instance)
+
+    assert not result.success
+    assert checks_of(result)["least_rows"] is False
+    assert platform.database.newest_candidate("visits") is None
+
+
+def test_nothing_is_promoted_by_a_run_that_dagster_forgets(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch, instance: dg.DagsterInstance
+) -> None:
+    fakes.drop(platform, "monday.parquet", fakes.visits(600))
+    ingest(platform, instance)
+    monkeypatch.delenv("DAGSTER_HOME")
+
+    with pytest.raises(EvidenceError, match="DAGSTER_HOME is not set"):
+        repository(fakes.visits_spec()).get_job("visits_retrain").execute_in_process(QUIET, instance)
+
+    assert platform.database.newest_candidate("visits") is None
+
+
+def tick(spec: ModelSpec, sensor: str, instance: dg.DagsterInstance) -> Any:
+    definition = repository(spec).get_sensor_def(sensor)
+    context = dg.build_sensor_context(instance=instance, resources={"platform": PlatformResource()})
+    return definition(context)
+
+
+def test_the_arrival_sensor_requests_one_run_for_all_new_files(
+    platform: Platform, instance: dg.DagsterInstance
+) -> None:
+    for number in range(3):
+        fakes.drop(platform, f"{number}.parquet", fakes.visits(100, first=1 + number * 100))
+
+    found = tick(fakes.visits_spec(), "visits_arrivals", instance)
+
+    keys = found.dynamic_partitions_requests[0].partition_keys
+    assert len(keys) == 3
+    assert [request.tags for request in found.run_requests] == [
+        {**range_tags(keys[0], keys[-1]), "ml_platform/model": "visits"}
+    ]
+
+
+def test_the_arrival_sensor_leaves_handled_files_alone(platform: Platform, instance: dg.DagsterInstance) -> None:
+    fakes.drop(platform, "monday.parquet", fakes.visits(100))
+    ingest(platform, instance)
+
+    assert isinstance(tick(fakes.visits_spec(), "visits_arrivals", instance), dg.SkipReason)
+
+
+@pytest.mark.fault("P8")
+def test_deleting_the_run_history_publishes_nothing_again(platform: Platform, instance: dg.DagsterInstance) -> None:
+    fakes.drop(platform, "monday.parquet", fakes.visits(100))
+    ingest(platform, instance)
+    for record in instance.get_run_records():
+        instance.delete_run(record.dagster_run.run_id)
+
+    assert isinstance(tick(fakes.visits_spec(), "visits_arrivals", instance), dg.SkipReason)
+
+
+def test_a_missing_landing_zone_is_an_error_and_not_no_new_files(
+    platform: Platform, instance: dg.DagsterInstance
+) -> None:
+    (platform.settings.landing / "visits").rmdir()
+
+    with pytest.raises(LandingZoneError, match="cannot be listed"):
+        tick(fakes.visits_spec(), "visits_arrivals", instance)
+
+
+def test_ranges_cover_the_waiting_arrivals_and_no_other(instance: dg.DagsterInstance) -> None:
+    instance.add_dynamic_partitions("visits_arrivals", ["a", "b", "c", "d"])
+
+    assert arrival_requests(instance, "visits", ["b", "c", "e", "a"]) == [("a", "c"), ("e", "e")]
+    assert arrivals_partition("visits").name == "visits_arrivals"
+
+
+def test_retraining_waits_for_enough_new_rows(platform: Platform, instance: dg.DagsterInstance) -> None:
+    fakes.drop(platform, "monday.parquet", fakes.visits(600))
+    ingest(platform, instance)
+
+    waits = tick(fakes.visits_spec(min_new_rows=601), "visits_retraining", instance)
+    asks = tick(fakes.visits_spec(min_new_rows=600), "visits_retraining", instance)
+
+    assert isinstance(waits, dg.SkipReason)
+    assert "600 new rows" in str(waits.skip_message)
+    assert asks.tags["ml_platform/reason"] == "arrival"
+
+
+def test_retraining_is_asked_for_once_a_dataset_version(platform: Platform, instance: dg.DagsterInstance) -> None:
+    fakes.drop(platform, "monday.parquet", fakes.visits(600))
+    ingest(platform, instance)
+    run("visits_retrain", instance)
+
+    assert isinstance(tick(fakes.visits_spec(), "visits_retraining", instance), dg.SkipReason)
+
+
+def test_every_monday_at_two_utc_a_retraining_is_due() -> None:
+    schedule = defs().get_repository_def().get_schedule_def("churn_weekly")
+
+    assert schedule.cron_schedule == "0 2 * * 1"
+    assert schedule.execution_timezone == "UTC"
+    assert schedule.default_status is dg.DefaultScheduleStatus.RUNNING

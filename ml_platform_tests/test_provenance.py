@@ -1,0 +1,105 @@
+import hashlib
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ml_platform.errors import ConfigurationError
+from ml_platform.provenance import code_revision, lock_digest
+
+
+def git(root: Path, *arguments: str) -> str:
+    who = ["-c", "user.name=tester", "-c", "user.email=tester@example.org", "-c", "commit.gpgsign=false"]
+    done = subprocess.run(["git", "-C", str(root), *who, *arguments], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for variable in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
+        monkeypatch.delenv(variable, raising=False)
+    root = tmp_path / "checkout"
+    root.mkdir()
+    (root / "model.py").write_text("depth = 3\n")
+    (root / ".gitignore").write_text("var/\n")
+    git(root, "init", "--quiet")
+    git(root, "add", ".")
+    git(root, "commit", "--quiet", "--message", "first")
+    return root
+
+
+def test_a_clean_checkout_is_named_by_its_commit(checkout: Path) -> None:
+    assert code_revision(root=checkout) == git(checkout, "rev-parse", "HEAD")
+
+
+def test_a_given_revision_wins(checkout: Path) -> None:
+    assert code_revision("v1.2", root=checkout) == "v1.2"
+
+
+def test_a_change_that_is_not_committed_shows_and_is_named_by_its_content(checkout: Path) -> None:
+    seen = []
+    for text in ("depth = 4\n", "depth = 5\n", "depth = 4\n"):
+        (checkout / "model.py").write_text(text)
+        seen.append(code_revision(root=checkout))
+
+    commit = git(checkout, "rev-parse", "HEAD")
+    assert all(revision.startswith(f"{commit}+") for revision in seen)
+    assert seen[0] == seen[2] != seen[1]
+
+
+def test_a_staged_change_shows(checkout: Path) -> None:
+    (checkout / "model.py").write_text("depth = 4\n")
+    unstaged = code_revision(root=checkout)
+    git(checkout, "add", "model.py")
+
+    assert code_revision(root=checkout) == unstaged
+
+
+def test_a_file_that_git_does_not_know_shows_with_name_and_content(checkout: Path) -> None:
+    seen = {code_revision(root=checkout)}
+    for name, text in (("new.py", "a"), ("new.py", "b"), ("newer.py", "b")):
+        (checkout / name).write_text(text)
+        seen.add(code_revision(root=checkout))
+        (checkout / name).unlink()
+
+    assert len(seen) == 4
+
+
+def test_an_ignored_file_is_no_change(checkout: Path) -> None:
+    (checkout / "var").mkdir()
+    (checkout / "var" / "platform.db").write_text("state")
+
+    assert "+" not in code_revision(root=checkout)
+
+
+def test_going_back_to_the_commit_gives_the_commit_again(checkout: Path) -> None:
+    (checkout / "model.py").write_text("depth = 4\n")
+    assert "+" in code_revision(root=checkout)
+    (checkout / "model.py").write_text("depth = 3\n")
+
+    assert "+" not in code_revision(root=checkout)
+
+
+def test_a_folder_that_is_no_checkout_is_refused_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+
+    with pytest.raises(ConfigurationError, match="ML_PLATFORM_CODE_REVISION"):
+        code_revision(root=tmp_path)
+
+
+def test_a_machine_without_git_is_refused_with_advice(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(checkout))
+
+    with pytest.raises(ConfigurationError, match="ML_PLATFORM_CODE_REVISION"):
+        code_revision(root=checkout)
+
+
+def test_the_environment_is_named_by_the_bytes_of_its_lock(tmp_path: Path) -> None:
+    (tmp_path / "requirements.lock").write_bytes(b"skops==0.16.0\n")
+
+    assert lock_digest(tmp_path) == hashlib.sha256(b"skops==0.16.0\n").hexdigest()
+
+
+def test_a_missing_lock_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"requirements\.lock is missing"):
+        lock_digest(tmp_path)

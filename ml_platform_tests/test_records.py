@@ -1,0 +1,127 @@
+import json
+import re
+from dataclasses import FrozenInstanceError, replace
+from datetime import timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ml_platform.records import Arrival, GateOutcome, Verdict, canonical_json, now, sha256_text
+from ml_platform_tests import fake_records
+
+quick = settings(max_examples=50, deadline=None, database=None)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=10,
+)
+times = st.integers(0, 2**63 - 1)
+
+
+@quick
+@given(st.dictionaries(st.text(), values, max_size=5))
+def test_equal_values_give_equal_json_whatever_the_order_of_their_keys(value: dict[str, object]) -> None:
+    backwards = dict(reversed(value.items()))
+
+    assert canonical_json(backwards) == canonical_json(value)
+    assert json.loads(canonical_json(value)) == value
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_json_lacks_are_refused(number: float) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        canonical_json({"auc_roc": number})
+
+
+@quick
+@given(name=st.text(min_size=1), size=times, mtime=times)
+def test_a_partition_key_holds_only_safe_characters(name: str, size: int, mtime: int) -> None:
+    key = Arrival(model="visits", name=name, size=size, mtime_ns=mtime).key
+
+    assert re.fullmatch(r"[A-Za-z0-9-]*-[0-9a-f]{12}", key)
+    assert len(key) <= 64
+
+
+@quick
+@given(size=times, mtime=times, other=st.tuples(times, times))
+def test_two_files_share_a_key_only_if_name_size_and_time_are_the_same(
+    size: int, mtime: int, other: tuple[int, int]
+) -> None:
+    arrival = Arrival(model="visits", name="a.csv", size=size, mtime_ns=mtime)
+
+    again = Arrival(model="visits", name="a.csv", size=other[0], mtime_ns=other[1])
+
+    assert (arrival.key == again.key) == (arrival == again)
+
+
+def test_names_with_the_same_slug_have_different_keys() -> None:
+    keys = {Arrival(model="visits", name=name, size=1, mtime_ns=1).key for name in ("a-b.csv", "a_b.csv", "a.b.csv")}
+
+    assert len(keys) == 3
+
+
+def test_the_same_file_of_another_model_has_another_key() -> None:
+    arrival = Arrival(model="visits", name="a.csv", size=1, mtime_ns=1)
+
+    assert replace(arrival, model="others").key != arrival.key
+
+
+def test_now_is_aware_and_in_utc() -> None:
+    assert now().utcoffset() == timedelta(0)
+
+
+def test_a_verdict_read_back_from_its_document_is_the_same() -> None:
+    verdict = fake_records.verdict(fake_records.candidate(), auc_roc=float("nan"), f1_score=0.1)
+
+    again = Verdict.from_document(verdict.document)
+
+    assert again == verdict
+    assert again.digest == verdict.digest == sha256_text(verdict.document)
+    assert {result.outcome for result in again.results} == set(GateOutcome)
+
+
+def test_a_verdict_whose_gates_all_pass_passes() -> None:
+    assert fake_records.verdict(fake_records.candidate()).passed
+
+
+def test_a_verdict_without_results_does_not_pass() -> None:
+    verdict = fake_records.verdict(fake_records.candidate())
+
+    assert not replace(verdict, results=[]).passed
+
+
+@pytest.mark.parametrize("outcome", [GateOutcome.FAIL, GateOutcome.INCONCLUSIVE])
+def test_one_gate_that_does_not_pass_blocks_the_verdict(outcome: GateOutcome) -> None:
+    verdict = fake_records.verdict(fake_records.candidate())
+    for i, result in enumerate(verdict.results):
+        results = [*verdict.results[:i], replace(result, outcome=outcome), *verdict.results[i + 1 :]]
+
+        assert not replace(verdict, results=results).passed
+
+
+def test_every_field_of_a_verdict_is_bound_by_its_digest() -> None:
+    verdict = fake_records.verdict(fake_records.candidate())
+    changes: list[dict[str, object]] = [
+        {"candidate": "other"},
+        {"model": "other"},
+        {"model_digest": "other"},
+        {"dataset_version": verdict.dataset_version + 1},
+        {"dataset_digest": "other"},
+        {"gates_digest": "other"},
+        {"code_revision": "other"},
+        {"lock_digest": "other"},
+        {"metrics": {**verdict.metrics, "auc_roc": 1.0}},
+        {"results": verdict.results[1:]},
+    ]
+
+    digests = {replace(verdict, **change).digest for change in changes}  # type: ignore[arg-type]
+
+    assert {name for change in changes for name in change} == set(Verdict.__dataclass_fields__)
+    assert len(digests - {verdict.digest}) == len(changes)
+
+
+def test_a_record_cannot_be_changed() -> None:
+    candidate = fake_records.candidate()
+    with pytest.raises(FrozenInstanceError):
+        candidate.model_digest = "other"  # type: ignore[misc]

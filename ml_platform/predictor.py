@@ -126,7 +126,7 @@ def _deserialise(data: bytes, path: Path) -> Any:
             ) from error
         except InconsistentVersionWarning as warning:
             raise ModelError(f"{path} was written by another scikit-learn: {warning}. Train it again.") from warning
-        except (zipfile.BadZipFile, ValueError, KeyError) as error:
+        except (zipfile.BadZipFile, AttributeError, LookupError, TypeError, ValueError) as error:
             raise ModelError(f"{path} is no skops file that this version reads: {error}.") from error
 
 

@@ -16,7 +16,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 @pytest.fixture(autouse=True)
 def no_deployment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No test reads or writes the deployment of the person who runs it."""
-    for name in ("ML_PLATFORM_DATABASE_URL", "ML_PLATFORM_LANDING_ZONE", "MLFLOW_TRACKING_URI", "DAGSTER_HOME"):
+    ours = [name for name in os.environ if name.startswith("ML_PLATFORM_")]
+    for name in (*ours, "MLFLOW_TRACKING_URI", "DAGSTER_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("ML_PLATFORM_HOME", str(tmp_path / "home"))
 

@@ -1,9 +1,10 @@
-"""Small real things: a model that trains in milliseconds, rows that it can learn from, a platform in a folder.
+"""Small real things: a model that trains in milliseconds, rows that it can learn from, a platform in a folder, records.
 
 Nothing here stands in for code under test: the schema is a pandera schema, the pipeline a scikit-learn pipeline, the
-registry MLflow on SQLite.
+registry MLflow on SQLite, and a verdict is one that the gates really gave.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,9 @@ import pandas as pd
 import pandera.pandas as pa
 
 from ml_platform.model_spec import Gate, ModelSpec
+from ml_platform.records import Candidate, Lineage, Registration, Verdict, now, sha256_text
 from ml_platform.settings import Settings
+from ml_platform.stages import gates
 from ml_platform.workflows import Platform
 
 
@@ -102,3 +105,34 @@ def drop(platform: Platform, name: str, rows: pd.DataFrame, model: str = "visits
     writers: dict[str, Any] = {".parquet": rows.to_parquet, ".csv": rows.to_csv}
     writers[path.suffix](path, index=False)
     return path
+
+
+def passing_metrics(spec: ModelSpec) -> dict[str, float]:
+    """Return metrics that stand exactly on the bounds of a model's gates, where they still pass."""
+    return {gate.metric: gate.bound for gate in spec.gates}
+
+
+def candidate(identifier: str = "20240101-000000-00000001", **changes: Any) -> Candidate:
+    """Return a candidate of the model ``visits`` whose digests are those of its name."""
+    lineage = Lineage(
+        dataset_version=3,
+        dataset_digest=sha256_text("dataset"),
+        code_revision="0" * 40,
+        lock_digest=sha256_text("lock"),
+        reason="schedule",
+    )
+    made = Candidate(
+        id=identifier, model="visits", model_digest=sha256_text(identifier), lineage=lineage, trained_at=now()
+    )
+    return replace(made, **changes)
+
+
+def verdict(of: Candidate, **metrics: float) -> Verdict:
+    """Return the verdict on a candidate: passing, but for the metrics that are given."""
+    spec = visits_spec()
+    return gates.judge(of, {**passing_metrics(spec), **metrics}, spec)
+
+
+def registration(of: Candidate, version: int) -> Registration:
+    """Return the candidate's registration under a version number."""
+    return Registration(model=of.model, version=version, candidate=of.id)

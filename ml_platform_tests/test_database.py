@@ -26,7 +26,7 @@ from ml_platform.records import (
     Verdict,
     now,
 )
-from ml_platform_tests import fake_records
+from ml_platform_tests import fakes
 
 
 def url(folder: Path) -> str:
@@ -76,9 +76,9 @@ def entry(sequence: int, version: int, previous: int | None, model: str = "visit
 
 
 def judged(database: Database, identifier: str = "20240101-000000-00000001") -> tuple[Candidate, Verdict]:
-    candidate = fake_records.candidate(identifier)
+    candidate = fakes.candidate(identifier)
     database.record_candidate(candidate)
-    verdict = fake_records.verdict(candidate)
+    verdict = fakes.verdict(candidate)
     database.record_verdict(verdict)
     return candidate, verdict
 
@@ -117,12 +117,12 @@ def test_opening_a_database_again_keeps_what_it_holds(tmp_path: Path) -> None:
 
 def test_a_verdict_on_nobody_is_refused_by_the_schema(database: Database) -> None:
     with pytest.raises(sa.exc.IntegrityError):
-        database.record_verdict(fake_records.verdict(fake_records.candidate()))
+        database.record_verdict(fakes.verdict(fakes.candidate()))
 
 
 def test_a_time_of_another_zone_comes_back_as_the_same_instant_in_utc(database: Database) -> None:
     there = datetime(2024, 1, 1, 12, tzinfo=timezone(timedelta(hours=5)))
-    candidate = fake_records.candidate(trained_at=there)
+    candidate = fakes.candidate(trained_at=there)
     database.record_candidate(candidate)
 
     trained_at = database.candidate(candidate.id).trained_at
@@ -229,7 +229,7 @@ def test_the_newest_dataset_has_the_highest_number(database: Database) -> None:
 
 
 def test_a_candidate_comes_back_as_it_was_stored(database: Database) -> None:
-    candidate = fake_records.candidate(run_id="run-1")
+    candidate = fakes.candidate(run_id="run-1")
     database.record_candidate(candidate)
     assert database.candidate(candidate.id) == candidate
 
@@ -239,9 +239,9 @@ def test_a_candidate_comes_back_as_it_was_stored(database: Database) -> None:
 
 
 def test_a_candidates_identifier_is_used_once(database: Database) -> None:
-    database.record_candidate(fake_records.candidate())
+    database.record_candidate(fakes.candidate())
     with pytest.raises(sa.exc.IntegrityError):
-        database.record_candidate(fake_records.candidate())
+        database.record_candidate(fakes.candidate())
 
 
 def test_a_candidate_that_does_not_exist_is_no_evidence(database: Database) -> None:
@@ -254,7 +254,7 @@ def test_the_newest_candidate_was_trained_last(database: Database) -> None:
     start = now()
     for i, run in ((2, "run-2"), (3, "run-2"), (1, "run-1")):
         trained_at = start + timedelta(seconds=i)
-        database.record_candidate(fake_records.candidate(f"candidate-{i}", trained_at=trained_at, run_id=run))
+        database.record_candidate(fakes.candidate(f"candidate-{i}", trained_at=trained_at, run_id=run))
 
     newest = [database.newest_candidate("visits", run) for run in (None, "run-1", "run-2", "run-3")]
 
@@ -271,16 +271,16 @@ def test_a_verdict_is_stored_once_and_comes_back_as_it_was(database: Database) -
 
 def test_the_newest_verdict_counts(database: Database) -> None:
     candidate, _ = judged(database)
-    worse = fake_records.verdict(candidate, auc_roc=0.5)
+    worse = fakes.verdict(candidate, auc_roc=0.5)
     database.record_verdict(worse)
 
     assert database.verdict_on(candidate.id) == worse
 
 
 def test_a_verdict_that_was_edited_in_the_database_is_noticed(database: Database) -> None:
-    candidate = fake_records.candidate()
+    candidate = fakes.candidate()
     database.record_candidate(candidate)
-    failing = fake_records.verdict(candidate, auc_roc=0.5)
+    failing = fakes.verdict(candidate, auc_roc=0.5)
     database.record_verdict(failing)
     with database.engine.begin() as connection:
         edited = failing.document.replace('"auc_roc":0.5', '"auc_roc":0.9').replace("FAIL", "PASS")
@@ -295,7 +295,7 @@ def test_a_verdict_that_was_edited_in_the_database_is_noticed(database: Database
 
 def test_a_registration_is_stored_once_and_staged_by_a_test(database: Database) -> None:
     candidate, _ = judged(database)
-    registration = fake_records.registration(candidate, 1)
+    registration = fakes.registration(candidate, 1)
     assert database.registration_of(candidate.id) is None
     database.record_registration(registration)
     database.record_registration(replace(registration, version=2))
@@ -307,9 +307,7 @@ def test_a_registration_is_stored_once_and_staged_by_a_test(database: Database) 
 
 
 def test_staging_one_version_stages_no_other(database: Database) -> None:
-    first, second = (
-        fake_records.registration(judged(database, f"candidate-{version}")[0], version) for version in (1, 2)
-    )
+    first, second = (fakes.registration(judged(database, f"candidate-{version}")[0], version) for version in (1, 2))
     for registration in (first, second):
         database.record_registration(registration)
 

@@ -1,3 +1,4 @@
+from math import inf, nan
 from typing import Any
 
 import pandera.pandas as pa
@@ -52,6 +53,13 @@ def test_a_gate_cannot_be_loosened_once_declared() -> None:
 def test_a_gate_has_exactly_one_bound(bounds: dict[str, float]) -> None:
     with pytest.raises(ValidationError, match="exactly one of at_least and at_most"):
         Gate(metric="auc_roc", **bounds)
+
+
+@pytest.mark.parametrize("side", ["at_least", "at_most"])
+@pytest.mark.parametrize("bound", [nan, inf, -inf])
+def test_a_bound_is_a_finite_number(side: str, bound: float) -> None:
+    with pytest.raises(ValidationError, match=rf"{side}\n.*finite number"):
+        Gate(metric="auc_roc", **{side: bound})
 
 
 @pytest.mark.parametrize(
@@ -111,6 +119,22 @@ def test_a_contract_that_lets_through_or_coerces_is_refused(table: Any) -> None:
 def test_a_column_that_the_contract_lacks_is_refused(role: str) -> None:
     with pytest.raises(ValidationError, match="has no column"):
         fakes.visits_spec(**{role: "absent"})
+
+
+@pytest.mark.parametrize(("role", "column"), [("entity", "seen_at"), ("event_time", "bought"), ("label", "visitor")])
+def test_entity_time_and_label_in_one_column_are_refused(role: str, column: str) -> None:
+    with pytest.raises(ValidationError, match="must be three different columns"):
+        fakes.visits_spec(**{role: column})
+
+
+@pytest.mark.parametrize("positive", ["Yes", "maybe", "", 1])
+def test_a_positive_value_that_the_contract_does_not_allow_is_refused(positive: object) -> None:
+    with pytest.raises(ValidationError, match=r"positive must be a value of 'bought', one of \['yes', 'no'\]"):
+        fakes.visits_spec(positive=positive)
+
+
+def test_a_positive_value_may_be_any_where_the_contract_lists_none() -> None:
+    assert fakes.visits_spec(label="pages", positive=7).positive == 7
 
 
 @pytest.mark.parametrize(

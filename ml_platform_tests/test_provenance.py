@@ -1,4 +1,5 @@
 import hashlib
+import os
 import subprocess
 from pathlib import Path
 
@@ -63,6 +64,47 @@ def test_a_file_that_git_does_not_know_shows_with_name_and_content(checkout: Pat
         (checkout / name).unlink()
 
     assert len(seen) == 4
+
+
+def test_bytes_that_are_no_utf_8_show_with_name_and_content(checkout: Path) -> None:
+    (checkout / "model.py").write_bytes("tiefe = 3  # Bäume\n".encode("latin-1"))
+    changed = code_revision(root=checkout)
+    name = checkout / os.fsdecode(b"b\xe4ume.py")
+    seen = {changed}
+    for content in (b"\xff", b"\xfe"):
+        name.write_bytes(content)
+        seen.add(code_revision(root=checkout))
+
+    assert len(seen) == 3
+    assert all("+" in revision for revision in seen)
+
+
+def test_a_link_is_its_target_and_not_what_lies_there(checkout: Path, tmp_path: Path) -> None:
+    (tmp_path / "outside").write_text("a")
+    link, seen = checkout / "link", []
+    for target in (tmp_path / "outside", tmp_path / "nothing", tmp_path):
+        link.symlink_to(target)
+        seen.append(code_revision(root=checkout))
+        link.unlink()
+    (tmp_path / "outside").write_text("b")
+    link.symlink_to(tmp_path / "outside")
+
+    assert len(set(seen)) == 3
+    assert code_revision(root=checkout) == seen[0]
+
+
+def test_a_repository_inside_shows_but_what_it_holds_does_not(checkout: Path) -> None:
+    clean = code_revision(root=checkout)
+    inner = checkout / "inner"
+    inner.mkdir()
+    git(inner, "init", "--quiet")
+    (inner / "a.py").write_text("a")
+    git(inner, "add", ".")
+    git(inner, "commit", "--quiet", "--message", "inner")
+    before = code_revision(root=checkout)
+    (inner / "a.py").write_text("b")
+
+    assert clean != before == code_revision(root=checkout)
 
 
 def test_an_ignored_file_is_no_change(checkout: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml_platform.records import Arrival, GateOutcome, Verdict, canonical_json, now, sha256_text
-from ml_platform_tests import fake_records
+from ml_platform_tests import fakes
 
 quick = settings(max_examples=50, deadline=None, database=None)
 values = st.recursive(
@@ -72,7 +72,7 @@ def test_now_is_aware_and_in_utc() -> None:
 
 
 def test_a_verdict_read_back_from_its_document_is_the_same() -> None:
-    verdict = fake_records.verdict(fake_records.candidate(), auc_roc=float("nan"), f1_score=0.1)
+    verdict = fakes.verdict(fakes.candidate(), auc_roc=float("nan"), f1_score=0.1)
 
     again = Verdict.from_document(verdict.document)
 
@@ -82,18 +82,18 @@ def test_a_verdict_read_back_from_its_document_is_the_same() -> None:
 
 
 def test_a_verdict_whose_gates_all_pass_passes() -> None:
-    assert fake_records.verdict(fake_records.candidate()).passed
+    assert fakes.verdict(fakes.candidate()).passed
 
 
 def test_a_verdict_without_results_does_not_pass() -> None:
-    verdict = fake_records.verdict(fake_records.candidate())
+    verdict = fakes.verdict(fakes.candidate())
 
     assert not replace(verdict, results=[]).passed
 
 
 @pytest.mark.parametrize("outcome", [GateOutcome.FAIL, GateOutcome.INCONCLUSIVE])
 def test_one_gate_that_does_not_pass_blocks_the_verdict(outcome: GateOutcome) -> None:
-    verdict = fake_records.verdict(fake_records.candidate())
+    verdict = fakes.verdict(fakes.candidate())
     for i, result in enumerate(verdict.results):
         results = [*verdict.results[:i], replace(result, outcome=outcome), *verdict.results[i + 1 :]]
 
@@ -101,7 +101,7 @@ def test_one_gate_that_does_not_pass_blocks_the_verdict(outcome: GateOutcome) ->
 
 
 def test_every_field_of_a_verdict_is_bound_by_its_digest() -> None:
-    verdict = fake_records.verdict(fake_records.candidate())
+    verdict = fakes.verdict(fakes.candidate())
     changes: list[dict[str, object]] = [
         {"candidate": "other"},
         {"model": "other"},
@@ -122,6 +122,6 @@ def test_every_field_of_a_verdict_is_bound_by_its_digest() -> None:
 
 
 def test_a_record_cannot_be_changed() -> None:
-    candidate = fake_records.candidate()
+    candidate = fakes.candidate()
     with pytest.raises(FrozenInstanceError):
         candidate.model_digest = "other"  # type: ignore[misc]

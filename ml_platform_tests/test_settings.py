@@ -61,6 +61,14 @@ def test_a_relative_path_is_refused_by_the_name_of_its_variable(monkeypatch: pyt
         read_settings()
 
 
+@pytest.mark.parametrize("variable", ["ML_PLATFORM_HOMES", "ML_PLATFORM_MLFLOW_TRACKING_URI", "ML_PLATFORM_"])
+def test_a_variable_that_does_not_exist_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "/somewhere")
+
+    with pytest.raises(ConfigurationError, match=rf"{variable} is not known. Known are .*'ML_PLATFORM_HOME'"):
+        read_settings()
+
+
 def test_a_password_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ML_PLATFORM_DATABASE_URL", "postgresql://me:hunter2@host/platform")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@mlflow")

@@ -49,7 +49,10 @@ def _publication(opened: Any, sha256: str) -> Publication | None:
     version = opened.transaction_version(sha256)
     if version is None:
         return None
-    notes = next(commit["notes"] for commit in opened.history() if commit.get("sha256") == sha256)
+    # Delta drops old commits from the log and keeps their transactions: then the figures are gone.
+    notes = next((commit["notes"] for commit in opened.history() if commit.get("sha256") == sha256), None)
+    if notes is None:
+        raise DatasetError(f"Version {version} of {opened.table_uri} holds {sha256}, but its commit was cleaned up.")
     return Publication(version=version, notes=json.loads(notes))
 
 
@@ -86,12 +89,13 @@ def publish(table: Path, rows: "pa.Table", *, arrival: str, sha256: str, notes: 
 
 def _create(table: Path, schema: "pa.Schema") -> Any:
     """Make an empty table and open it; return None if somebody else was making it at the same time."""
-    from deltalake import DeltaTable
+    from deltalake import CommitProperties, DeltaTable
     from deltalake.exceptions import DeltaError
 
     table.parent.mkdir(parents=True, exist_ok=True)
     try:
-        return DeltaTable.create(table, schema, mode="error")
+        # With retries the library would write a second creation after somebody else's first.
+        return DeltaTable.create(table, schema, mode="error", commit_properties=CommitProperties(max_commit_retries=0))
     except DeltaError:
         if DeltaTable.is_deltatable(str(table)):
             return None

@@ -130,6 +130,7 @@ def test_a_person_materialises_in_the_browser_and_sees_the_gates_green(servers: 
         for gate in ("auc_roc", "f1_score", "inference_time_ms", "model_size_mb"):
             expect(page.get_by_text(gate, exact=True).first).to_be_visible(timeout=60_000)
         expect(page.get_by_text("Succeeded", exact=True)).to_have_count(4)
+        expect(page.get_by_text("auc_roc >= 0.8, on rows the model has not seen")).to_be_visible(timeout=60_000)
         page.screenshot(path=SCREENSHOTS / "gates.png")
         browser.close()
 

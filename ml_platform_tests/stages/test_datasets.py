@@ -1,6 +1,11 @@
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import deltalake
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -9,7 +14,7 @@ from deltalake import DeltaTable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_platform.errors import DatasetError
+from ml_platform.errors import ConflictError, DatasetError
 from ml_platform.stages import datasets
 from ml_platform.stages.datasets import Publication
 from ml_platform_tests import fakes
@@ -61,7 +66,7 @@ def test_each_batch_is_one_commit_and_is_found_by_its_bytes(tmp_path: Path) -> N
 
     done = {name: publish(table, fakes.visits(i + 1, first=10 * i + 1), name) for i, name in enumerate("abc")}
 
-    assert [publication.version for publication in done.values()] == [0, 1, 2]
+    assert [publication.version for publication in done.values()] == [1, 2, 3]
     assert {name: datasets.published(table, name * 64) for name in "abc"} == done
 
 
@@ -76,14 +81,94 @@ def test_a_batch_whose_commit_is_missing_was_not_published_and_can_be_again(tmp_
     publish(table, fakes.visits(5), "a")
     before = {path for path in table.rglob("*") if path.is_file()}
     publish(table, fakes.visits(5, first=6), "b")
-    commit = table / "_delta_log" / f"{1:020}.json"
+    commit = table / "_delta_log" / f"{2:020}.json"
     assert commit not in before
     commit.unlink()  # what a writer leaves that was killed before its commit: the rows' file and no more
 
     assert datasets.published(table, "b" * 64) is None
     assert datasets.pin(table, SPEC)[0].rows == 5
-    assert publish(table, fakes.visits(5, first=6), "b").version == 1
+    assert publish(table, fakes.visits(5, first=6), "b").version == 2
     assert datasets.pin(table, SPEC)[0].rows == 10
+
+
+def at_once(*tasks: Callable[[], Publication]) -> list[Publication]:
+    """Start the tasks at the same moment in a thread each; return what they returned."""
+    start = threading.Barrier(len(tasks))
+
+    def run(task: Callable[[], Publication]) -> Publication:
+        start.wait()
+        return task()
+
+    with ThreadPoolExecutor(len(tasks)) as pool:
+        return list(pool.map(run, tasks))
+
+
+@pytest.mark.parametrize("attempt", range(10))
+@pytest.mark.parametrize("there_already", [False, True])
+def test_writers_of_the_same_bytes_at_once_publish_them_once(tmp_path: Path, there_already: bool, attempt: int) -> None:
+    table, rows = tmp_path / "rows", fakes.visits(10, seed=attempt)
+    if there_already:
+        publish(table, fakes.visits(10, first=11), "a")
+
+    done = at_once(*[partial(publish, table, rows, "b")] * 3)
+
+    assert done == [datasets.published(table, "b" * 64)] * 3
+    assert done[0].notes == {"rows": 10}
+    assert DeltaTable(table).to_pyarrow_table().num_rows == 10 * (1 + there_already)
+
+
+@pytest.mark.parametrize("attempt", range(10))
+def test_writers_of_different_bytes_at_once_learn_the_right_versions(tmp_path: Path, attempt: int) -> None:
+    table = tmp_path / "rows"
+
+    done = at_once(*(partial(publish, table, fakes.visits(i, seed=attempt), name) for i, name in enumerate("abc", 1)))
+
+    assert done == [datasets.published(table, name * 64) for name in "abc"]
+    assert sorted(publication.version for publication in done) == [1, 2, 3]
+    for publication in done:
+        before, after = (DeltaTable(table, version=publication.version - back) for back in (1, 0))
+        added = after.to_pyarrow_table().num_rows - before.to_pyarrow_table().num_rows
+        assert added == publication.notes["rows"]
+
+
+@pytest.fixture
+def rival(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Return what lets somebody else commit first, before each of the next so many writes."""
+    write = deltalake.write_deltalake
+
+    def let_win(times: int) -> None:
+        left = iter(range(times))
+
+        def write_second(table: DeltaTable, data: Any, **options: Any) -> None:
+            if next(left, None) is not None:
+                write(table.table_uri, data.slice(0, 0), mode="append")
+            write(table, data, **options)
+
+        monkeypatch.setattr(deltalake, "write_deltalake", write_second)
+
+    return let_win
+
+
+def test_a_writer_whom_others_overtake_tries_again_on_what_they_wrote(
+    tmp_path: Path, rival: Callable[[int], None]
+) -> None:
+    rival(datasets.ATTEMPTS - 2)
+
+    done = publish(tmp_path / "rows", fakes.visits(10), "a")
+
+    assert done.version == DeltaTable(tmp_path / "rows").version() == datasets.ATTEMPTS - 1
+    assert datasets.published(tmp_path / "rows", "a" * 64) == done
+
+
+def test_a_writer_who_is_always_overtaken_gives_up_and_wrote_nothing(
+    tmp_path: Path, rival: Callable[[int], None]
+) -> None:
+    rival(datasets.ATTEMPTS)
+
+    with pytest.raises(ConflictError, match=rf"{datasets.ATTEMPTS} times while a-key was published. Run it again"):
+        publish(tmp_path / "rows", fakes.visits(10), "a")
+    assert datasets.published(tmp_path / "rows", "a" * 64) is None
+    assert DeltaTable(tmp_path / "rows").to_pyarrow_table().num_rows == 0
 
 
 def test_the_newest_time_of_each_entity_is_that_of_its_newest_row(tmp_path: Path) -> None:
@@ -115,7 +200,7 @@ def test_a_pinned_version_has_each_entitys_newest_row(tmp_path: Path) -> None:
 
     expected = pd.concat([new, old[old["visitor"] > 2]], ignore_index=True)
     pd.testing.assert_frame_equal(rows, expected)
-    assert (dataset.model, dataset.version, dataset.rows) == ("visits", 1, 4)
+    assert (dataset.model, dataset.version, dataset.rows) == ("visits", 2, 4)
     assert list(rows.columns) == SPEC.columns
 
 
@@ -146,6 +231,14 @@ def test_the_digest_does_not_depend_on_how_the_rows_came(tmp_path: Path) -> None
 def test_nothing_published_cannot_be_pinned(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"Nothing was published for 'visits' yet.*ml-platform ingest visits"):
         datasets.pin(tmp_path / "rows", SPEC)
+
+
+@pytest.mark.parametrize("version", [2, 10_000])
+def test_a_version_that_is_not_there_cannot_be_pinned(tmp_path: Path, version: int) -> None:
+    publish(tmp_path / "rows", fakes.visits(5), "a")
+
+    with pytest.raises(DatasetError, match=f"Version {version} of .* cannot be read"):
+        datasets.pin(tmp_path / "rows", SPEC, version)
 
 
 @quick
@@ -295,3 +388,15 @@ def test_a_constant_category_is_no_giveaway_where_a_class_is_rare() -> None:
 @pytest.mark.parametrize("label", [0, 1])
 def test_one_class_alone_has_no_giveaways(label: int) -> None:
     assert datasets.giveaways(pd.DataFrame({"a": [1, 2, 3]}), np.array([label] * 3)) == {}
+
+
+def test_a_publication_whose_commit_delta_cleaned_up_is_said_to_be_lost(tmp_path: Path) -> None:
+    table = tmp_path / "rows"
+    for i, name in enumerate("ab"):
+        publish(table, fakes.visits(10, first=1 + 10 * i), name)
+    DeltaTable(table).create_checkpoint()
+    for version in (0, 1):
+        (table / "_delta_log" / f"{version:020}.json").unlink()
+
+    with pytest.raises(DatasetError, match="was cleaned up"):
+        datasets.published(table, "a" * 64)

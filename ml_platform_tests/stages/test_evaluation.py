@@ -8,7 +8,7 @@ import pytest
 from ml_platform.predictor import Predictor
 from ml_platform.records import GateOutcome
 from ml_platform.stages import evaluation, gates
-from ml_platform_tests import fake_records, fakes
+from ml_platform_tests import fakes
 
 SPEC = fakes.visits_spec()
 LABELS = np.array([0, 0, 0, 1, 1, 1, 1, 0])
@@ -90,7 +90,7 @@ def test_with_one_class_alone_there_is_no_auc_and_its_gate_is_inconclusive(model
 
     assert "auc_roc" not in measured.metrics
     assert evaluation.draw_curves(measured) is None
-    outcomes = {r.metric: r.outcome for r in gates.judge(fake_records.candidate(), measured.metrics, SPEC).results}
+    outcomes = {r.metric: r.outcome for r in gates.judge(fakes.candidate(), measured.metrics, SPEC).results}
     assert outcomes["auc_roc"] is GateOutcome.INCONCLUSIVE
 
 
@@ -98,7 +98,7 @@ def test_a_model_that_never_says_yes_has_an_f1_of_zero_and_fails(model_file: Pat
     measured = evaluate(model_file, scores=np.zeros(len(LABELS)))
 
     assert measured.metrics["f1_score"] == 0.0
-    outcomes = {r.metric: r.outcome for r in gates.judge(fake_records.candidate(), measured.metrics, SPEC).results}
+    outcomes = {r.metric: r.outcome for r in gates.judge(fakes.candidate(), measured.metrics, SPEC).results}
     assert outcomes["f1_score"] is GateOutcome.FAIL
 
 
@@ -110,22 +110,56 @@ def test_scores_that_are_not_finite_do_not_pass(model_file: Path, bad: float, sh
 
     measured = evaluate(model_file, scores=scores)
 
-    verdict = gates.judge(fake_records.candidate(), measured.metrics, SPEC)
+    assert_inconclusive(measured)
+
+
+class Miscounting(Recited):
+    """A pipeline that answers for fewer or for more rows than it was asked about, or only predicts so."""
+
+    def __init__(self, more: int, *, scores_too: bool) -> None:
+        super().__init__(SCORES)
+        self.more = more
+        self.scores_too = scores_too
+
+    def predict_proba(self, frame: pd.DataFrame) -> Any:
+        answers = super().predict_proba(frame)
+        return miscounted(answers, self.more) if self.scores_too and len(frame) > 1 else answers
+
+    def predict(self, frame: pd.DataFrame) -> Any:
+        return miscounted((Recited.predict_proba(self, frame)[:, 1] >= 0.5).astype("int64"), self.more)
+
+
+def miscounted(answers: Any, more: int) -> Any:
+    return np.concatenate([answers, answers[:more]]) if more > 0 else answers[:more]
+
+
+@pytest.mark.fault("M1")
+@pytest.mark.parametrize("scores_too", [True, False])
+@pytest.mark.parametrize("more", [-1, 1])
+def test_answers_for_another_number_of_rows_do_not_pass(model_file: Path, more: int, scores_too: bool) -> None:
+    features = pd.DataFrame({"position": np.arange(len(LABELS))})
+
+    measured = evaluation.evaluate(
+        Predictor(Miscounting(more, scores_too=scores_too), ""), features, LABELS, model_file
+    )
+
+    assert not {"auc_roc", "f1_score", "accuracy"} & set(measured.metrics)
+    assert_inconclusive(measured)
+
+
+def test_an_empty_holdout_measures_nothing(model_file: Path) -> None:
+    measured = evaluate(model_file, labels=np.empty(0, "int64"))
+
+    assert (measured.metrics["holdout_rows"], len(measured.labels), len(measured.scores)) == (0, 0, 0)
+    assert_inconclusive(measured)
+
+
+def assert_inconclusive(measured: evaluation.Evaluation) -> None:
+    verdict = gates.judge(fakes.candidate(), measured.metrics, SPEC)
     outcomes = {result.metric: result.outcome for result in verdict.results}
     assert not verdict.passed
     assert outcomes["auc_roc"] is outcomes["f1_score"] is GateOutcome.INCONCLUSIVE
     assert evaluation.draw_curves(measured) is None
-
-
-@pytest.mark.fault("M1")
-def test_scores_for_fewer_rows_than_were_asked_are_not_measured(model_file: Path) -> None:
-    class Short(Recited):
-        def predict_proba(self, frame: pd.DataFrame) -> Any:
-            return super().predict_proba(frame)[:-1]
-
-    features = pd.DataFrame({"position": np.arange(len(LABELS))})
-    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
-        evaluation.evaluate(Predictor(Short(SCORES), ""), features, LABELS, model_file)
 
 
 class Clock:
@@ -163,7 +197,7 @@ def test_a_model_that_takes_five_seconds_fails_the_latency_gate(clock: Clock) ->
     milliseconds = evaluation.latency_p95_ms(Predictor(Costly(clock, 5.0), ""), fakes.visits(60))
 
     assert milliseconds == pytest.approx(5_000)
-    verdict = fake_records.verdict(fake_records.candidate(), inference_time_ms=milliseconds)
+    verdict = fakes.verdict(fakes.candidate(), inference_time_ms=milliseconds)
     assert [r.metric for r in verdict.results if r.outcome is GateOutcome.FAIL] == ["inference_time_ms"]
 
 

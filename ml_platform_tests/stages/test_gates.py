@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 from ml_platform.model_spec import Gate
 from ml_platform.records import GateOutcome, Verdict, sha256_text
 from ml_platform.stages import gates
-from ml_platform_tests import fake_records, fakes
+from ml_platform_tests import fakes
 
 SPEC = fakes.visits_spec()
-CANDIDATE = fake_records.candidate()
+CANDIDATE = fakes.candidate()
 LEAST = Gate(metric="auc_roc", at_least=0.8)
+NOT_COMPUTED = "was not computed, or is no finite number"
 MOST = Gate(metric="inference_time_ms", at_most=100)
 quick = settings(max_examples=50, deadline=None, database=None)
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -67,7 +68,7 @@ def test_a_metric_that_is_not_finite_is_inconclusive(gate: Gate, value: float) -
     result = gates.judge_gate(gate, {gate.metric: value})
 
     assert (result.outcome, result.value) == (GateOutcome.INCONCLUSIVE, None)
-    assert str(value) in result.why
+    assert result.why == f"{gate.metric} {NOT_COMPUTED}"
 
 
 @pytest.mark.parametrize("gate", [LEAST, MOST], ids=["at_least", "at_most"])
@@ -75,7 +76,7 @@ def test_a_missing_metric_is_inconclusive(gate: Gate) -> None:
     result = gates.judge_gate(gate, {"another": 1.0})
 
     assert (result.outcome, result.value) == (GateOutcome.INCONCLUSIVE, None)
-    assert result.why == f"{gate.metric} was not computed"
+    assert result.why == f"{gate.metric} {NOT_COMPUTED}"
 
 
 def test_a_result_says_the_value_and_the_bound() -> None:
@@ -86,7 +87,7 @@ def test_a_result_says_the_value_and_the_bound() -> None:
 
 
 def test_a_verdict_holds_one_result_a_gate_and_names_what_it_speaks_of() -> None:
-    verdict = fake_records.verdict(CANDIDATE)
+    verdict = fakes.verdict(CANDIDATE)
     lineage = CANDIDATE.lineage
 
     assert [result.condition for result in verdict.results] == [gate.condition for gate in SPEC.gates]
@@ -108,7 +109,7 @@ def test_a_verdict_holds_one_result_a_gate_and_names_what_it_speaks_of() -> None
 @pytest.mark.fault("M1")
 @pytest.mark.parametrize("value", [nan, inf])
 def test_a_verdict_with_a_metric_that_is_not_finite_does_not_pass_and_can_be_stored(value: float) -> None:
-    verdict = fake_records.verdict(CANDIDATE, inference_time_ms=value)
+    verdict = fakes.verdict(CANDIDATE, inference_time_ms=value)
 
     assert not verdict.passed
     assert "inference_time_ms" not in verdict.metrics
@@ -142,23 +143,32 @@ def test_the_gates_digest_changes_with_every_part_of_a_gate_and_with_a_gate_left
 
 
 def test_a_passing_verdict_is_evidence_for_its_candidate() -> None:
-    assert refusals(fake_records.verdict(CANDIDATE)) == []
+    assert refusals(fakes.verdict(CANDIDATE)) == []
 
 
 def test_a_failing_gate_is_refused_by_name_and_value() -> None:
-    found = refusals(fake_records.verdict(CANDIDATE, auc_roc=0.5))
+    found = refusals(fakes.verdict(CANDIDATE, auc_roc=0.5))
 
     assert found == ["auc_roc is 0.5, the gate asks for >= 0.8"]
 
 
 @pytest.mark.fault("M1")
-def test_an_inconclusive_gate_is_refused() -> None:
-    assert "auc_roc was not computed" in refusals(fake_records.verdict(CANDIDATE, auc_roc=nan))
+@pytest.mark.parametrize("value", [nan, inf, -inf])
+def test_an_inconclusive_gate_is_refused_and_its_honest_verdict_not_accused(value: float) -> None:
+    assert refusals(fakes.verdict(CANDIDATE, auc_roc=value)) == [f"auc_roc {NOT_COMPUTED}"]
+
+
+def test_a_stored_verdict_on_a_missing_metric_is_refused_for_that_alone() -> None:
+    metrics = fakes.passing_metrics(SPEC)
+    del metrics["f1_score"]
+    stored = Verdict.from_document(gates.judge(CANDIDATE, metrics, SPEC).document)
+
+    assert refusals(stored) == [f"f1_score {NOT_COMPUTED}"]
 
 
 @pytest.mark.parametrize("value", [0.5, nan])
 def test_a_result_edited_to_pass_is_refused(value: float) -> None:
-    edited = edited_results(fake_records.verdict(CANDIDATE, auc_roc=value))
+    edited = edited_results(fakes.verdict(CANDIDATE, auc_roc=value))
     assert edited.passed
 
     found = refusals(edited)
@@ -168,14 +178,14 @@ def test_a_result_edited_to_pass_is_refused(value: float) -> None:
 
 
 def test_a_metric_edited_to_pass_is_refused() -> None:
-    failing = fake_records.verdict(CANDIDATE, auc_roc=0.5)
+    failing = fakes.verdict(CANDIDATE, auc_roc=0.5)
     edited = replace(failing, metrics={**failing.metrics, "auc_roc": 0.9})
 
     assert refusals(edited) == ["the verdict does not follow from its own metrics"]
 
 
 def test_a_gate_dropped_from_the_results_is_refused() -> None:
-    failing = fake_records.verdict(CANDIDATE, auc_roc=0.5)
+    failing = fakes.verdict(CANDIDATE, auc_roc=0.5)
     dropped = replace(failing, results=[result for result in failing.results if result.metric != "auc_roc"])
     assert dropped.passed
 
@@ -184,7 +194,7 @@ def test_a_gate_dropped_from_the_results_is_refused() -> None:
 
 def test_a_verdict_under_fewer_gates_than_are_declared_is_refused() -> None:
     fewer = fakes.visits_spec(gates=SPEC.gates[1:])
-    verdict = gates.judge(CANDIDATE, {**fake_records.passing_metrics(SPEC), "auc_roc": 0.5}, fewer)
+    verdict = gates.judge(CANDIDATE, {**fakes.passing_metrics(SPEC), "auc_roc": 0.5}, fewer)
     assert verdict.passed
 
     assert "the gates were changed since it was judged" in refusals(verdict)
@@ -192,7 +202,7 @@ def test_a_verdict_under_fewer_gates_than_are_declared_is_refused() -> None:
 
 @pytest.mark.parametrize("bound", [0.5, 0.79, 0.81])
 def test_gates_changed_since_the_judgement_are_refused_even_if_they_still_pass(bound: float) -> None:
-    verdict = fake_records.verdict(CANDIDATE, auc_roc=0.95)
+    verdict = fakes.verdict(CANDIDATE, auc_roc=0.95)
     changed = fakes.visits_spec(gates=(Gate(metric="auc_roc", at_least=bound), *SPEC.gates[1:]))
 
     assert "the gates were changed since it was judged" in refusals(verdict, spec=changed)
@@ -200,15 +210,15 @@ def test_gates_changed_since_the_judgement_are_refused_even_if_they_still_pass(b
 
 @pytest.mark.fault("M3")
 def test_other_bytes_than_those_that_were_gated_are_refused() -> None:
-    (found,) = refusals(fake_records.verdict(CANDIDATE), model_digest=sha256_text("other bytes"))
+    (found,) = refusals(fakes.verdict(CANDIDATE), model_digest=sha256_text("other bytes"))
 
     assert found.startswith(f"the model's bytes have sha256 {sha256_text('other bytes')[:12]}")
 
 
 def test_a_verdict_on_the_same_bytes_but_another_candidate_is_refused() -> None:
-    other = fake_records.candidate("another", model_digest=CANDIDATE.model_digest)
+    other = fakes.candidate("another", model_digest=CANDIDATE.model_digest)
 
-    assert refusals(fake_records.verdict(other)) == ["the verdict does not follow from its own metrics"]
+    assert refusals(fakes.verdict(other)) == ["the verdict does not follow from its own metrics"]
 
 
 @pytest.mark.parametrize(
@@ -224,10 +234,8 @@ def test_a_verdict_on_the_same_bytes_but_another_candidate_is_refused() -> None:
 def test_a_verdict_on_another_lineage_is_refused(change: dict[str, object]) -> None:
     other = replace(CANDIDATE, lineage=replace(CANDIDATE.lineage, **change))  # type: ignore[arg-type]
 
-    assert refusals(fake_records.verdict(other)) == ["the verdict does not follow from its own metrics"]
+    assert refusals(fakes.verdict(other)) == ["the verdict does not follow from its own metrics"]
 
 
 def test_a_verdict_without_results_is_refused() -> None:
-    assert "the verdict does not follow from its own metrics" in refusals(
-        replace(fake_records.verdict(CANDIDATE), results=[])
-    )
+    assert "the verdict does not follow from its own metrics" in refusals(replace(fakes.verdict(CANDIDATE), results=[]))

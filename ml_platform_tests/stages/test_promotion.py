@@ -8,7 +8,7 @@ from ml_platform.database import Database
 from ml_platform.errors import ConflictError
 from ml_platform.records import LedgerEntry
 from ml_platform.stages.promotion import promote
-from ml_platform_tests import fake_records
+from ml_platform_tests import fakes
 
 
 @pytest.fixture
@@ -19,9 +19,9 @@ def database(tmp_path: Path) -> Iterator[Database]:
 
 
 def promote_numbered(database: Database, version: int, reason: str = "schedule") -> LedgerEntry:
-    candidate = fake_records.candidate(f"candidate-{version}")
-    verdict = fake_records.verdict(candidate)
-    return promote(database, fake_records.registration(candidate, version), verdict, reason=reason, actor="test")
+    candidate = fakes.candidate(f"candidate-{version}")
+    verdict = fakes.verdict(candidate)
+    return promote(database, fakes.registration(candidate, version), verdict, reason=reason, actor="test")
 
 
 def test_the_first_promotion_opens_the_ledger(database: Database) -> None:
@@ -32,10 +32,10 @@ def test_the_first_promotion_opens_the_ledger(database: Database) -> None:
 
 
 def test_a_promotion_names_its_evidence_its_reason_and_who_asked(database: Database) -> None:
-    candidate = fake_records.candidate()
-    verdict = fake_records.verdict(candidate)
+    candidate = fakes.candidate()
+    verdict = fakes.verdict(candidate)
 
-    registration = fake_records.registration(candidate, 3)
+    registration = fakes.registration(candidate, 3)
     entry = promote(database, registration, verdict, reason="manual: a test", actor="ada")
 
     assert (entry.action, entry.candidate, entry.verdict_digest) == ("promotion", candidate.id, verdict.digest)

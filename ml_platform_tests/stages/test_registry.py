@@ -15,7 +15,7 @@ from ml_platform.predictor import Predictor, file_digest, load
 from ml_platform.records import Candidate, Verdict
 from ml_platform.stages import training
 from ml_platform.stages.registry import CANDIDATE_TAG, Registry, lineage_tags, locked, run_files
-from ml_platform_tests import fake_records, fakes
+from ml_platform_tests import fakes
 
 SPEC = fakes.visits_spec()
 ROWS = fakes.visits(100)
@@ -51,8 +51,8 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
 def shown(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Shown:
     model_file = tmp_path_factory.mktemp("candidate") / training.MODEL_FILE
     digest = training.store(training.fit(ROWS, SPEC), model_file.parent)
-    candidate = fake_records.candidate(model_digest=digest, run_id="dagster-run")
-    verdict = fake_records.verdict(candidate)
+    candidate = fakes.candidate(model_digest=digest, run_id="dagster-run")
+    verdict = fakes.verdict(candidate)
     run_id, version = show(registry, candidate, verdict, model_file)
     return Shown(
         registry=registry,
@@ -119,7 +119,7 @@ def test_recording_and_registering_twice_gives_one_run_and_one_version(shown: Sh
 def test_another_candidate_is_another_run_and_the_next_version(shown: Shown) -> None:
     other = replace(shown.candidate, id="another-candidate")
 
-    run_id, version = show(shown.registry, other, fake_records.verdict(other), shown.model_file)
+    run_id, version = show(shown.registry, other, fakes.verdict(other), shown.model_file)
 
     assert run_id != shown.run_id
     assert version == shown.version + 1
@@ -127,7 +127,7 @@ def test_another_candidate_is_another_run_and_the_next_version(shown: Shown) -> 
 
 def test_the_run_of_a_candidate_that_failed_is_shown_as_failed(shown: Shown) -> None:
     candidate = replace(shown.candidate, id="failing-candidate")
-    verdict = fake_records.verdict(candidate, auc_roc=0.5)
+    verdict = fakes.verdict(candidate, auc_roc=0.5)
     with run_files(shown.model_file, FEATURES.head(), {}) as files:
         run_id = shown.registry.record_run(candidate, verdict, files)
 
@@ -284,8 +284,8 @@ def unreachable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
 
 
 def test_a_server_that_cannot_be_reached_is_said_quickly_and_without_its_password(unreachable: Registry) -> None:
-    candidate = fake_records.candidate()
-    verdict = fake_records.verdict(candidate)
+    candidate = fakes.candidate()
+    verdict = fakes.verdict(candidate)
     start = time.monotonic()
 
     for ask in (

@@ -1,11 +1,13 @@
 import gzip
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pandera.pandas as pandera
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -29,6 +31,10 @@ def arrow(frame: pd.DataFrame) -> Any:
 
 def as_csv(rows: pd.DataFrame = ROWS) -> str:
     return rows.to_csv(index=False)
+
+
+def as_jsonl(rows: pd.DataFrame = ROWS) -> str:
+    return rows.to_json(orient="records", lines=True, date_format="iso", double_precision=15)
 
 
 def as_parquet(rows: pd.DataFrame = ROWS) -> bytes:
@@ -56,29 +62,28 @@ def written(folder: Path, name: str, data: bytes) -> Path:
 
 
 def test_a_parquet_file_is_read_as_it_was_written(tmp_path: Path) -> None:
-    table = validation.read_rows(written(tmp_path, "a.parquet", as_parquet()))
+    table = validation.read_rows(written(tmp_path, "a.parquet", as_parquet()), SPEC)
 
     assert table.equals(arrow(ROWS))
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.jsonl"])
 def test_the_text_formats_hold_the_same_values(tmp_path: Path, name: str) -> None:
-    plain = ROWS[SPEC.features]
     writers: dict[str, Callable[[], bytes]] = {
-        "a.csv": lambda: as_csv(plain).encode(),
-        "a.csv.gz": lambda: gzip.compress(as_csv(plain).encode()),
-        "a.jsonl": lambda: plain.to_json(orient="records", lines=True, double_precision=15).encode(),
+        "a.csv": as_csv().encode,
+        "a.csv.gz": lambda: gzip.compress(as_csv().encode()),
+        "a.jsonl": as_jsonl().encode,
     }
 
-    table = validation.read_rows(written(tmp_path, name, writers[name]()))
+    table = validation.read_rows(written(tmp_path, name, writers[name]()), SPEC)
 
-    pd.testing.assert_frame_equal(table.to_pandas(), plain)
+    pd.testing.assert_frame_equal(table.to_pandas(), ROWS)
 
 
 @pytest.mark.fault("D9")
 def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
     plain, marked = (
-        validation.read_rows(written(tmp_path, f"{codec}.csv", as_csv().encode(codec)))
+        validation.read_rows(written(tmp_path, f"{codec}.csv", as_csv().encode(codec)), SPEC)
         for codec in ("utf-8", "utf-8-sig")
     )
 
@@ -86,7 +91,7 @@ def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
 
 
 def test_only_an_empty_field_is_missing(tmp_path: Path) -> None:
-    table = validation.read_rows(written(tmp_path, "a.csv", b'plan\nNA\nnull\nNaN\n""\nfree\n'))
+    table = validation.read_rows(written(tmp_path, "a.csv", b'plan\nNA\nnull\nNaN\n""\nfree\n'), SPEC)
 
     assert table["plan"].to_pylist()[:3] == ["NA", "null", "NaN"]
 
@@ -95,7 +100,74 @@ def test_only_an_empty_field_is_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".csv.gz", ".jsonl"])
 def test_an_empty_file_is_unreadable(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(UnreadableFileError, match="it is no readable"):
-        validation.read_rows(written(tmp_path, f"a{suffix}", b""))
+        validation.read_rows(written(tmp_path, f"a{suffix}", b""), SPEC)
+
+
+@pytest.mark.fault("D4")
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [("a.csv", f"{HEADER}\n".encode()), ("a.parquet", as_parquet(ROWS.head(0)))],
+    ids=["csv", "parquet"],
+)
+def test_a_header_without_rows_is_a_batch_without_rows(tmp_path: Path, name: str, data: bytes) -> None:
+    report = validation.validate(validation.read_rows(written(tmp_path, name, data), SPEC), SPEC)
+
+    assert (report.problem, report.rows, report.valid.num_rows) == ("it has no rows", 0, 0)
+
+
+@pytest.mark.fault("D9")
+def test_a_header_in_latin_1_is_unreadable(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableFileError, match="it is no readable csv file: 'utf-8' codec can't decode"):
+        validation.read_rows(written(tmp_path, "a.csv", "pagés\n1\n".encode("latin-1")), SPEC)
+
+
+@pytest.mark.parametrize("metadata", [b"{", b"[]", b'{"index_columns": ["pages"], "columns": []}'])
+def test_what_a_parquet_file_tells_pandas_does_not_matter(tmp_path: Path, metadata: bytes) -> None:
+    told = arrow(ROWS).replace_schema_metadata({b"pandas": metadata})
+    pa.parquet.write_table(told, tmp_path / "a.parquet")
+
+    report = validation.validate(validation.read_rows(tmp_path / "a.parquet", SPEC), SPEC)
+
+    assert report.problem is None
+    assert report.valid.equals(arrow(ROWS))
+
+
+class Coded(fakes.Visits):
+    """Visits whose plan is a code of digits."""
+
+    plan: str = pandera.Field(str_matches=r"^\d{3}$")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_text_of_digits_stays_text_and_keeps_its_zeros(tmp_path: Path, name: str) -> None:
+    coded = ROWS.assign(plan="007")
+    data = as_csv(coded) if name == "a.csv" else as_jsonl(coded)
+    spec = fakes.visits_spec(table=Coded)
+
+    report = validation.validate(validation.read_rows(written(tmp_path, name, data.encode()), spec), spec)
+
+    assert report.problem is None
+    pd.testing.assert_frame_equal(report.valid.to_pandas(), coded)
+
+
+@pytest.mark.fault("D8")
+@pytest.mark.parametrize(
+    ("column", "value"), [("pages", 1.9), ("pages", "7"), ("pages", "1e3"), ("plan", 7), ("seen_at", "yesterday")]
+)
+def test_a_json_value_of_another_type_makes_the_file_unreadable(tmp_path: Path, column: str, value: object) -> None:
+    other = {**json.loads(as_jsonl(ROWS.tail(1))), column: value}
+
+    with pytest.raises(UnreadableFileError, match="it is no readable jsonl file"):
+        validation.read_rows(written(tmp_path, "a.jsonl", f"{as_jsonl()}{json.dumps(other)}\n".encode()), SPEC)
+
+
+@pytest.mark.fault("D8")
+@pytest.mark.parametrize(
+    ("column", "value"), [("pages", "1.9"), ("pages", "seven"), ("seen_at", "2024-01-01 00:00:00")]
+)
+def test_a_csv_field_of_another_type_makes_the_file_unreadable(tmp_path: Path, column: str, value: str) -> None:
+    with pytest.raises(UnreadableFileError, match="it is no readable csv file: In CSV column"):
+        validation.read_rows(written(tmp_path, "a.csv", text_with(column, value).encode()), SPEC)
 
 
 @pytest.mark.fault("D5")
@@ -103,8 +175,8 @@ def test_an_empty_file_is_unreadable(tmp_path: Path, suffix: str) -> None:
 def test_a_cut_parquet_file_is_unreadable(tmp_path: Path, share: float) -> None:
     data = as_parquet()
 
-    with pytest.raises(UnreadableFileError, match=r"it is no readable \.parquet file"):
-        validation.read_rows(written(tmp_path, "a.parquet", data[: int(len(data) * share)]))
+    with pytest.raises(UnreadableFileError, match=r"it is no readable parquet file"):
+        validation.read_rows(written(tmp_path, "a.parquet", data[: int(len(data) * share)]), SPEC)
 
 
 @pytest.mark.fault("D5")
@@ -114,21 +186,21 @@ def test_a_bit_flipped_in_a_page_is_noticed_by_its_checksum(tmp_path: Path, colu
     place = pa.parquet.ParquetFile(io.BytesIO(data)).metadata.row_group(0).column(column)
     data[place.data_page_offset + place.total_compressed_size // 2] ^= 1
 
-    with pytest.raises(UnreadableFileError, match=r"it is no readable \.parquet file"):
-        validation.read_rows(written(tmp_path, "a.parquet", bytes(data)))
+    with pytest.raises(UnreadableFileError, match=r"it is no readable parquet file"):
+        validation.read_rows(written(tmp_path, "a.parquet", bytes(data)), SPEC)
 
 
 @pytest.mark.fault("D5")
 def test_a_cut_gzip_file_is_unreadable(tmp_path: Path) -> None:
-    with pytest.raises(UnreadableFileError, match=r"it is no readable \.gz file"):
-        validation.read_rows(written(tmp_path, "a.csv.gz", gzip.compress(as_csv().encode())[:-50]))
+    with pytest.raises(UnreadableFileError, match=r"it is no readable csv\.gz file"):
+        validation.read_rows(written(tmp_path, "a.csv.gz", gzip.compress(as_csv().encode())[:-50]), SPEC)
 
 
 @pytest.mark.fault("D14")
 @pytest.mark.parametrize("line", ["1,2,3", "1," * 50 + "1", "1,2,3,4,5,6,7"])
 def test_a_row_that_is_longer_or_shorter_than_the_header_makes_the_file_unreadable(tmp_path: Path, line: str) -> None:
     with pytest.raises(UnreadableFileError, match="Expected 6 columns"):
-        validation.read_rows(written(tmp_path, "a.csv", f"{as_csv()}{line}\n".encode()))
+        validation.read_rows(written(tmp_path, "a.csv", f"{as_csv()}{line}\n".encode()), SPEC)
 
 
 @pytest.mark.fault("D12")
@@ -139,7 +211,7 @@ def test_a_column_name_that_comes_twice_is_unreadable(tmp_path: Path) -> None:
 
     for path in (tmp_path / "a.parquet", written(tmp_path, "a.csv", csv.encode())):
         with pytest.raises(UnreadableFileError, match="pages"):
-            validation.read_rows(path)
+            validation.read_rows(path, SPEC)
 
 
 # Rows
@@ -160,7 +232,13 @@ def test_good_rows_are_all_valid() -> None:
         pytest.param("seconds", np.nan, "values", "not_nullable", marks=pytest.mark.fault("D10")),
         pytest.param("seconds", np.inf, "values", "finite", marks=pytest.mark.fault("D10")),
         ("plan", None, "values", "not_nullable"),
-        ("seen_at", pd.Timestamp("2200-01-01", tz="UTC"), "freshness", "not in the future"),
+        pytest.param(
+            "seen_at",
+            pd.Timestamp("2200-01-01", tz="UTC"),
+            "freshness",
+            "not in the future",
+            marks=pytest.mark.fault("D13"),
+        ),
     ],
 )
 def test_a_bad_row_is_quarantined_with_its_reason_and_the_others_are_not(
@@ -174,6 +252,20 @@ def test_a_bad_row_is_quarantined_with_its_reason_and_the_others_are_not(
     assert report.rules == {check: {rule: 1}}
     assert report.findings[0].row == 0
     assert report.valid.equals(arrow(rows.drop(index=0)))
+
+
+@pytest.mark.fault("D13")
+def test_a_year_that_python_cannot_write_is_in_the_future() -> None:
+    microseconds = [2_777_000_000_000_000_000, *arrow(ROWS)["seen_at"].cast(pa.int64()).to_pylist()[1:]]
+    position = ROWS.columns.get_loc("seen_at")
+    rows = arrow(ROWS).set_column(position, "seen_at", pa.array(microseconds, pa.timestamp("us", "UTC")))
+
+    report = validation.validate(rows, SPEC)
+
+    assert report.problem is None
+    assert report.rules == {"freshness": {"not in the future": 1}}
+    assert report.findings[0].value.startswith("89969-")
+    assert report.valid.equals(arrow(ROWS.tail(-1)))
 
 
 @pytest.mark.fault("D12")
@@ -314,19 +406,24 @@ def text_with(column: str, value: str) -> str:
 
 
 FAULTS: dict[str, tuple[str, str, Callable[[], bytes], str]] = {
-    "empty csv": ("D4", "a.csv", lambda: b"", "no readable .csv file"),
-    "empty parquet": ("D4", "a.parquet", lambda: b"", "no readable .parquet file"),
-    "cut": ("D5", "a.parquet", lambda: as_parquet()[:-100], "no readable .parquet file"),
+    "empty csv": ("D4", "a.csv", lambda: b"", "no readable csv file"),
+    "header csv": ("D4", "a.csv", f"{HEADER}\n".encode, "it has no rows"),
+    "header parquet": ("D4", "a.parquet", lambda: as_parquet(ROWS.head(0)), "it has no rows"),
+    "empty parquet": ("D4", "a.parquet", lambda: b"", "no readable parquet file"),
+    "cut": ("D5", "a.parquet", lambda: as_parquet()[:-100], "no readable parquet file"),
     "missing": ("D7", "a.parquet", lambda: as_parquet(ROWS.drop(columns="pages")), "column 'pages' is missing"),
     "extra": ("D7", "a.parquet", lambda: as_parquet(ROWS.assign(more=1)), "column 'more' is not in the contract"),
     "integer as float": ("D8", "a.parquet", lambda: as_parquet(ROWS.astype({"pages": float})), "Got float64"),
     "integer as text": ("D8", "a.parquet", lambda: as_parquet(ROWS.astype({"pages": str})), "Got str"),
-    "utf-16": ("D9", "a.csv", lambda: as_csv().encode("utf-16"), "no readable .csv file"),
-    "latin-1": ("D9", "a.csv", lambda: text_with("plan", "frée").encode("latin-1"), "column 'plan' must be"),
+    "fraction": ("D8", "a.csv", lambda: text_with("pages", "1.9").encode(), "conversion error to int64"),
+    "utf-16": ("D9", "a.csv", lambda: as_csv().encode("utf-16"), "no readable csv file"),
+    "latin-1": ("D9", "a.csv", lambda: text_with("plan", "frée").encode("latin-1"), "invalid UTF8 data"),
+    "latin-1 header": ("D9", "a.csv", f"{HEADER},pagés\n".encode("latin-1").strip, "no readable csv file"),
     "nan": ("D10", "a.parquet", lambda: as_parquet(with_cell("seconds", np.nan, 30)), "seconds not_nullable"),
     "inf": ("D10", "a.parquet", lambda: as_parquet(with_cell("seconds", np.inf, 30)), "seconds finite"),
-    "2^63": ("D11", "a.csv", lambda: text_with("visitor", str(2**63)).encode(), "column 'visitor' must be"),
-    "30 digits": ("D11", "a.csv", lambda: text_with("visitor", "9" * 30).encode(), "column 'visitor' must be"),
+    "2^63": ("D11", "a.csv", lambda: text_with("visitor", str(2**63)).encode(), "conversion error to int64"),
+    "30 digits": ("D11", "a.csv", lambda: text_with("visitor", "9" * 30).encode(), "conversion error to int64"),
+    "json": ("D11", "a.jsonl", lambda: as_jsonl().replace(":1,", f":{2**63},", 1).encode(), "Failed to convert JSON"),
     "unsigned": ("D11", "a.parquet", lambda: as_parquet(ROWS.astype({"visitor": "uint64"})), "Got uint64"),
     "doubled ids": ("D12", "a.parquet", lambda: as_parquet(pd.concat([ROWS, ROWS])), "one row a time"),
     "doubled name": ("D12", "a.csv", f"{HEADER},plan\n1,,2,3,free,no,free\n".encode, "must be unique"),
@@ -352,6 +449,20 @@ def test_a_bad_file_is_quarantined_once_and_the_next_good_one_is_published(
     (good,) = ingest(platform)
     assert (good.outcome, good.rows, good.quarantined_rows) == (Outcome.PUBLISHED, 60, 0)
     assert datasets.pin(platform.rows("visits"), SPEC)[0].rows == 60
+
+
+@pytest.mark.fault("D9")
+@pytest.mark.parametrize("codec", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize(("name", "write"), [("a.csv", as_csv), ("a.jsonl", as_jsonl)], ids=["csv", "jsonl"])
+def test_a_text_file_is_published_with_and_without_a_byte_order_mark(
+    platform: Platform, name: str, write: Callable[[], str], codec: str
+) -> None:
+    workflows.land_file(platform, "visits", name, write().encode(codec))
+
+    (result,) = ingest(platform)
+
+    assert (result.outcome, result.rows, result.quarantined_rows) == (Outcome.PUBLISHED, len(ROWS), 0)
+    pd.testing.assert_frame_equal(datasets.pin(platform.rows("visits"), SPEC)[1], ROWS)
 
 
 @pytest.mark.fault("D2")

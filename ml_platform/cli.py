@@ -6,6 +6,7 @@ done, and the message says why and what to do.
 
 import contextlib
 import logging
+import pkgutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +16,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ml_platform.errors import PlatformError
-from ml_platform.workflows import Platform, land_file
+from ml_platform.errors import ConfigurationError, LandingZoneError, PlatformError
+from ml_platform.workflows import Platform, ignored_files, land_files, show_champion
 from ml_platform.workflows import status as model_status
 
 app = typer.Typer(
@@ -75,6 +76,8 @@ def status(json: AsJson = False) -> None:
 def history(model: Model, json: AsJson = False) -> None:
     """Show the ledger: what became champion, when, and why."""
     entries = Platform().database.history(model)
+    if not entries:
+        _require_model(model)
     if json:
         output.print_json(data=[vars(entry) for entry in entries], default=str)
         return
@@ -91,12 +94,30 @@ def land(
     files: Annotated[list[Path], typer.Argument(help="Parquet, CSV, CSV.GZ or JSON Lines files.")],
     model: Annotated[str, typer.Option(help="The model whose folder they are dropped into.")],
 ) -> None:
-    """Copy files into the landing zone, whole or not at all; a file that is there already is left alone."""
-    platform = Platform()
-    contents = {file.name: _read(file) for file in files}
-    for name, data in contents.items():
-        landed = land_file(platform, model, name, data)
-        output.print(f"{name}: {'landed' if landed else 'is there already'}", markup=False)
+    """Copy files into the landing zone, all or none; a file that is there already is left alone."""
+    _require_model(model)
+    names = [file.name for file in files]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise PlatformError(
+            f"Two files are called {twice[0]!r}: the second would replace the first. Nothing was landed."
+        )
+    landed = land_files(Platform(), model, {file.name: _read(file) for file in files})
+    for name in names:
+        output.print(f"{name}: {'landed' if name in landed else 'is there already'}", markup=False)
+
+
+def _require_model(model: str) -> None:
+    """Refuse a model that has no file: its folder would be watched by nobody. Dagster need not be asked."""
+    models = declared_models()
+    if model not in models:
+        raise ConfigurationError(f"There is no model {model!r}. There is: {', '.join(models) or 'none'}.")
+
+
+def declared_models() -> list[str]:
+    """Return the names of the files under defs/models/, which are the models' names."""
+    from ml_platform.defs import models
+
+    return sorted(found.name for found in pkgutil.iter_modules(models.__path__))
 
 
 def _read(file: Path) -> bytes:
@@ -109,16 +130,26 @@ def _read(file: Path) -> bytes:
 @app.command()
 def ingest(model: Model, json: AsJson = False) -> None:
     """Publish or quarantine every file that waits in the landing zone, in one run."""
+    _require_model(model)
     platform = Platform()
     outcomes = _ingest(platform, model)
+    ignored = ignored_files(platform, model)
     if json:
-        output.print_json(data=outcomes, default=str)
-    elif not outcomes:
-        output.print(f"No new file for {model}: nothing was published.")
-    else:
+        output.print_json(data={"arrivals": outcomes, "ignored": ignored}, default=str)
+    elif outcomes:
         _print_outcomes(outcomes)
-    if any(row["outcome"] == "quarantined" for row in outcomes):
+    else:
+        output.print(f"No new file for {model}: nothing was published.")
+    for name in ignored:
+        progress.print(
+            f"ignored: {name!r} is no Parquet, CSV, CSV.GZ or JSON Lines file with a safe name", markup=False
+        )
+    if ignored or _any_quarantined(outcomes):
         raise typer.Exit(REFUSED)
+
+
+def _any_quarantined(outcomes: list[dict[str, Any]]) -> bool:
+    return any(row["outcome"] == "quarantined" for row in outcomes)
 
 
 def _ingest(platform: Platform, model: str) -> list[dict[str, Any]]:
@@ -126,7 +157,16 @@ def _ingest(platform: Platform, model: str) -> list[dict[str, Any]]:
         from ml_platform import runs
 
         keys = set(runs.ingest(platform, model))
-    return [row for row in platform.database.arrival_outcomes(model) if row["key"] in keys]
+    outcomes = platform.database.arrival_outcomes(model)
+    if not outcomes and not keys:
+        folder = platform.settings.landing / model
+        raise LandingZoneError(
+            f"The landing zone {folder} is empty. Drop a file there: ml-platform land FILE --model {model}"
+        )
+    handled = [row for row in outcomes if row["key"] in keys]
+    for key in sorted(keys - {row["key"] for row in handled}):
+        progress.print(f"  {key}: its file was removed or changed meanwhile; run it again", markup=False)
+    return handled
 
 
 @app.command()
@@ -136,22 +176,29 @@ def retrain(
     json: AsJson = False,
 ) -> None:
     """Train on the newest rows, judge, and promote what passes."""
+    _require_model(model)
     platform = Platform()
-    passed = _retrain(model, f"manual: {reason}")
+    failed = _retrain(model, f"manual: {reason}")
     found = [row for row in model_status(platform) if row["model"] == model]
     if json:
         output.print_json(data=found)
     for row in [] if json else found:
         _print_status(row)
-    if not passed:
-        raise typer.Exit(REFUSED)
+    _exit_if_refused(failed)
 
 
-def _retrain(model: str, reason: str) -> bool:
+def _retrain(model: str, reason: str) -> list[str]:
     with _working(f"Training and judging {model} …"):
         from ml_platform import runs
 
         return runs.retrain(model, reason)
+
+
+def _exit_if_refused(failed: list[str]) -> None:
+    for check in failed:
+        progress.print(f"refused: {check}", style="red", markup=False)
+    if failed:
+        raise typer.Exit(REFUSED)
 
 
 @app.command()
@@ -166,29 +213,29 @@ def demo(
 
     platform = Platform()
     if only_land_next:
-        _land(platform, shipped.next_export(_next_week(platform)))
+        _land(platform, shipped.next_export(shipped.newest_time(platform.rows("churn"))))
         return
     _land(platform, shipped.shuffled_exports() if shuffle_labels else shipped.exports())
-    if not _ingest(platform, "churn"):
+    outcomes = _ingest(platform, "churn")
+    if not outcomes:
         output.print("Every file is published already: nothing was published twice.")
-    if platform.new_rows("churn"):
-        _retrain("churn", "manual: demo")
-    else:
-        output.print("No row is newer than the newest candidate's dataset version: nothing to train on.")
+    failed = _retrain("churn", "manual: demo") if platform.new_rows("churn") else _nothing_to_train_on(platform)
     found = model_status(platform)[0]
     _print_status(found)
-    if not found["last_run"]["passed"]:
+    _exit_if_refused(failed)
+    if _any_quarantined(outcomes) or found["last_run"]["state"] == "refused":
         raise typer.Exit(REFUSED)
 
 
+def _nothing_to_train_on(platform: Platform) -> list[str]:
+    output.print("No row is newer than the newest candidate's dataset version: nothing to train on.")
+    show_champion(platform, "churn")
+    return []
+
+
 def _land(platform: Platform, files: dict[str, bytes]) -> None:
-    landed = [name for name, data in files.items() if land_file(platform, "churn", name, data)]
+    landed = land_files(platform, "churn", files)
     output.print(f"{len(landed)} files landed in {platform.settings.landing / 'churn'}", soft_wrap=True)
-
-
-def _next_week(platform: Platform) -> int:
-    folder = platform.settings.landing / "churn"
-    return 1 + len(list(folder.glob("customers-2024-w??.parquet")))
 
 
 @app.command()
@@ -199,7 +246,7 @@ def dev(
     """Run Dagster's UI and daemon and MLflow's UI on loopback until interrupted."""
     from ml_platform.dev import run_servers
 
-    run_servers(Platform().settings, port, mlflow_port, progress.print)
+    run_servers(Platform().settings, declared_models(), port, mlflow_port, progress.print)
 
 
 def _print_outcomes(outcomes: list[dict[str, Any]]) -> None:
@@ -215,9 +262,9 @@ def _print_status(model: dict[str, Any]) -> None:
     champion = f"version {model['champion']}, since {model['promoted_at'][:16]}" if model["champion"] else "none yet"
     output.print(f"[bold]{model['model']}[/]\nchampion          {champion}")
     if run:
-        said = "passed" if run["passed"] else "refused"
-        text = f"{said}: {run['candidate']}, dataset version {run['dataset_version']}, {run['reason']}"
+        text = f"{run['state']}: {run['candidate']}, dataset version {run['dataset_version']}, {run['reason']}"
         output.print(f"newest candidate  {text}", markup=False)
+    if model["gates"]:
         output.print(_gates_table(model["gates"]))
     arrivals = ", ".join(f"{n} {outcome}" for outcome, n in sorted(model["arrivals"].items())) or "none"
     output.print(f"arrivals          {arrivals}; {model['new_rows']:,} rows not trained on yet")

@@ -14,7 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from ml_platform.errors import ConflictError, EvidenceError
+from ml_platform.errors import ConfigurationError, ConflictError, EvidenceError
 from ml_platform.records import (
     Arrival,
     BatchResult,
@@ -68,6 +68,7 @@ arrivals = sa.Table(
     sa.Column("dataset_version", sa.BigInteger),
     sa.Column("reason", sa.Text, nullable=False, default=""),
     sa.Column("rules", sa.Text, nullable=False, default="{}"),
+    sa.Column("examples", sa.Text, nullable=False, default="[]"),
     sa.Column("recorded_at", UtcDateTime),
 )
 datasets = sa.Table(
@@ -134,17 +135,23 @@ class Database:
     ----------
     url : str
         SQLAlchemy's address. A missing SQLite file and its folder are made; the schema is migrated to `HEAD`.
+
+    Raises
+    ------
+    ConfigurationError
+        It cannot be opened; a password in the address is not shown.
     """
 
     def __init__(self, url: str) -> None:
-        self.url = sa.make_url(url)
-        if self.url.get_backend_name() == "sqlite" and self.url.database:
-            Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
-        self.engine = sa.create_engine(self.url, **_engine_options(self.url))
-        if self.url.get_backend_name() == "sqlite":
-            sa.event.listen(self.engine, "connect", _configure_sqlite)
-            sa.event.listen(self.engine, "begin", _begin_immediate)
-        self._migrate()
+        try:
+            self.url = _with_driver(sa.make_url(url))
+            self.engine = _engine(self.url)
+            self._migrate()
+        except (sa.exc.SQLAlchemyError, ImportError, OSError) as error:
+            raise ConfigurationError(
+                f"The platform's database {_without_password(url)} cannot be opened: {str(error).splitlines()[0]}. "
+                "Check ML_PLATFORM_DATABASE_URL, or ML_PLATFORM_HOME where it is a file."
+            ) from error
 
     def close(self) -> None:
         """Give the connections back."""
@@ -209,11 +216,17 @@ class Database:
             "dataset_version": result.dataset_version,
             "reason": result.reason,
             "rules": json.dumps(result.rules),
+            "examples": json.dumps(result.examples),
             "recorded_at": now(),
         }
         unhandled = sa.and_(_is(result.arrival.model, result.arrival.key), arrivals.c.outcome.is_(None))
         with self._transaction() as connection:
             connection.execute(arrivals.update().where(unhandled).values(row))
+
+    def outcomes(self, model: str, keys: Iterable[str]) -> list[BatchResult]:
+        """Return what became of the handled arrivals among the keys given, in the order they were handled."""
+        wanted = set(keys)
+        return [_batch_result(row) for row in self.arrival_outcomes(model) if row["key"] in wanted]
 
     def known_arrivals(self, model: str) -> set[str]:
         """Return the keys of all arrivals that have an outcome."""
@@ -319,6 +332,24 @@ class Database:
         row = self._row(query.order_by(candidates.c.trained_at.desc()).limit(1))
         return _candidate(row) if row else None
 
+    def newest_settled_candidate(self, model: str) -> Candidate | None:
+        """Return the newest candidate that was refused or promoted; ``None`` if there is none.
+
+        One that passed its gates and got no further, or was never judged, is not settled: its run died.
+        """
+        refused = sa.select(verdicts.c.candidate).where(verdicts.c.passed.is_(False))
+        promoted = sa.select(ledger.c.candidate)
+        settled = sa.or_(candidates.c.id.in_(refused), candidates.c.id.in_(promoted))
+        query = sa.select(candidates).where(candidates.c.model == model, settled)
+        row = self._row(query.order_by(candidates.c.trained_at.desc()).limit(1))
+        return _candidate(row) if row else None
+
+    def candidates_of(self, model: str, dataset_version: int) -> int:
+        """Count the candidates that were trained on a dataset version."""
+        of_version = sa.and_(candidates.c.model == model, candidates.c.dataset_version == dataset_version)
+        with self._transaction() as connection:
+            return int(connection.scalar(sa.select(sa.func.count()).where(of_version)) or 0)
+
     def record_verdict(self, verdict: Verdict) -> None:
         """Store a verdict under its digest; storing the same again changes nothing."""
         with self._transaction() as connection:
@@ -364,12 +395,6 @@ class Database:
     def registration_of(self, candidate: str) -> Registration | None:
         """Return a candidate's number in the registry; ``None`` if it has none."""
         row = self._row(sa.select(registrations).where(registrations.c.candidate == candidate))
-        return _registration(row) if row else None
-
-    def newest_registration(self, model: str) -> Registration | None:
-        """Return the version that was registered last; ``None`` before the first."""
-        query = sa.select(registrations).where(registrations.c.model == model)
-        row = self._row(query.order_by(registrations.c.version.desc()).limit(1))
         return _registration(row) if row else None
 
     def mark_staged(self, registration: Registration) -> None:
@@ -437,6 +462,29 @@ class Database:
             return dict(row._mapping) if row else None
 
 
+def _with_driver(url: sa.URL) -> sa.URL:
+    # SQLAlchemy 2.1 takes a bare postgresql:// for psycopg 3; the extra `postgres` brings psycopg2, as Dagster's does.
+    return url.set(drivername="postgresql+psycopg2") if url.drivername == "postgresql" else url
+
+
+def _without_password(url: str) -> str:
+    try:
+        return sa.make_url(url).render_as_string(hide_password=True)
+    except sa.exc.ArgumentError:
+        return "address"
+
+
+def _engine(url: sa.URL) -> sa.Engine:
+    if url.get_backend_name() != "sqlite":
+        return sa.create_engine(url, **_engine_options(url))
+    if url.database:
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = sa.create_engine(url, **_engine_options(url))
+    sa.event.listen(engine, "connect", _configure_sqlite)
+    sa.event.listen(engine, "begin", _begin_immediate)
+    return engine
+
+
 def _engine_options(url: sa.URL) -> dict[str, Any]:
     # Several processes write: a writer waits for the other instead of failing at once.
     return {"connect_args": {"timeout": 30}} if url.get_backend_name() == "sqlite" else {"pool_pre_ping": True}
@@ -456,6 +504,20 @@ def _begin_immediate(connection: sa.Connection) -> None:
 
 def _is(model: str, key: str) -> sa.ColumnElement[bool]:
     return sa.and_(arrivals.c.model == model, arrivals.c.key == key)
+
+
+def _batch_result(row: dict[str, Any]) -> BatchResult:
+    return BatchResult(
+        arrival=Arrival(model=row["model"], name=row["name"], size=row["size"], mtime_ns=row["mtime_ns"]),
+        sha256=row["sha256"],
+        outcome=Outcome(row["outcome"]),
+        rows=row["rows"],
+        quarantined_rows=row["quarantined_rows"],
+        dataset_version=row["dataset_version"],
+        reason=row["reason"],
+        rules=json.loads(row["rules"]),
+        examples=json.loads(row["examples"]),
+    )
 
 
 def _candidate(row: dict[str, Any]) -> Candidate:

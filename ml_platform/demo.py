@@ -5,6 +5,7 @@ The set has no customer id and no time. Row order stands in for both: ``customer
 """
 
 import io
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,30 +16,50 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DATA = PROJECT_ROOT / "data" / "churn.parquet"
-START = "2024-01-01"
+START = datetime(2024, 1, 1, tzinfo=UTC)
+SHUFFLED_START = datetime(2025, 1, 1, tzinfo=UTC)
 FILES = 5
 DAYS_BETWEEN_EXPORTS = 7
 
 
 def exports(data: Path = DATA) -> dict[str, bytes]:
     """Return the whole set as Parquet files by name, a fifth of the rows each, in row order."""
-    return _in_parts(_observed(_read(data), week=0), "customers-2024-w01")
+    return _in_parts(_observed(_read(data), START), "customers-2024-01-01")
 
 
 def shuffled_exports(data: Path = DATA) -> dict[str, bytes]:
     """Return the same customers, observed a year later, with labels dealt out at random: nothing can be learnt."""
     rows = _read(data)
     rows["churn"] = rows["churn"].sample(frac=1, random_state=0).to_numpy()
-    return _in_parts(_observed(rows, week=52), "shuffled-2025-w01")
+    return _in_parts(_observed(rows, SHUFFLED_START), "shuffled-2025-01-01")
 
 
-def next_export(week: int, data: Path = DATA) -> dict[str, bytes]:
-    """Return one more export: a fifth of the customers, observed again `week` weeks later.
+def next_export(newest: datetime | None, data: Path = DATA) -> dict[str, bytes]:
+    """Return one more export: a fifth of the customers, observed again a week after the newest published row.
 
     The set has no later rows, so these repeat earlier ones under a later time.
+
+    Raises
+    ------
+    ConfigurationError
+        `newest` is None: nothing was published that this one could come after.
     """
-    rows = _observed(_read(data), week=week).iloc[(week - 1) % FILES :: FILES]
-    return {f"customers-2024-w{week + 1:02}.parquet": _parquet(rows)}
+    if newest is None:
+        raise ConfigurationError("Nothing is published yet that another export could follow. Run this first: make demo")
+    start = newest + timedelta(days=DAYS_BETWEEN_EXPORTS)
+    rows = _observed(_read(data), start).iloc[start.toordinal() % FILES :: FILES]
+    return {f"customers-{start:%Y-%m-%d}.parquet": _parquet(rows)}
+
+
+def newest_time(table: Path) -> datetime | None:
+    """Return the newest time of the published rows; ``None`` where there are none."""
+    import pyarrow.compute as pc
+    from deltalake import DeltaTable
+
+    if not DeltaTable.is_deltatable(str(table)):
+        return None
+    newest: datetime | None = pc.max(DeltaTable(table).to_pyarrow_table(columns=["observed_at"])["observed_at"]).as_py()
+    return newest
 
 
 def _read(data: Path) -> "pd.DataFrame":
@@ -49,10 +70,9 @@ def _read(data: Path) -> "pd.DataFrame":
     return pd.read_parquet(data)
 
 
-def _observed(rows: "pd.DataFrame", week: int) -> "pd.DataFrame":
+def _observed(rows: "pd.DataFrame", start: datetime) -> "pd.DataFrame":
     import pandas as pd
 
-    start = pd.Timestamp(START, tz="UTC") + pd.Timedelta(days=DAYS_BETWEEN_EXPORTS * week)
     times = pd.date_range(start, periods=len(rows), freq="min", unit="us")
     return rows.assign(customer=range(1, len(rows) + 1), observed_at=times)
 

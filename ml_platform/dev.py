@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ml_platform.errors import ConfigurationError, PortInUseError
@@ -16,13 +16,17 @@ HOST = "127.0.0.1"
 SECONDS_TO_STOP = 20
 
 
-def run_servers(settings: Settings, port: int, mlflow_port: int, say: Callable[[str], None]) -> None:
+def run_servers(
+    settings: Settings, models: Iterable[str], port: int, mlflow_port: int, say: Callable[[str], None]
+) -> None:
     """Start the servers, say where they are, and stop them together.
 
     Parameters
     ----------
     settings : Settings
         MLflow's UI is started only where its store is a file here.
+    models : iterable of str
+        Each gets its folder in the landing zone, for without one its sensor's ticks are red.
     port, mlflow_port : int
         Ports on loopback.
     say : callable
@@ -43,7 +47,8 @@ def run_servers(settings: Settings, port: int, mlflow_port: int, say: Callable[[
         ports["--mlflow-port"] = mlflow_port
     for option, number in ports.items():
         _require_free(option, number)
-    settings.landing.mkdir(parents=True, exist_ok=True)
+    for model in models:
+        (settings.landing / model).mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "ML_PLATFORM_MLFLOW_UI": _mlflow_page(settings, mlflow_port)}
     page = environment["ML_PLATFORM_MLFLOW_UI"]
     say(f"Dagster http://{HOST}:{port}, MLflow {page}; drop files into {settings.landing}/MODEL")

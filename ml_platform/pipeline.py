@@ -10,6 +10,8 @@ leaves for the next stands in the platform's database; no IO manager is involved
 """
 
 import base64
+import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -21,6 +23,7 @@ from ml_platform.errors import EvidenceError
 from ml_platform.model_spec import ModelSpec
 from ml_platform.records import BatchResult, Candidate, GateOutcome, LedgerEntry, Outcome, Registration
 from ml_platform.settings import keeps_runs
+from ml_platform.stages.datasets import DatasetReport
 from ml_platform.workflows import Judgement, Platform
 
 if TYPE_CHECKING:
@@ -46,6 +49,9 @@ DATASET_CHECKS = {
     "disjoint_split": "No entity is both in the training rows and in the holdout.",
     "leakage": "No single feature gives the label away.",
 }
+PROCESS_TAG = "ml_platform/process"
+# How often a dataset version is trained on by itself when runs die between the candidate and its promotion.
+TRIES = 3
 PROMOTING = {"registered_version", "staging_version", "champion_version"}
 
 
@@ -205,24 +211,15 @@ def _training_dataset(spec: ModelSpec) -> dg.AssetsDefinition:
             "holdout_rows": report.holdout_rows,
             "share_positive": report.share_positive,
         }
-        return Result(metadata=metadata, check_results=_dataset_checks(spec, report))
+        return Result(metadata=metadata, check_results=_dataset_checks(report))
 
     return training_dataset
 
 
-def _dataset_checks(spec: ModelSpec, report: workflows.DatasetReport) -> list[dg.AssetCheckResult]:
-    rows, share = report.dataset.rows, report.least_class_share
-    enough = rows >= spec.least_rows and min(report.training_rows, report.holdout_rows) > 0
+def _dataset_checks(report: DatasetReport) -> list[dg.AssetCheckResult]:
     return [
-        _check("least_rows", enough, rows=rows, least=spec.least_rows),
-        _check(
-            "class_balance",
-            share >= spec.least_share_of_a_class,
-            share=share,
-            least=spec.least_share_of_a_class,
-        ),
-        _check("disjoint_split", report.shared_entities == 0, shared_entities=report.shared_entities),
-        _check("leakage", not report.giveaways, features=dg.MetadataValue.json(report.giveaways)),
+        dg.AssetCheckResult(check_name=name, passed=name not in report.problems, description=report.problems.get(name))
+        for name in DATASET_CHECKS
     ]
 
 
@@ -236,7 +233,7 @@ def _trained_model(spec: ModelSpec) -> dg.AssetsDefinition:
     )
     def trained_model(context: dg.AssetExecutionContext, platform: PlatformResource) -> Result:
         opened, reason = platform.open(), context.run.tags.get(REASON_TAG, "manual: materialised")
-        candidate = workflows.train_candidate(opened, spec, reason=reason, run_id=context.run.run_id)
+        candidate = workflows.train_candidate(opened, spec, reason=reason, run_id=_root_run(context))
         return Result(metadata=_candidate_metadata(candidate))
 
     return trained_model
@@ -269,7 +266,7 @@ def _gates(spec: ModelSpec) -> dg.AssetChecksDefinition:
     @dg.multi_asset_check(name=f"{spec.name}_gates", specs=specs, can_subset=False)
     def gates(context: dg.AssetCheckExecutionContext, platform: PlatformResource) -> Iterator[dg.AssetCheckResult]:
         opened = platform.open()
-        candidate = workflows.current_candidate(opened, spec.name, context.run.run_id)
+        candidate = workflows.current_candidate(opened, spec.name, _root_run(context))
         judgement = workflows.judge_candidate(opened, spec, candidate)
         yield from _gate_checks(opened, judgement)
 
@@ -309,7 +306,7 @@ def _registered_version(spec: ModelSpec) -> dg.AssetsDefinition:
     def registered_version(context: dg.AssetExecutionContext, platform: PlatformResource) -> Result:
         _refuse_ephemeral(context)
         opened = platform.open()
-        candidate = workflows.current_candidate(opened, spec.name, context.run.run_id)
+        candidate = workflows.current_candidate(opened, spec.name, _root_run(context))
         registration = workflows.register_candidate(opened, spec, candidate)
         evidence = _evidence_metadata(opened, candidate)
         return Result(metadata={**_version_metadata(opened, registration), **evidence})
@@ -331,10 +328,10 @@ def _staging_version(spec: ModelSpec) -> dg.AssetsDefinition:
     def staging_version(context: dg.AssetExecutionContext, platform: PlatformResource) -> Result:
         _refuse_ephemeral(context)
         opened = platform.open()
-        candidate = workflows.current_candidate(opened, spec.name, context.run.run_id)
+        candidate = workflows.current_candidate(opened, spec.name, _root_run(context))
         registration, problem = workflows.stage_version(opened, candidate)
-        passed = _check("integration_test", problem is None, found=problem or "the same answers to the bit")
-        return Result(metadata=_version_metadata(opened, registration), check_results=[passed])
+        tested = dg.AssetCheckResult(check_name="integration_test", passed=problem is None, description=problem)
+        return Result(metadata=_version_metadata(opened, registration), check_results=[tested])
 
     return staging_version
 
@@ -350,7 +347,7 @@ def _champion_version(spec: ModelSpec) -> dg.AssetsDefinition:
     def champion_version(context: dg.AssetExecutionContext, platform: PlatformResource) -> Result:
         _refuse_ephemeral(context)
         opened = platform.open()
-        candidate = workflows.current_candidate(opened, spec.name, context.run.run_id)
+        candidate = workflows.current_candidate(opened, spec.name, _root_run(context))
         promote = partial(workflows.promote_version, opened, spec, candidate)
         entry = promote(reason=candidate.lineage.reason, actor=f"dagster run {context.run.run_id}")
         return Result(metadata=_entry_metadata(entry))
@@ -366,8 +363,9 @@ def _blocking(spec: ModelSpec, asset: str, name: str, description: str) -> dg.As
     return dg.AssetCheckSpec(name, asset=[spec.name, asset], blocking=True, description=description)
 
 
-def _check(name: str, passed: bool, **metadata: Any) -> dg.AssetCheckResult:
-    return dg.AssetCheckResult(check_name=name, passed=passed, metadata=metadata)
+def _root_run(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> str:
+    """Return the first of a chain of retries: each acts on the candidate that its chain trained."""
+    return context.run.root_run_id or context.run.run_id
 
 
 def _refuse_ephemeral(context: dg.AssetExecutionContext) -> None:
@@ -376,8 +374,9 @@ def _refuse_ephemeral(context: dg.AssetExecutionContext) -> None:
     promotes = {key.path[-1] for key in selected} & PROMOTING
     if promotes and (context.instance.is_ephemeral or not keeps_runs()):
         raise EvidenceError(
-            "DAGSTER_HOME is not set, so Dagster forgets this run when it ends, and a version is promoted on evidence "
-            "only. Set DAGSTER_HOME to the folder that holds dagster.yaml: export DAGSTER_HOME=$PWD"
+            "A version is promoted on evidence only, and Dagster would keep no record of this run, or keep it "
+            "elsewhere. Run it in the folder that holds dagster.yaml, with DAGSTER_HOME set to that folder: "
+            "export DAGSTER_HOME=$PWD"
         )
 
 
@@ -480,9 +479,13 @@ def _retraining_sensor(spec: ModelSpec, job: Any) -> dg.SensorDefinition:
             return dg.SkipReason(f"{rows} new rows; retraining waits for {spec.min_new_rows}.")
         if _is_running(context.instance, job.name) or _is_running(context.instance, f"{spec.name}_ingest"):
             return dg.SkipReason("A run of this model is under way.")
-        # A dataset on which training fails is not tried for ever: the key names it.
-        newest = opened.database.newest_publication(spec.name)
-        return dg.RunRequest(run_key=f"arrival-{newest}", tags={REASON_TAG: "arrival", MODEL_TAG: spec.name})
+        newest = opened.database.newest_publication(spec.name) or 0
+        tried = opened.database.candidates_of(spec.name, newest)
+        if tried >= TRIES:
+            return dg.SkipReason(f"{tried} candidates of dataset version {newest} came to nothing: look at their runs.")
+        # The key: a dataset version on which nothing can be trained is not tried for ever either.
+        key = f"{spec.name}-arrival-{newest}-{tried}"
+        return dg.RunRequest(run_key=key, tags={REASON_TAG: "arrival", MODEL_TAG: spec.name})
 
     return retraining
 
@@ -495,7 +498,29 @@ def _is_running(instance: dg.DagsterInstance, job: str) -> bool:
         dg.DagsterRunStatus.STARTED,
         dg.DagsterRunStatus.CANCELING,
     ]
-    return bool(instance.get_run_records(dg.RunsFilter(job_name=job, statuses=live), limit=1))
+    runs = instance.get_runs(dg.RunsFilter(job_name=job, statuses=live))
+    return any(not process_is_gone(run.tags.get(PROCESS_TAG)) for run in runs)
+
+
+def process_tag() -> str:
+    """Return host and id of this process, for the tags of a run that it executes itself."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def process_is_gone(tag: str | None) -> bool:
+    """Whether a run was executed by a process of this host that has died since; None is a run of the daemon's."""
+    host, _, pid = (tag or "").rpartition(":")
+    return host == socket.gethostname() and not _answers(int(pid))
+
+
+def _answers(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _weekly(spec: ModelSpec, job: Any) -> dg.ScheduleDefinition:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
+MODEL_FILE = "model.skops"
+
 # What a model file may contain beyond what skops itself trusts (scikit-learn's estimators, NumPy and SciPy). The
 # list is the platform's: a list that comes with a model, as MLmodel brings one, is an attacker's to widen.
 TRUSTED_TYPES = (

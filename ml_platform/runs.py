@@ -1,19 +1,29 @@
 """Launch Dagster runs in this process: what `ml-platform ingest`, `retrain` and `demo` need Dagster for."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import dagster as dg
+import sqlalchemy as sa
 
 from ml_platform import workflows
-from ml_platform.definitions import defs
 from ml_platform.errors import ConfigurationError, PlatformError
-from ml_platform.pipeline import MODEL_TAG, REASON_TAG, arrival_requests, arrivals_partition, range_tags
+from ml_platform.pipeline import (
+    MODEL_TAG,
+    PROCESS_TAG,
+    REASON_TAG,
+    arrival_requests,
+    arrivals_partition,
+    process_is_gone,
+    process_tag,
+    range_tags,
+)
 from ml_platform.settings import require_dagster_home
 from ml_platform.workflows import Platform
 
 # Dagster's own log would bury what a person at a terminal wants to read; it stands in the UI.
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+INTERRUPTED = "dagster._core.errors.DagsterExecutionInterruptedError"
 
 
 class RunFailedError(PlatformError):
@@ -38,14 +48,19 @@ def ingest(platform: Platform, model: str) -> list[str]:
         return []
     with _instance() as instance:
         ranges = arrival_requests(instance, model, keys)
-        instance.add_dynamic_partitions(arrivals_partition(model).name or "", keys)
+        _add_partitions(instance, arrivals_partition(model).name or "", keys)
         for ends in ranges:
             _execute(job, instance, {**range_tags(*ends), MODEL_TAG: model})
     return keys
 
 
-def retrain(model: str, reason: str) -> bool:
-    """Take a model from its newest rows to the champion; return whether every blocking check passed.
+def retrain(model: str, reason: str) -> list[str]:
+    """Take a model from its newest rows to the champion.
+
+    Returns
+    -------
+    list of str
+        The blocking checks that failed, each with what it said; empty if the model was promoted.
 
     Raises
     ------
@@ -60,27 +75,71 @@ def retrain(model: str, reason: str) -> bool:
 
 
 def _job(name: str, model: str) -> dg.JobDefinition:
-    repository = defs().get_repository_def()
+    repository = _repository()
     if not repository.has_job(name):
         models = sorted(job.removesuffix("_retrain") for job in repository.job_names if job.endswith("_retrain"))
         raise ConfigurationError(f"There is no model {model!r}. There is: {', '.join(models) or 'none'}.")
     return repository.get_job(name)
 
 
+def _repository() -> dg.RepositoryDefinition:
+    from ml_platform.definitions import defs
+
+    try:
+        return defs().get_repository_def()
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        where = str(error).splitlines()[0].rstrip(":")
+        raise ConfigurationError(
+            f"{where}. {type(cause).__name__}: {cause}. Mend the file; no run was started."
+        ) from error
+
+
 @contextlib.contextmanager
 def _instance() -> Iterator[dg.DagsterInstance]:
     # dagster.yaml names var/ relative to the folder that it stands in.
     with contextlib.chdir(require_dagster_home()), dg.DagsterInstance.get() as instance:
+        _report_the_dead(instance)
         yield instance
 
 
-def _execute(job: dg.JobDefinition, instance: dg.DagsterInstance, tags: dict[str, str]) -> bool:
+def _report_the_dead(instance: dg.DagsterInstance) -> None:
+    """Mark runs as failed whose process was killed: the queue and the sensors would wait for them."""
+    for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
+        if process_is_gone(run.tags.get(PROCESS_TAG)):
+            instance.report_run_failed(run, "Its process has died.")
+
+
+def _add_partitions(instance: dg.DagsterInstance, name: str, keys: Sequence[str]) -> None:
+    for attempt in range(3):
+        missing = [key for key in keys if not instance.has_dynamic_partition(name, key)]
+        try:
+            instance.add_dynamic_partitions(name, missing)
+        except sa.exc.IntegrityError:
+            # The daemon or another command added one of them between our look and our write.
+            if attempt == 2:
+                raise
+        else:
+            return
+
+
+def _execute(job: dg.JobDefinition, instance: dg.DagsterInstance, tags: dict[str, str]) -> list[str]:
+    tags = {**tags, PROCESS_TAG: process_tag()}
     result = job.execute_in_process(run_config=QUIET, instance=instance, tags=tags, raise_on_error=False)
+    if result.success:
+        return []
     failed = [check for check in result.get_asset_check_evaluations() if check.blocking and not check.passed]
-    if result.success or failed:
-        return result.success
+    if failed:
+        return [_said(check) for check in failed]
     errors = [root_cause(event) for event in result.get_step_failure_events()]
     raise RunFailedError("; ".join(errors) or f"Run {result.run_id} failed. Look at it in Dagster's UI.")
+
+
+def _said(check: dg.AssetCheckEvaluation) -> str:
+    asset = check.asset_key.path[-1]
+    return f"{check.check_name} of {asset}: {check.description or 'failed'}"
 
 
 def root_cause(event: dg.DagsterEvent) -> str:
@@ -88,6 +147,8 @@ def root_cause(event: dg.DagsterEvent) -> str:
     error, text = event.step_failure_data.error, "no reason was recorded"
     while error is not None:
         text = error.message.strip()
+        if text.startswith(INTERRUPTED):
+            return "Interrupted. What was finished is kept; run it again to go on."
         # Dagster writes "package.module.Class: message"; the platform's own errors speak for themselves.
         if text.startswith("ml_platform.errors."):
             return text.split(": ", 1)[-1]

@@ -101,8 +101,13 @@ def read_settings() -> Settings:
 
 
 def keeps_runs() -> bool:
-    """Whether Dagster keeps its records: without ``DAGSTER_HOME`` its commands use a folder that they delete."""
-    return bool(os.environ.get("DAGSTER_HOME"))
+    """Whether Dagster keeps its records where the deployment's are.
+
+    Without ``DAGSTER_HOME`` its commands use a folder that they delete, and ``dagster.yaml`` names var/ relative to the
+    folder that they are started in.
+    """
+    home = os.environ.get("DAGSTER_HOME", "")
+    return bool(home) and Path(home).resolve() == Path.cwd().resolve()
 
 
 def require_dagster_home() -> Path:

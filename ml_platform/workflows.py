@@ -8,7 +8,7 @@ import logging
 import tempfile
 import uuid
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from ml_platform import provenance
 from ml_platform.database import Database
-from ml_platform.errors import EvidenceError, LandingZoneError, UnreadableFileError
+from ml_platform.errors import ConflictError, EvidenceError, LandingZoneError, UnreadableFileError
 from ml_platform.model_spec import ModelSpec
-from ml_platform.predictor import file_digest, load
+from ml_platform.predictor import MODEL_FILE, file_digest, load
 from ml_platform.records import (
     Arrival,
     BatchResult,
@@ -43,6 +43,7 @@ from ml_platform.stages import (
     training,
     validation,
 )
+from ml_platform.stages.datasets import DatasetReport
 from ml_platform.stages.registry import Registry, run_files
 
 if TYPE_CHECKING:
@@ -76,8 +77,11 @@ class Platform:
         return Registry(self.settings.tracking_uri, self.settings.artifacts)
 
     def new_rows(self, model: str) -> int:
-        """Count the rows that were published since the newest candidate's dataset version."""
-        candidate = self.database.newest_candidate(model)
+        """Count the rows that were published since the dataset version of the newest settled candidate.
+
+        A candidate is settled when it was refused or promoted: one whose run died is trained again.
+        """
+        candidate = self.database.newest_settled_candidate(model)
         return self.database.rows_published_after(model, candidate.lineage.dataset_version if candidate else None)
 
     def rows(self, model: str) -> Path:
@@ -94,26 +98,40 @@ class Platform:
 
     def model_file(self, candidate: Candidate) -> Path:
         """Return the path of a candidate's stored bytes."""
-        return self.candidate_folder(candidate) / training.MODEL_FILE
+        return self.candidate_folder(candidate) / MODEL_FILE
 
 
 # Arrivals
 
 
-def land_file(platform: Platform, model: str, name: str, data: bytes) -> bool:
-    """Put a file into a model's folder of the landing zone, whole or not at all.
+def land_files(platform: Platform, model: str, files: Mapping[str, bytes]) -> list[str]:
+    """Put files into a model's folder of the landing zone, each whole or not at all.
 
     Returns
     -------
-    bool
-        False if a file of this name with these bytes is there already; it is left alone.
+    list of str
+        The names of those that were landed; a file that is there already with these bytes is left alone.
 
     Raises
     ------
     LandingZoneError
-        The name cannot be an arrival's.
+        A name cannot be an arrival's, or a file of that name with other bytes is waiting. Nothing was landed.
     """
-    return arrivals.land(platform.settings.landing / model, name, data)
+    folder = platform.settings.landing / model
+    new = [name for name, data in files.items() if not arrivals.holds(folder, name, data)]
+    arrivals.require_safe_names(files)
+    waiting = {arrival.name for arrival in waiting_arrivals(platform, model)} if folder.is_dir() else set()
+    if taken := sorted(waiting & set(new)):
+        raise LandingZoneError(
+            f"A file {taken[0]!r} with other bytes waits in {folder}. Run `ml-platform ingest {model}` first, or "
+            "choose another name. Nothing was landed."
+        )
+    return [name for name in new if arrivals.land(folder, name, files[name])]
+
+
+def ignored_files(platform: Platform, model: str) -> list[str]:
+    """Return the names in a model's folder of the landing zone that can be no arrival."""
+    return arrivals.ignored_files(platform.settings.landing, model)
 
 
 def waiting_arrivals(platform: Platform, model: str) -> list[Arrival]:
@@ -156,15 +174,20 @@ def keep_raw_batches(platform: Platform, model: str, keys: Iterable[str]) -> tup
 
 
 def publish_batches(platform: Platform, spec: ModelSpec, keys: Iterable[str]) -> list[BatchResult]:
-    """Validate the kept batches with these keys and publish or quarantine each; return what became of them."""
+    """Validate the kept batches with these keys and publish or quarantine each.
+
+    Returns
+    -------
+    list of BatchResult
+        What became of every arrival with these keys, those that were handled before included.
+    """
+    wanted = set(keys)
     known = platform.database.known_arrivals(spec.name)
-    results = []
-    for batch in platform.database.raw_batches(spec.name, [key for key in keys if key not in known]):
+    for batch in platform.database.raw_batches(spec.name, wanted - known):
         result = _publish_batch(platform, spec, batch)
         platform.database.record_outcome(result)
         log.info("%s: %s, %s", batch.arrival.name, result.outcome.value, result.reason)
-        results.append(result)
-    return results
+    return platform.database.outcomes(spec.name, wanted)
 
 
 def _publish_batch(platform: Platform, spec: ModelSpec, batch: RawBatch) -> BatchResult:
@@ -172,29 +195,54 @@ def _publish_batch(platform: Platform, spec: ModelSpec, batch: RawBatch) -> Batc
     if twin not in {None, batch.arrival.key}:
         reason = f"its bytes are those of {twin}, which is published"
         return _result(batch, Outcome.DUPLICATE, {"rows": 0, "quarantined_rows": 0}, reason)
-    rows = platform.rows(spec.name)
-    done = datasets.published(rows, batch.sha256)
-    if done is None:
-        report = _validate(platform, spec, batch)
-        notes = _notes(report)
+    done = datasets.published(platform.rows(spec.name), batch.sha256)
+    if done is not None:
+        _complete_quarantine(platform, spec, batch, done)
+        return _published(batch, done)
+    for attempt in range(datasets.ATTEMPTS):
+        try:
+            return _validate_and_publish(platform, spec, batch)
+        except ConflictError:
+            # Others published since the rows were held against what is there: once more, against what is there now.
+            if attempt == datasets.ATTEMPTS - 1:
+                raise
+    raise AssertionError("the loop returns or raises")
+
+
+def _validate_and_publish(platform: Platform, spec: ModelSpec, batch: RawBatch) -> BatchResult:
+    table = platform.rows(spec.name)
+    there = datasets.what_is_published(table, spec)
+    report = _validate(spec, batch, there)
+    notes, key = _notes(report), batch.arrival.key
+    if report.problem is not None:
         _quarantine(platform, batch, report)
-        if report.problem is not None:
-            return _result(batch, Outcome.QUARANTINED, notes, report.problem)
-        key = batch.arrival.key
-        done = datasets.publish(rows, report.valid, arrival=key, sha256=batch.sha256, notes=notes)
+        return _result(batch, Outcome.QUARANTINED, notes, report.problem)
+    done = datasets.publish(table, report.valid, arrival=key, sha256=batch.sha256, notes=notes, read_at=there.version)
+    _quarantine(platform, batch, report)
+    return _published(batch, done)
+
+
+def _complete_quarantine(platform: Platform, spec: ModelSpec, batch: RawBatch, done: datasets.Publication) -> None:
+    """Quarantine what a process that died after its commit did not: the rows are held against the version before."""
+    if done.notes["quarantined_rows"]:
+        there = datasets.what_is_published(platform.rows(spec.name), spec, done.version - 1)
+        _quarantine(platform, batch, _validate(spec, batch, there))
+
+
+def _validate(spec: ModelSpec, batch: RawBatch, there: datasets.Published) -> validation.Report:
+    try:
+        rows = validation.read_rows(Path(batch.path), spec)
+    except UnreadableFileError as error:
+        return validation.unreadable(str(error))
+    return validation.validate(rows, spec, there.newest)
+
+
+def _published(batch: RawBatch, done: datasets.Publication) -> BatchResult:
     good = done.notes["rows"] - done.notes["quarantined_rows"]
     reason = f"{good:,} rows in version {done.version}"
     if done.notes["quarantined_rows"]:
         reason += f", {done.notes['quarantined_rows']:,} quarantined"
     return _result(batch, Outcome.PUBLISHED, done.notes, reason, done.version)
-
-
-def _validate(platform: Platform, spec: ModelSpec, batch: RawBatch) -> validation.Report:
-    try:
-        rows = validation.read_rows(Path(batch.path), spec)
-    except UnreadableFileError as error:
-        return validation.unreadable(str(error))
-    return validation.validate(rows, spec, datasets.newest_times(platform.rows(spec.name), spec))
 
 
 def _notes(report: validation.Report) -> dict[str, Any]:
@@ -234,19 +282,6 @@ def _result(
 # The training dataset
 
 
-@dataclass(frozen=True, kw_only=True)
-class DatasetReport:
-    """What a person wants to know of a dataset version before a model is trained on it."""
-
-    dataset: DatasetVersion
-    training_rows: int
-    holdout_rows: int
-    share_positive: float
-    least_class_share: float
-    shared_entities: int
-    giveaways: dict[str, float]
-
-
 def pin_dataset(platform: Platform, spec: ModelSpec) -> DatasetReport:
     """Pin the newest version of a model's table and look at it.
 
@@ -258,24 +293,10 @@ def pin_dataset(platform: Platform, spec: ModelSpec) -> DatasetReport:
     dataset, rows = datasets.pin(platform.rows(spec.name), spec)
     platform.database.record_dataset(dataset)
     log.info("dataset version %s: %s rows, digest %s", dataset.version, f"{dataset.rows:,}", dataset.digest[:12])
-    fit_rows, holdout = datasets.split(rows, spec)
-    labels = training.target(rows, spec)
-    share = float(labels.mean())
-    return DatasetReport(
-        dataset=dataset,
-        training_rows=len(fit_rows),
-        holdout_rows=len(holdout),
-        share_positive=share,
-        least_class_share=min(share, 1 - share),
-        shared_entities=len(set(fit_rows[spec.entity]) & set(holdout[spec.entity])),
-        giveaways=datasets.giveaways(rows[spec.features], labels),
-    )
-
-
-def new_rows(platform: Platform, model: str) -> int:
-    """Count the rows that were published since the newest candidate's dataset version."""
-    candidate = platform.database.newest_candidate(model)
-    return platform.database.rows_published_after(model, candidate.lineage.dataset_version if candidate else None)
+    report = datasets.look_at(dataset, rows, training.target(rows, spec), spec)
+    for problem in report.problems.values():
+        log.info("dataset version %s is refused: %s", dataset.version, problem)
+    return report
 
 
 # Candidates
@@ -287,12 +308,19 @@ def train_candidate(platform: Platform, spec: ModelSpec, *, reason: str, run_id:
     Raises
     ------
     EvidenceError
-        No dataset version was pinned.
+        No dataset version was pinned, or the one that was has problems.
     """
     pinned = platform.database.newest_dataset(spec.name)
     if pinned is None:
         raise EvidenceError(f"No dataset version of {spec.name!r} is pinned. Materialise training_dataset first.")
-    rows, _ = datasets.split(_pinned_rows(platform, spec, pinned), spec)
+    rows = _pinned_rows(platform, spec, pinned)
+    # Dagster's checks are how people see it; a run that starts behind them meets it here.
+    problems = datasets.look_at(pinned, rows, training.target(rows, spec), spec).problems
+    if problems:
+        raise EvidenceError(
+            f"Dataset version {pinned.version} of {spec.name!r} is refused: {'; '.join(problems.values())}."
+        )
+    rows, _ = datasets.split(rows, spec)
     lineage = Lineage(
         dataset_version=pinned.version,
         dataset_digest=pinned.digest,
@@ -364,6 +392,7 @@ def judge_candidate(platform: Platform, spec: ModelSpec, candidate: Candidate) -
     if curves is not None:
         (platform.candidate_folder(candidate) / CURVES).write_bytes(curves)
     run_id = _show_in_mlflow(platform, candidate, verdict, features, curves)
+    show_champion(platform, spec.name)
     for result in verdict.results:
         log.info("gate %s: %s", result.outcome.value, result.why)
     return Judgement(verdict=verdict, curves=curves, mlflow_run_id=run_id)
@@ -479,12 +508,29 @@ def promote_version(
         model_file = platform.registry.fetch(spec.name, registration.version, Path(folder))
         verdict = evidence(platform, spec, candidate, model_file)
     entry = promotion.promote(platform.database, registration, verdict, reason=reason, actor=actor)
-    platform.registry.set_alias(spec.name, "champion", entry.version)
+    show_champion(platform, spec.name)
     log.info("version %s is champion", entry.version)
     return entry
 
 
+def show_champion(platform: Platform, model: str) -> None:
+    """Let the alias ``champion`` follow the ledger, also past a crash in between or another promoter."""
+    entry, shown = platform.database.champion(model), None
+    while entry is not None and entry != shown:
+        if platform.registry.alias(model, "champion") != entry.version:
+            platform.registry.set_alias(model, "champion", entry.version)
+        entry, shown = platform.database.champion(model), entry
+
+
 # What people ask
+
+
+def _state_of(candidate: Candidate, verdict: Verdict | None, champion: LedgerEntry | None) -> str:
+    if verdict is None:
+        return "not judged"
+    if not verdict.passed:
+        return "refused"
+    return "champion" if champion and champion.candidate == candidate.id else "passed, not promoted"
 
 
 def status(platform: Platform) -> list[dict[str, Any]]:
@@ -504,12 +550,12 @@ def _status_of(platform: Platform, model: str) -> dict[str, Any]:
         "arrivals": dict(Counter(row["outcome"] for row in database.arrival_outcomes(model))),
         "new_rows": platform.new_rows(model),
         "last_run": {
+            "state": _state_of(candidate, verdict, champion),
             "candidate": candidate.id,
             "trained_at": candidate.trained_at.isoformat(),
             "reason": candidate.lineage.reason,
             "dataset_version": candidate.lineage.dataset_version,
             "dataset_digest": candidate.lineage.dataset_digest,
-            "passed": bool(verdict and verdict.passed),
         }
         if candidate
         else None,

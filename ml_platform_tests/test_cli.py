@@ -72,18 +72,18 @@ STATUS_AND_HISTORY = (["status"], ["history", "visits"])
 
 
 def test_the_history_of_a_model_without_champion_says_so() -> None:
-    assert call("history", "visits") == (0, "visits never had a champion.\n")
+    assert call("history", "churn") == (0, "churn never had a champion.\n")
 
 
 def test_landing_a_file_twice_leaves_it_alone(platform: Platform, tmp_path: Path) -> None:
     file = tmp_path / "monday.parquet"
     fakes.visits(20).to_parquet(file)
 
-    first, again = call("land", str(file), "--model", "visits"), call("land", str(file), "--model", "visits")
+    first, again = call("land", str(file), "--model", "churn"), call("land", str(file), "--model", "churn")
 
     assert first == (0, "monday.parquet: landed\n")
     assert again == (0, "monday.parquet: is there already\n")
-    assert [path.name for path in (platform.settings.landing / "visits").iterdir()] == ["monday.parquet"]
+    assert [path.name for path in (platform.settings.landing / "churn").iterdir()] == ["monday.parquet"]
 
 
 def test_a_file_whose_name_is_unsafe_is_not_landed(platform: Platform, tmp_path: Path) -> None:
@@ -91,8 +91,8 @@ def test_a_file_whose_name_is_unsafe_is_not_landed(platform: Platform, tmp_path:
     file.write_bytes(b"x")
 
     with pytest.raises(LandingZoneError, match="file name must consist of"):
-        call("land", str(file), "--model", "visits")
-    assert list((platform.settings.landing / "visits").iterdir()) == []
+        call("land", str(file), "--model", "churn")
+    assert not (platform.settings.landing / "churn").exists()
 
 
 @pytest.mark.parametrize(
@@ -102,6 +102,14 @@ def test_a_file_whose_name_is_unsafe_is_not_landed(platform: Platform, tmp_path:
         (["retrain", "churn", "--reason", "x"], {"DAGSTER_HOME": ""}, "DAGSTER_HOME is not set"),
         (["retrain", "churn", "--reason", "x"], {"DAGSTER_HOME": "var"}, "must be an absolute path. Got 'var'"),
         (["retrain", "churn", "--reason", "x"], {"DAGSTER_HOME": "/"}, "no dagster.yaml stands"),
+        (["land", "README.md", "--model", "chrun"], {}, "There is no model 'chrun'. There is: churn."),
+        (["land", "a/x.csv", "b/x.csv", "--model", "churn"], {}, "Two files are called 'x.csv'"),
+        (["history", "chrun"], {}, "There is no model 'chrun'. There is: churn."),
+        (["demo", "--only-land-next"], {}, "Nothing is published yet"),
+        (["status"], {"ML_PLATFORM_DATABASE_URL": "nonsense"}, "database address cannot be opened"),
+        (["status"], {"ML_PLATFORM_DATABASE_URL": "postgresql://u:secret@127.0.0.1:9/x"}, "u:***@127.0.0.1:9/x cannot"),
+        (["status"], {"ML_PLATFORM_HOME": "/dev/null/x"}, "/dev/null/x/platform.db cannot be opened"),
+        (["status"], {"ML_PLATFORM_HOEM": "/x"}, "ML_PLATFORM_HOEM is not known"),
         (["ingest", "churn"], {"DAGSTER_HOME": str(ROOT)}, "cannot be listed: No such file or directory. Make"),
         (["ingest", "nobody"], {"DAGSTER_HOME": str(ROOT)}, "There is no model 'nobody'. There is: churn."),
         (["status"], {"ML_PLATFORM_HOME": "var"}, "ML_PLATFORM_HOME: Value error, must be an absolute path"),
@@ -114,6 +122,7 @@ def test_what_cannot_be_done_is_said_in_one_message(
 
     assert done.returncode == 2
     assert message in done.stderr
+    assert "secret" not in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stderr.count("error:") == 1
 
@@ -132,3 +141,13 @@ def test_an_unreachable_mlflow_fails_the_run_and_promotes_nothing(platform: Plat
     assert "MLflow at http://user:***@127.0.0.1:9 could not record the run: no answer." in done.stderr
     assert "secret" not in done.stdout + done.stderr
     assert platform.database.champion("churn") is None
+
+
+def test_an_empty_landing_zone_is_said_and_is_no_success(platform: Platform) -> None:
+    folder = platform.settings.landing / "churn"
+    folder.mkdir()
+
+    done = program("ingest", "churn", DAGSTER_HOME=str(ROOT))
+
+    assert done.returncode == 2
+    assert f"The landing zone {folder} is empty. Drop a file there" in done.stderr

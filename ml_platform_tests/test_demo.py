@@ -24,7 +24,7 @@ def test_the_exports_hold_the_shipped_rows_in_their_order() -> None:
 def test_the_exports_keep_the_contract() -> None:
     import pyarrow as pa
 
-    for files in (demo.exports(), demo.shuffled_exports(), demo.next_export(1)):
+    for files in (demo.exports(), demo.shuffled_exports(), demo.next_export(demo.START)):
         report = validation.validate(pa.Table.from_pandas(rows(files), preserve_index=False), churn)
         assert report.findings == []
 
@@ -40,7 +40,7 @@ def test_shuffling_keeps_the_rows_and_moves_the_labels() -> None:
 
 
 def test_the_next_export_is_newer_than_the_first_ones() -> None:
-    first, later = rows(demo.exports()), rows(demo.next_export(1))
+    first, later = rows(demo.exports()), rows(demo.next_export(demo.START))
 
     assert later["observed_at"].min() > first["observed_at"].max()
     assert set(later["customer"]) < set(first["customer"])

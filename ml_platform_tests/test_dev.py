@@ -19,11 +19,11 @@ def test_a_port_in_use_is_named_before_anything_starts(platform: Platform, monke
         port = taken.getsockname()[1]
 
         with pytest.raises(PortInUseError, match=f"Port {port} on 127.0.0.1 cannot be used: Address already in use"):
-            run_servers(platform.settings, port, port + 1, said.append)
+            run_servers(platform.settings, ["visits"], port, port + 1, said.append)
 
     assert said == []
 
 
 def test_without_dagster_home_nothing_starts(platform: Platform) -> None:
     with pytest.raises(ConfigurationError, match="DAGSTER_HOME is not set"):
-        run_servers(platform.settings, 0, 0, lambda _: None)
+        run_servers(platform.settings, [], 0, 0, lambda _: None)

@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from ml_platform import workflows
 from ml_platform.definitions import defs
 from ml_platform.errors import EvidenceError, LandingZoneError
 from ml_platform.model_spec import Gate, ModelSpec
@@ -29,6 +30,7 @@ GRAPH = Path(__file__).parent / "snapshots" / "graph.txt"
 def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     monkeypatch.setenv("ML_PLATFORM_CODE_REVISION", "0" * 40)
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "dagster").mkdir()
     with dg.DagsterInstance.local_temp(str(tmp_path / "dagster")) as opened:
         yield opened
@@ -50,8 +52,6 @@ def why(result: Any) -> list[str]:
 
 
 def ingest(platform: Platform, instance: dg.DagsterInstance) -> Any:
-    from ml_platform import workflows
-
     keys = [arrival.key for arrival in workflows.waiting_arrivals(platform, "visits")]
     instance.add_dynamic_partitions("visits_arrivals", keys)
     return run("visits_ingest", instance, tags=range_tags(keys[0], keys[-1]))
@@ -199,10 +199,41 @@ def test_nothing_is_promoted_by_a_run_that_dagster_forgets(
     ingest(platform, instance)
     monkeypatch.delenv("DAGSTER_HOME")
 
-    with pytest.raises(EvidenceError, match="DAGSTER_HOME is not set"):
+    with pytest.raises(EvidenceError, match="keep no record of this run"):
         repository(fakes.visits_spec()).get_job("visits_retrain").execute_in_process(QUIET, instance)
 
     assert platform.database.newest_candidate("visits") is None
+
+
+def test_a_run_that_starts_behind_a_failed_dataset_check_is_refused(
+    platform: Platform, instance: dg.DagsterInstance
+) -> None:
+    rows = fakes.visits(600)
+    fakes.drop(platform, "leak.parquet", rows.assign(pages=(rows["bought"] == "yes").astype("int64")))
+    ingest(platform, instance)
+    run("visits_retrain", instance)
+    behind = ("trained_model", "registered_version", "staging_version", "champion_version")
+
+    result = run("visits_retrain", instance, asset_selection=[dg.AssetKey(["visits", name]) for name in behind])
+
+    assert not result.success
+    assert "gives the label away" in why(result)[0]
+    assert platform.database.champion("visits") is None
+
+
+def test_a_dataset_version_is_trained_on_three_times_at_most(platform: Platform, instance: dg.DagsterInstance) -> None:
+    fakes.drop(platform, "monday.parquet", fakes.visits(600))
+    ingest(platform, instance)
+    spec, asked = fakes.visits_spec(), []
+    workflows.pin_dataset(platform, spec)
+    for _ in range(3):
+        asked.append(tick(spec, "visits_retraining", instance).run_key)
+        workflows.train_candidate(platform, spec, reason="arrival")
+
+    gives_up = tick(spec, "visits_retraining", instance)
+
+    assert len(set(asked)) == 3
+    assert "3 candidates of dataset version 1 came to nothing" in str(gives_up.skip_message)
 
 
 def tick(spec: ModelSpec, sensor: str, instance: dg.DagsterInstance) -> Any:

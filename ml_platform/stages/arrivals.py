@@ -4,6 +4,8 @@ import hashlib
 import os
 import re
 import stat
+from collections.abc import Iterable
+from io import BufferedReader
 from pathlib import Path
 
 from ml_platform.errors import LandingZoneError
@@ -53,26 +55,44 @@ def land(folder: Path, name: str, data: bytes) -> bool:
     LandingZoneError
         The name is not safe or of no known format.
     """
-    if not is_safe_name(name):
-        raise LandingZoneError(
-            f"The file name must consist of letters, digits, '-', '_' and '.' and end in {', '.join(SUFFIXES)}. "
-            f"Got {name!r} instead."
-        )
-    target = folder / name
-    if target.is_file() and target.read_bytes() == data:
+    require_safe_names([name])
+    if holds(folder, name, data):
         return False
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{name}.{os.getpid()}"
     try:
         temporary.write_bytes(data)
-        temporary.replace(target)
+        temporary.replace(folder / name)
     finally:
         temporary.unlink(missing_ok=True)
     return True
 
 
+def require_safe_names(names: Iterable[str]) -> None:
+    """Raise LandingZoneError for the first name that cannot be an arrival's."""
+    for name in names:
+        if not is_safe_name(name):
+            raise LandingZoneError(
+                f"The file name must consist of letters, digits, '-', '_' and '.' and end in {', '.join(SUFFIXES)}. "
+                f"Got {name!r} instead. Nothing was landed."
+            )
+
+
+def holds(folder: Path, name: str, data: bytes) -> bool:
+    """Whether a folder of the landing zone holds a file of this name with these bytes."""
+    target = folder / name
+    return target.is_file() and target.read_bytes() == data
+
+
 def _is_candidate(entry: os.DirEntry[str]) -> bool:
     return is_safe_name(entry.name) and entry.is_file(follow_symlinks=False)
+
+
+def ignored_files(landing: Path, model: str) -> list[str]:
+    """Return the names in a model's folder that can be no arrival, sorted, but for hidden ones: unfinished work."""
+    with os.scandir(landing / model) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+        return sorted(entry.name for entry in visible if not _is_candidate(entry) and not entry.is_dir())
 
 
 def is_safe_name(name: str) -> bool:
@@ -111,22 +131,28 @@ def _copy(arrival: Arrival, source: Path, target: Path) -> str:
         while block := reader.read(BLOCK):
             digest.update(block)
             writer.write(block)
+        _require_unchanged(arrival, reader.fileno(), source)
         writer.flush()
         os.fsync(writer.fileno())
     return digest.hexdigest()
 
 
-def _open_arrival(arrival: Arrival, source: Path):  # type: ignore[no-untyped-def]
+def _open_arrival(arrival: Arrival, source: Path) -> BufferedReader:
     # O_NOFOLLOW and O_NONBLOCK: a link out of the zone is refused and a pipe does not hang the step.
     try:
         descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         raise LandingZoneError(f"The arrival {source} cannot be opened: {error.strerror}.") from error
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode) or (status.st_size, status.st_mtime_ns) != (
-        arrival.size,
-        arrival.mtime_ns,
-    ):
+    try:
+        _require_unchanged(arrival, descriptor, source)
+    except LandingZoneError:
         os.close(descriptor)
-        raise LandingZoneError(f"{source} changed while it was read. It will be found again as a new arrival.")
+        raise
     return os.fdopen(descriptor, "rb")
+
+
+def _require_unchanged(arrival: Arrival, descriptor: int, source: Path) -> None:
+    status = os.fstat(descriptor)
+    found, expected = (status.st_size, status.st_mtime_ns), (arrival.size, arrival.mtime_ns)
+    if not stat.S_ISREG(status.st_mode) or found != expected:
+        raise LandingZoneError(f"{source} changed since it was found. It will be found again as a new arrival.")

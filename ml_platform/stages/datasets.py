@@ -56,7 +56,9 @@ def _publication(opened: Any, sha256: str) -> Publication | None:
     return Publication(version=version, notes=json.loads(notes))
 
 
-def publish(table: Path, rows: "pa.Table", *, arrival: str, sha256: str, notes: dict[str, Any]) -> Publication:
+def publish(
+    table: Path, rows: "pa.Table", *, arrival: str, sha256: str, notes: dict[str, Any], read_at: int | None = None
+) -> Publication:
     """Append an arrival's rows in one commit, once.
 
     Parameters
@@ -69,11 +71,15 @@ def publish(table: Path, rows: "pa.Table", *, arrival: str, sha256: str, notes: 
         The arrival's key, and the digest of its bytes, which names the transaction.
     notes : dict
         Figures to keep in the commit, for a writer that dies before it can report them.
+    read_at : int or None
+        The version that the rows were validated against: nobody may have committed since. ``None`` does not mind.
 
     Raises
     ------
     ConflictError
-        Others committed to the table `ATTEMPTS` times in a row; nothing was written.
+        Others committed to the table since `read_at`, or `ATTEMPTS` times in a row; nothing was written.
+    DatasetError
+        The table has other columns: the contract was changed since it was made.
     """
     import pyarrow as pa
 
@@ -82,6 +88,10 @@ def publish(table: Path, rows: "pa.Table", *, arrival: str, sha256: str, notes: 
         opened = _open(table) or _create(table, data.schema)
         if done := opened and _publication(opened, sha256):
             return done
+        if opened and read_at is not None and opened.version() > max(read_at, 0):
+            raise ConflictError(f"Others wrote to {table} since version {read_at}. Validate {arrival} again.")
+        if opened:
+            _require_columns(opened, data.column_names)
         if opened and _commit(opened, data, arrival, sha256, notes):
             return Publication(version=opened.version(), notes=notes)
     raise ConflictError(f"Others wrote to {table} {ATTEMPTS} times while {arrival} was published. Run it again.")
@@ -94,8 +104,15 @@ def _create(table: Path, schema: "pa.Schema") -> Any:
 
     table.parent.mkdir(parents=True, exist_ok=True)
     try:
-        # With retries the library would write a second creation after somebody else's first.
-        return DeltaTable.create(table, schema, mode="error", commit_properties=CommitProperties(max_commit_retries=0))
+        return DeltaTable.create(
+            table,
+            schema,
+            mode="error",
+            # A version that a model was trained on stays readable: Delta would drop old commits after 30 days.
+            configuration={"delta.enableExpiredLogCleanup": "false"},
+            # With retries the library would write a second creation after somebody else's first.
+            commit_properties=CommitProperties(max_commit_retries=0),
+        )
     except DeltaError:
         if DeltaTable.is_deltatable(str(table)):
             return None
@@ -123,13 +140,38 @@ def _commit(opened: Any, data: "pa.Table", arrival: str, sha256: str, notes: dic
     return True
 
 
-def newest_times(table: Path, spec: ModelSpec) -> "pd.Series[Any] | None":
-    """Return the newest event time of each published entity, indexed by entity; ``None`` where there is no table."""
+def _require_columns(opened: Any, names: list[str]) -> None:
+    there = {field.name for field in opened.schema().fields}
+    if there != set(names):
+        missing, more = sorted(there - set(names)), sorted(set(names) - there)
+        raise DatasetError(
+            f"The table {opened.table_uri} was made under another contract: it has {missing or 'nothing'} more and "
+            f"lacks {more or 'nothing'}. Change the contract back, or move the table away and land the files again."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What is published at one version of a table.
+
+    `version` is -1 where there is no table; `newest` holds the newest event time of each entity, indexed by entity,
+    and is None where there is none.
+    """
+
+    version: int
+    newest: "pd.Series[Any] | None"
+
+
+def what_is_published(table: Path, spec: ModelSpec, version: int | None = None) -> Published:
+    """Read what a new batch must be held against, in one version of the table; ``None`` takes the newest."""
     opened = _open(table)
     if opened is None:
-        return None
+        return Published(version=-1, newest=None)
+    if version is not None:
+        _load_version(opened, version)
     frame = opened.to_pyarrow_table(columns=[spec.entity, spec.event_time]).to_pandas()
-    return frame.groupby(spec.entity)[spec.event_time].max()  # type: ignore[no-any-return]
+    newest = None if frame.empty else frame.groupby(spec.entity)[spec.event_time].max()
+    return Published(version=opened.version(), newest=newest)
 
 
 def pin(table: Path, spec: ModelSpec, version: int | None = None) -> tuple[DatasetVersion, "pd.DataFrame"]:
@@ -163,6 +205,7 @@ def pin(table: Path, spec: ModelSpec, version: int | None = None) -> tuple[Datas
         )
     if version is not None:
         _load_version(opened, version)
+    _require_columns(opened, [*spec.columns, ARRIVAL])
     stored = opened.to_pyarrow_table(columns=spec.columns)
     rows = _newest_row_of_each(stored, spec)
     dataset = DatasetVersion(model=spec.name, version=opened.version(), digest=digest(rows), rows=rows.num_rows)
@@ -223,6 +266,48 @@ def _open(table: Path) -> Any:
     from deltalake import DeltaTable
 
     return DeltaTable(table) if DeltaTable.is_deltatable(str(table)) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetReport:
+    """What a person wants to know of a dataset version before a model is trained on it.
+
+    `problems` says, by the name of the check, why no model may be; an empty dict means that one may.
+    """
+
+    dataset: DatasetVersion
+    training_rows: int
+    holdout_rows: int
+    share_positive: float
+    problems: dict[str, str]
+
+
+def look_at(
+    dataset: DatasetVersion, rows: "pd.DataFrame", labels: "NDArray[np.int64]", spec: ModelSpec
+) -> DatasetReport:
+    """Hold a dataset version against what its author asks of it, and against leakage."""
+    training, holdout = split(rows, spec)
+    share = float(labels.mean()) if len(labels) else 0.0
+    shared = set(training[spec.entity]) & set(holdout[spec.entity])
+    leaks = giveaways(rows[spec.features], labels)
+    problems = {}
+    if len(rows) < spec.least_rows or not len(training) or not len(holdout):
+        problems["least_rows"] = f"it has {len(rows)} rows, {spec.least_rows} are asked for"
+    if min(share, 1 - share) < spec.least_share_of_a_class:
+        least = f"{spec.least_share_of_a_class:.1%}"
+        problems["class_balance"] = f"{share:.1%} of its rows are positive, a class must have at least {least}"
+    if shared:
+        problems["disjoint_split"] = f"{len(shared)} entities are both in the training rows and in the holdout"
+    if leaks:
+        said = ", ".join(f"{name} ({score:.3f})" for name, score in leaks.items())
+        problems["leakage"] = f"a single feature gives the label away: {said}"
+    return DatasetReport(
+        dataset=dataset,
+        training_rows=len(training),
+        holdout_rows=len(holdout),
+        share_positive=share,
+        problems=problems,
+    )
 
 
 def giveaways(features: "pd.DataFrame", labels: "NDArray[np.int64]") -> dict[str, float]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from ml_platform.errors import RegistryError, RegistryUnavailableError
+from ml_platform.predictor import MODEL_FILE, TRUSTED_TYPES
 from ml_platform.records import Candidate, Verdict
 from ml_platform.settings import PROJECT_ROOT
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 CANDIDATE_TAG = "ml_platform.candidate"
 MODEL_FOLDER = "model"
-MODEL_FILE = "model.skops"
 # What somebody needs to load the model with MLflow's own client.
 REQUIRED = ("mlflow", "numpy", "pandas", "scikit-learn", "skops")
 
@@ -68,8 +68,8 @@ class Registry:
             kind = RegistryUnavailableError if unreachable else RegistryError
             detail = "no answer" if unreachable else str(error).splitlines()[0]
             raise kind(
-                f"MLflow at {self.address} could not {what}: {detail}. Check MLFLOW_TRACKING_URI and that the server "
-                "runs, then run the step again: nothing was half-done."
+                f"MLflow at {self.address} could not {what}: {detail}. The champion stays as it is. Check "
+                "MLFLOW_TRACKING_URI and that the server runs, then try again."
             ) from None
 
     def _client(self) -> "MlflowClient":
@@ -222,8 +222,6 @@ def run_files(model_file: Path, features: "pd.DataFrame", extra: Mapping[str, by
 def _write_mlmodel(folder: Path, features: "pd.DataFrame") -> None:
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, Schema
-
-    from ml_platform.predictor import TRUSTED_TYPES
 
     python = ".".join(map(str, sys.version_info[:3]))
     (folder / "requirements.txt").write_text("\n".join(locked(REQUIRED)) + "\n")

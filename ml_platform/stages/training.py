@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from ml_platform.errors import ModelError
 from ml_platform.model_spec import ModelSpec
-from ml_platform.predictor import file_digest
+from ml_platform.predictor import MODEL_FILE, file_digest
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     from numpy.typing import NDArray
-
-MODEL_FILE = "model.skops"
 
 
 def target(rows: "pd.DataFrame", spec: ModelSpec) -> "NDArray[np.int64]":

@@ -2,7 +2,7 @@ import hashlib
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
@@ -198,7 +198,7 @@ def test_a_file_that_changed_since_it_was_found_is_not_taken(
     put(landing, "a.csv")
     found = replace(only(landing), **change)  # type: ignore[arg-type]
 
-    with pytest.raises(LandingZoneError, match="changed while it was read"):
+    with pytest.raises(LandingZoneError, match="changed since it was found"):
         arrivals.keep_bytes(found, landing, tmp_path / "raw")
     assert list((tmp_path / "raw").iterdir()) == []
 
@@ -219,7 +219,7 @@ def test_what_a_file_was_swapped_for_is_not_opened(landing: Path, tmp_path: Path
     }
     tricks[trick]()
 
-    with pytest.raises(LandingZoneError, match=r"cannot be opened|changed while it was read"):
+    with pytest.raises(LandingZoneError, match=r"cannot be opened|changed since it was found"):
         arrivals.keep_bytes(found, landing, tmp_path / "raw")
     assert list((tmp_path / "raw").iterdir()) == []
 
@@ -279,3 +279,23 @@ def test_a_file_that_cannot_be_landed_leaves_nothing_behind(landing: Path) -> No
     with pytest.raises(OSError, match="directory"):
         arrivals.land(landing / "visits", "a.csv", b"1")
     assert [path.name for path in (landing / "visits").iterdir()] == ["a.csv"]
+
+
+def test_a_file_that_changes_while_it_is_copied_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "landing" / "visits"
+    folder.mkdir(parents=True)
+    (folder / "a.csv").write_bytes(b"half")
+    (arrival,) = arrivals.find_arrivals(tmp_path / "landing", "visits")
+    checked = arrivals._require_unchanged
+
+    def check_and_go_on_writing(*arguments: Any) -> None:
+        checked(*arguments)
+        with (folder / "a.csv").open("ab") as writer:
+            writer.write(b" and half")
+
+    monkeypatch.setattr(arrivals, "_require_unchanged", check_and_go_on_writing)
+    monkeypatch.setattr(arrivals, "BLOCK", 2)
+    with pytest.raises(LandingZoneError, match="changed since it was found"):
+        arrivals.keep_bytes(arrival, tmp_path / "landing", tmp_path / "raw")
+
+    assert list((tmp_path / "raw").iterdir()) == []

@@ -1,3 +1,4 @@
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -173,12 +174,12 @@ def test_a_writer_who_is_always_overtaken_gives_up_and_wrote_nothing(
 
 def test_the_newest_time_of_each_entity_is_that_of_its_newest_row(tmp_path: Path) -> None:
     table = tmp_path / "rows"
-    assert datasets.newest_times(table, SPEC) is None
+    assert datasets.what_is_published(table, SPEC) == datasets.Published(version=-1, newest=None)
     old, new = fakes.visits(4, day=1), fakes.visits(2, day=2)
     publish(table, new, "a")
     publish(table, old, "b")
 
-    newest = datasets.newest_times(table, SPEC)
+    newest = datasets.what_is_published(table, SPEC).newest
 
     assert newest is not None
     assert newest.to_dict() == {
@@ -400,3 +401,19 @@ def test_a_publication_whose_commit_delta_cleaned_up_is_said_to_be_lost(tmp_path
 
     with pytest.raises(DatasetError, match="was cleaned up"):
         datasets.published(table, "a" * 64)
+
+
+def test_an_old_version_stays_readable_however_many_came_after_it(tmp_path: Path) -> None:
+    table = tmp_path / "rows"
+    publish(table, fakes.visits(10), "a")
+    long_ago = 1_500_000_000
+    for file in (table / "_delta_log").iterdir():
+        os.utime(file, (long_ago, long_ago))
+
+    # Delta checkpoints its log, and cleans up behind it, every hundred commits.
+    for number in range(1, 106):
+        publish(table, fakes.visits(1, first=1_000 + number), f"{number:03}")
+
+    assert list((table / "_delta_log").glob("*.checkpoint.parquet"))
+    assert datasets.pin(table, SPEC, 1)[0].rows == 10
+    assert datasets.published(table, "a" * 64) == Publication(version=1, notes={"rows": 10})

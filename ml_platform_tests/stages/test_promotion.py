@@ -1,12 +1,14 @@
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ml_platform.database import Database
-from ml_platform.errors import ConflictError
-from ml_platform.records import LedgerEntry
+from ml_platform.errors import ConflictError, EvidenceError
+from ml_platform.records import Candidate, LedgerEntry
 from ml_platform.stages.promotion import promote
 from ml_platform_tests import fakes
 
@@ -18,8 +20,17 @@ def database(tmp_path: Path) -> Iterator[Database]:
     opened.close()
 
 
-def promote_numbered(database: Database, version: int, reason: str = "schedule") -> LedgerEntry:
-    candidate = fakes.candidate(f"candidate-{version}")
+def trained(database: Database, version: int, **changes: Any) -> Candidate:
+    """Return the candidate of a version, trained in the order in which tests ask for them."""
+    try:
+        return database.candidate(f"candidate-{version}")
+    except EvidenceError:
+        database.record_candidate(fakes.candidate(f"candidate-{version}", **changes))
+    return database.candidate(f"candidate-{version}")
+
+
+def promote_numbered(database: Database, version: int, reason: str = "schedule", **changes: Any) -> LedgerEntry:
+    candidate = trained(database, version, **changes)
     verdict = fakes.verdict(candidate)
     return promote(database, fakes.registration(candidate, version), verdict, reason=reason, actor="test")
 
@@ -62,6 +73,27 @@ def test_promoting_the_champion_again_changes_nothing(database: Database) -> Non
     assert len(database.history("visits")) == 2
 
 
+def test_a_candidate_that_a_newer_one_has_overtaken_is_not_promoted(database: Database) -> None:
+    slow = trained(database, 2)
+    champion = promote_numbered(database, 3)
+
+    with pytest.raises(ConflictError, match="Version 3 of 'visits' is champion and was made of newer rows, or later"):
+        promote_numbered(database, 2)
+
+    assert slow.trained_at < trained(database, 3).trained_at
+    assert database.history("visits") == [champion]
+
+
+def test_newer_rows_outrank_a_later_training(database: Database) -> None:
+    old_rows = replace(fakes.candidate().lineage, dataset_version=1)
+    champion = promote_numbered(database, 1)
+
+    with pytest.raises(ConflictError, match="made of newer rows"):
+        promote_numbered(database, 2, lineage=old_rows)
+
+    assert database.champion("visits") == champion
+
+
 class Held(Database):
     """A database whose readers of the champion wait until all of them have read."""
 
@@ -80,6 +112,8 @@ def test_of_two_promotions_at_once_one_wins_and_the_other_gets_a_conflict(
 ) -> None:
     for version in range(1, champions_before + 1):
         promote_numbered(database, version)
+    for version in (8, 9):
+        trained(database, version)
     address = database.url.render_as_string(hide_password=False)
     outcomes: dict[int, str] = {}
 

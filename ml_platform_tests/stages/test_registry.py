@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ml_platform import predictor
 from ml_platform.errors import DigestMismatchError, RegistryError, RegistryUnavailableError
 from ml_platform.predictor import Predictor, file_digest, load
 from ml_platform.records import Candidate, Verdict
@@ -49,7 +50,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
 
 @pytest.fixture(scope="module")
 def shown(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Shown:
-    model_file = tmp_path_factory.mktemp("candidate") / training.MODEL_FILE
+    model_file = tmp_path_factory.mktemp("candidate") / predictor.MODEL_FILE
     digest = training.store(training.fit(ROWS, SPEC), model_file.parent)
     candidate = fakes.candidate(model_digest=digest, run_id="dagster-run")
     verdict = fakes.verdict(candidate)
@@ -239,7 +240,7 @@ def test_a_model_description_edited_to_say_pickle_changes_nothing_for_the_platfo
     fetched = shown.registry.fetch(SPEC.name, shown.version, tmp_path)
 
     description.write_text(honest)
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [training.MODEL_FILE]
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [predictor.MODEL_FILE]
     assert load(fetched, shown.candidate.model_digest).scores(FEATURES).shape == (len(FEATURES),)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from ml_platform.predictor import load
+from ml_platform.predictor import MODEL_FILE, load
 from ml_platform.stages import staging, training
 from ml_platform_tests import fakes
 
@@ -19,7 +19,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("candidate")
     rows = fakes.visits(100)
     digest = training.store(training.fit(rows, SPEC), folder)
-    predictor = load(folder / training.MODEL_FILE, digest)
+    predictor = load(folder / MODEL_FILE, digest)
     staging.keep_golden_requests(predictor, rows[SPEC.features], folder)
     return folder, digest
 
@@ -32,7 +32,7 @@ def candidate(stored: tuple[Path, str], tmp_path: Path) -> tuple[Path, str]:
 
 def problem_of(candidate: tuple[Path, str]) -> str | None:
     folder, digest = candidate
-    return staging.integration_test(folder / training.MODEL_FILE, digest, folder)
+    return staging.integration_test(folder / MODEL_FILE, digest, folder)
 
 
 def edit_answers(folder: Path, **changes: Any) -> None:
@@ -42,7 +42,7 @@ def edit_answers(folder: Path, **changes: Any) -> None:
 
 def test_the_golden_requests_are_the_first_rows_and_the_models_answers(stored: tuple[Path, str]) -> None:
     folder, digest = stored
-    predictor = load(folder / training.MODEL_FILE, digest)
+    predictor = load(folder / MODEL_FILE, digest)
     features = fakes.visits(100)[SPEC.features].head(staging.GOLDEN_ROWS)
 
     requests = pd.read_parquet(folder / staging.GOLDEN_REQUESTS)
@@ -69,7 +69,7 @@ def test_an_answer_that_differs_in_the_last_bit_is_noticed(candidate: tuple[Path
 
 @pytest.mark.fault("M3")
 def test_bytes_that_changed_after_the_gates_are_not_loaded(candidate: tuple[Path, str]) -> None:
-    model = candidate[0] / training.MODEL_FILE
+    model = candidate[0] / MODEL_FILE
     data = bytearray(model.read_bytes())
     data[len(data) // 2] ^= 1
     model.write_bytes(data)

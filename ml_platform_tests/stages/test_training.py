@@ -58,7 +58,7 @@ def test_what_is_no_classifier_with_probabilities_is_refused(pipeline: Any) -> N
 def test_a_stored_model_has_the_digest_that_is_returned_and_the_same_answers(fitted: Any, tmp_path: Path) -> None:
     digest = training.store(fitted, tmp_path / "new" / "folder")
 
-    path = tmp_path / "new" / "folder" / training.MODEL_FILE
+    path = tmp_path / "new" / "folder" / predictor.MODEL_FILE
     assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
     features = ROWS[SPEC.features]
     answers = predictor.load(path, digest).scores(features)
@@ -68,7 +68,7 @@ def test_a_stored_model_has_the_digest_that_is_returned_and_the_same_answers(fit
 def test_only_the_model_is_left_behind(fitted: Any, tmp_path: Path) -> None:
     training.store(fitted, tmp_path)
 
-    assert [path.name for path in tmp_path.iterdir()] == [training.MODEL_FILE]
+    assert [path.name for path in tmp_path.iterdir()] == [predictor.MODEL_FILE]
 
 
 def test_a_model_that_cannot_be_stored_leaves_the_one_before(fitted: Any, tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_a_model_that_cannot_be_stored_leaves_the_one_before(fitted: Any, tmp_pa
 
     with pytest.raises(TypeError):
         training.store(generator_in_a_pipeline(), tmp_path)
-    assert predictor.file_digest(tmp_path / training.MODEL_FILE) == digest
+    assert predictor.file_digest(tmp_path / predictor.MODEL_FILE) == digest
 
 
 def generator_in_a_pipeline() -> Any:

@@ -437,7 +437,7 @@ AS_PARAMETERS = [pytest.param(*case[1:], id=name, marks=pytest.mark.fault(case[0
 def test_a_bad_file_is_quarantined_once_and_the_next_good_one_is_published(
     platform: Platform, name: str, make: Callable[[], bytes], reason: str
 ) -> None:
-    workflows.land_file(platform, "visits", name, make())
+    workflows.land_files(platform, "visits", {name: make()})
 
     (bad,) = ingest(platform)
 
@@ -457,7 +457,7 @@ def test_a_bad_file_is_quarantined_once_and_the_next_good_one_is_published(
 def test_a_text_file_is_published_with_and_without_a_byte_order_mark(
     platform: Platform, name: str, write: Callable[[], str], codec: str
 ) -> None:
-    workflows.land_file(platform, "visits", name, write().encode(codec))
+    workflows.land_files(platform, "visits", {name: write().encode(codec)})
 
     (result,) = ingest(platform)
 

@@ -26,6 +26,7 @@ def upgrade() -> None:
         sa.Column("dataset_version", sa.BigInteger),
         sa.Column("reason", sa.Text, nullable=False),
         sa.Column("rules", sa.Text, nullable=False),
+        sa.Column("examples", sa.Text, nullable=False),
         sa.Column("recorded_at", sa.DateTime),
     )
     op.create_index("ix_arrivals_sha256", "arrivals", ["sha256"])

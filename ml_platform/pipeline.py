@@ -14,6 +14,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import dagster as dg
@@ -57,6 +58,11 @@ PROMOTING = {"registered_version", "staging_version", "champion_version"}
 
 class PlatformResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     """The deployment that the environment describes."""
+
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        """Note which process executes a run, so that others can tell when it has died."""
+        if context.run is not None and context.instance and PROCESS_TAG not in context.run.tags:
+            context.instance.add_run_tags(context.run.run_id, {PROCESS_TAG: process_tag()})
 
     def open(self) -> Platform:
         """Return the platform; nothing is opened before it is needed."""
@@ -502,25 +508,47 @@ def _is_running(instance: dg.DagsterInstance, job: str) -> bool:
     return any(not process_is_gone(run.tags.get(PROCESS_TAG)) for run in runs)
 
 
+def report_dead_runs(instance: dg.DagsterInstance) -> list[str]:
+    """Mark runs as failed whose process was killed, for the queue and the sensors wait for them; return their ids.
+
+    Dagster notices by itself only when `max_runtime_seconds` is over. A failed run is retried where its deployment
+    says so; a run that goes on is left alone.
+    """
+    started = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
+    dead = [run for run in started if process_is_gone(run.tags.get(PROCESS_TAG))]
+    for run in dead:
+        instance.report_run_failed(run, "Its process has died.")
+    return [run.run_id for run in dead]
+
+
 def process_tag() -> str:
-    """Return host and id of this process, for the tags of a run that it executes itself."""
-    return f"{socket.gethostname()}:{os.getpid()}"
+    """Return host, id and start of this process, for the tags of a run that it executes."""
+    return f"{socket.gethostname()}:{os.getpid()}:{_start_of(os.getpid())}"
 
 
 def process_is_gone(tag: str | None) -> bool:
-    """Whether a run was executed by a process of this host that has died since; None is a run of the daemon's."""
-    host, _, pid = (tag or "").rpartition(":")
-    return host == socket.gethostname() and not _answers(int(pid))
+    """Whether a run was executed by a process of this host that has died since; None is a run that has not begun."""
+    host, pid, start = (tag or "::").rsplit(":", 2)
+    return bool(pid) and host == socket.gethostname() and not _is_alive(int(pid), start)
 
 
-def _answers(pid: int) -> bool:
+def _is_alive(pid: int, start: str) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
-    return True
+        pass  # somebody else's process is a process too
+    # Ids come round again, after a reboot above all: it must be the process that started then.
+    return _start_of(pid) == start
+
+
+def _start_of(pid: int) -> str:
+    """Return when a process started, in clock ticks since boot (proc(5)); an empty text where there is no /proc."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
 
 
 def _weekly(spec: ModelSpec, job: Any) -> dg.ScheduleDefinition:

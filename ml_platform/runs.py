@@ -14,9 +14,9 @@ from ml_platform.pipeline import (
     REASON_TAG,
     arrival_requests,
     arrivals_partition,
-    process_is_gone,
     process_tag,
     range_tags,
+    report_dead_runs,
 )
 from ml_platform.settings import require_dagster_home
 from ml_platform.workflows import Platform
@@ -101,15 +101,8 @@ def _repository() -> dg.RepositoryDefinition:
 def _instance() -> Iterator[dg.DagsterInstance]:
     # dagster.yaml names var/ relative to the folder that it stands in.
     with contextlib.chdir(require_dagster_home()), dg.DagsterInstance.get() as instance:
-        _report_the_dead(instance)
+        report_dead_runs(instance)
         yield instance
-
-
-def _report_the_dead(instance: dg.DagsterInstance) -> None:
-    """Mark runs as failed whose process was killed: the queue and the sensors would wait for them."""
-    for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
-        if process_is_gone(run.tags.get(PROCESS_TAG)):
-            instance.report_run_failed(run, "Its process has died.")
 
 
 def _add_partitions(instance: dg.DagsterInstance, name: str, keys: Sequence[str]) -> None:

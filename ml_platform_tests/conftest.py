@@ -1,10 +1,13 @@
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from ml_platform.pipeline import _start_of, process_is_gone, process_tag
 from ml_platform.stages.registry import Registry
 from ml_platform.workflows import Platform
 from ml_platform_tests import fakes
@@ -36,3 +39,13 @@ def platform(tmp_path: Path, empty_mlflow: Path) -> Iterator[Platform]:
     shutil.copy(empty_mlflow, opened.settings.home / "mlflow.db")
     yield opened
     opened.database.close()
+
+
+@pytest.fixture
+def dead_process() -> str:
+    """Return the tag of a process that has ended."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        host, _, _ = process_tag().rsplit(":", 2)
+        tag = f"{host}:{process.pid}:{_start_of(process.pid)}"
+        assert not process_is_gone(tag)
+    return tag

@@ -13,10 +13,12 @@ from ml_platform.errors import EvidenceError, LandingZoneError
 from ml_platform.model_spec import Gate, ModelSpec
 from ml_platform.pipeline import (
     DATA_CHECKS,
+    PROCESS_TAG,
     PlatformResource,
     arrival_requests,
     arrivals_partition,
     model_definitions,
+    process_tag,
     range_tags,
 )
 from ml_platform.runs import QUIET, root_cause
@@ -95,6 +97,8 @@ def test_a_run_takes_published_rows_to_the_champion(platform: Platform, instance
     result = run("visits_retrain", instance)
 
     assert result.success, why(result)
+    (run_record, _) = instance.get_run_records()
+    assert run_record.dagster_run.tags[PROCESS_TAG] == process_tag()
     champion = platform.database.champion("visits")
     assert champion is not None
     assert platform.registry.alias("visits", "champion") == champion.version == 1

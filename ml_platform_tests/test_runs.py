@@ -1,8 +1,6 @@
 """Runs that this process launches, beside others that died or that the daemon launches."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +22,20 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def dead_process() -> str:
-    """Return the tag of a process that has ended."""
-    done = subprocess.Popen([sys.executable, "-c", "pass"])
-    done.wait(30)
-    host, _, _ = process_tag().rpartition(":")
-    return f"{host}:{done.pid}"
-
-
 def test_only_a_process_of_this_host_can_be_known_to_be_gone(dead_process: str) -> None:
-    pid = dead_process.rpartition(":")[2]
+    _, pid, start = dead_process.rsplit(":", 2)
 
     assert process_is_gone(dead_process)
     assert not process_is_gone(process_tag())
-    assert not process_is_gone(f"another-host:{pid}")
+    assert not process_is_gone(f"another-host:{pid}:{start}")
     assert not process_is_gone(None)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="without /proc nobody tells when a process started")
+def test_another_process_under_the_same_id_is_not_the_run() -> None:
+    host, pid, start = process_tag().rsplit(":", 2)
+
+    assert process_is_gone(f"{host}:{pid}:{int(start) - 1}")
 
 
 def started(instance: dg.DagsterInstance, tags: dict[str, str]) -> dg.DagsterRun:

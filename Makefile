@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= 1
 export DAGSTER_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-shuffled drop dev test unit lint format lock faults bench-loop clean
+.PHONY: help demo demo-shuffled drop dev test unit lint format lock faults soak bench-loop clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -62,6 +62,9 @@ LOCK := pyproject.toml --quiet --upgrade --universal --python-version 3.11 --no-
 
 faults: .venv/.dev ## Every fault of docs/faults.md with its tests and their result
 	$(BIN)/python -m ml_platform_tests.faults
+
+soak: .venv/.dev ## What takes longer than a test may: the stack is killed twenty times (KILLS=20 SEED=0)
+	$(BIN)/pytest -m soak
 
 bench-loop: .venv/.dev ## CPU of the main job against a plain script that does the same steps
 	$(BIN)/python benchmarks/loop/bench.py

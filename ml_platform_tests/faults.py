@@ -45,7 +45,9 @@ class Recorder:
 def main() -> int:
     """Run the tests and print a line a fault; return pytest's exit status."""
     recorder, known = Recorder(), known_faults()
-    status = pytest.main(["-m", "fault", "-q", "--no-header", "-p", "no:cacheprovider"], plugins=[recorder])
+    status = pytest.main(
+        ["-m", "fault and not soak", "-q", "--no-header", "-p", "no:cacheprovider"], plugins=[recorder]
+    )
     for identifier, injected in known.items():
         tests = recorder.ids.get(identifier, [])
         sys.stdout.write(f"{identifier:4} {recorder.result(identifier) if tests else 'none yet':9} {injected}\n")

@@ -58,7 +58,7 @@ class Servers:
         (folder / "dagster.yaml").write_text((ROOT / "dagster.yaml").read_text())
         self.folder = folder
         self.landing = folder / "var" / "landing" / "churn"
-        self.landing.mkdir(parents=True)
+        self.landing.mkdir(parents=True, exist_ok=True)
         self.environment = {**os.environ, "DAGSTER_HOME": str(folder), "ML_PLATFORM_HOME": str(folder / "var")}
         self.dagster, self.mlflow = f"http://127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}"
         ports = ["--port", self.dagster.rpartition(":")[2], "--mlflow-port", self.mlflow.rpartition(":")[2]]

@@ -17,6 +17,8 @@ from ml_platform.stages import datasets
 from ml_platform_tests.e2e.test_dev import Servers, wait_for
 
 KILLS = int(os.environ.get("KILLS", "20"))
+EXPORTS = KILLS * 3
+ROWS = 5_000 // EXPORTS
 SEED = int(os.environ.get("SEED", "0"))
 
 pytestmark = [pytest.mark.e2e, pytest.mark.soak, pytest.mark.timeout(3_600)]
@@ -51,17 +53,17 @@ def is_past(moment: float) -> bool:
 
 
 def export(number: int) -> pd.DataFrame:
-    """Return forty customers whom no other export has."""
-    rows = pd.read_parquet(demo.DATA).iloc[number * 40 : (number + 1) * 40]
+    """Return customers whom no other export has."""
+    rows = pd.read_parquet(demo.DATA).iloc[number * ROWS : (number + 1) * ROWS]
     times = pd.date_range(demo.START, periods=len(rows), freq="min", unit="us")
-    first = number * 40 + 1
+    first = number * ROWS + 1
     return rows.assign(customer=range(first, first + len(rows)), observed_at=times)
 
 
 @pytest.mark.fault("P3", "P5")
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="without /proc the stack's processes are not found")
 def test_killing_the_stack_at_random_moments_loses_and_doubles_nothing(tmp_path: Path) -> None:
-    moments, exports = random.Random(SEED), KILLS * 3  # noqa: S311 - moments, not secrets
+    moments = random.Random(SEED)  # noqa: S311 - moments, not secrets
     for kill in range(KILLS):
         servers = Servers(tmp_path)
         deadline = time.monotonic() + moments.uniform(5, 30)
@@ -74,7 +76,7 @@ def test_killing_the_stack_at_random_moments_loses_and_doubles_nothing(tmp_path:
 
     servers = Servers(tmp_path)
     try:
-        wait_for("every outcome", lambda: len(servers.database.arrival_outcomes("churn")) == exports, seconds=600)
+        wait_for("every outcome", lambda: len(servers.database.arrival_outcomes("churn")) == EXPORTS, seconds=600)
         wait_for("a champion", servers.champion, seconds=600)
     finally:
         servers.stop()
@@ -82,5 +84,5 @@ def test_killing_the_stack_at_random_moments_loses_and_doubles_nothing(tmp_path:
     outcomes = servers.database.arrival_outcomes("churn")
     assert {row["outcome"] for row in outcomes} == {Outcome.PUBLISHED}
     table = datasets._open(tmp_path / "var" / "models" / "churn" / "rows").to_pyarrow_table().to_pandas()
-    assert sorted(table["customer"]) == list(range(1, exports * 40 + 1))
-    assert datasets.pin(tmp_path / "var" / "models" / "churn" / "rows", churn)[0].rows == exports * 40
+    assert sorted(table["customer"]) == list(range(1, EXPORTS * ROWS + 1))
+    assert datasets.pin(tmp_path / "var" / "models" / "churn" / "rows", churn)[0].rows == EXPORTS * ROWS

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ml_platform.errors import ConfigurationError, LandingZoneError, PlatformError
-from ml_platform.workflows import Platform, ignored_files, land_files, show_champion
+from ml_platform.workflows import Platform, ignored_files, land_files, show_champion, waiting_arrivals
 from ml_platform.workflows import status as model_status
 
 app = typer.Typer(
@@ -139,7 +139,7 @@ def ingest(model: Model, json: AsJson = False) -> None:
     elif outcomes:
         _print_outcomes(outcomes)
     else:
-        output.print(f"No new file for {model}: nothing was published.")
+        output.print(f"No new, complete file for {model}: nothing was published.")
     for name in ignored:
         progress.print(
             f"ignored: {name!r} is no Parquet, CSV, CSV.GZ or JSON Lines file with a safe name", markup=False
@@ -158,10 +158,10 @@ def _ingest(platform: Platform, model: str) -> list[dict[str, Any]]:
 
         keys = set(runs.ingest(platform, model))
     outcomes = platform.database.arrival_outcomes(model)
-    if not outcomes and not keys:
-        folder = platform.settings.landing / model
+    if not outcomes and not keys and not waiting_arrivals(platform, model):
         raise LandingZoneError(
-            f"The landing zone {folder} is empty. Drop a file there: ml-platform land FILE --model {model}"
+            f"The landing zone {platform.zone.address}/{model} is empty. Drop a file there: "
+            f"ml-platform land FILE --model {model}"
         )
     handled = [row for row in outcomes if row["key"] in keys]
     for key in sorted(keys - {row["key"] for row in handled}):
@@ -235,7 +235,7 @@ def _nothing_to_train_on(platform: Platform) -> list[str]:
 
 def _land(platform: Platform, files: dict[str, bytes]) -> None:
     landed = land_files(platform, "churn", files)
-    output.print(f"{len(landed)} files landed in {platform.settings.landing / 'churn'}", soft_wrap=True)
+    output.print(f"{len(landed)} files landed in {platform.zone.address}/churn", soft_wrap=True)
 
 
 @app.command()

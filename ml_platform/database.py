@@ -5,7 +5,7 @@ through here, never through an IO manager, so that a step can be run again in an
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -59,7 +59,9 @@ arrivals = sa.Table(
     sa.Column("name", sa.String(255), nullable=False),
     sa.Column("size", sa.BigInteger, nullable=False),
     sa.Column("mtime_ns", sa.BigInteger, nullable=False),
+    sa.Column("etag", sa.String(255), nullable=False, default=""),
     sa.Column("sha256", sa.String(64), nullable=False, index=True),
+    sa.Column("promised_sha256", sa.String(64)),
     sa.Column("raw_path", sa.Text, nullable=False),
     sa.Column("found_at", UtcDateTime, nullable=False),
     sa.Column("outcome", sa.String(16)),
@@ -187,7 +189,13 @@ class Database:
     def record_raw_batch(self, batch: RawBatch) -> None:
         """Store where an arrival's bytes are kept; saying it twice changes nothing."""
         arrival = batch.arrival
-        row = {**asdict(arrival), "key": arrival.key, "sha256": batch.sha256, "raw_path": batch.path}
+        row = {
+            **asdict(arrival),
+            "key": arrival.key,
+            "sha256": batch.sha256,
+            "raw_path": batch.path,
+            "promised_sha256": batch.promised_sha256,
+        }
         with self._transaction() as connection:
             known = sa.select(arrivals.c.key).where(_is(arrival.model, arrival.key))
             if connection.scalar(known) is None:
@@ -200,9 +208,10 @@ class Database:
             rows = connection.execute(query.order_by(arrivals.c.mtime_ns, arrivals.c.name)).all()
         return [
             RawBatch(
-                arrival=Arrival(model=row.model, name=row.name, size=row.size, mtime_ns=row.mtime_ns),
+                arrival=_arrival(row._asdict()),
                 sha256=row.sha256,
                 path=row.raw_path,
+                promised_sha256=row.promised_sha256,
             )
             for row in rows
         ]
@@ -506,9 +515,13 @@ def _is(model: str, key: str) -> sa.ColumnElement[bool]:
     return sa.and_(arrivals.c.model == model, arrivals.c.key == key)
 
 
+def _arrival(row: Mapping[str, Any]) -> Arrival:
+    return Arrival(**{name: row[name] for name in Arrival.__dataclass_fields__})
+
+
 def _batch_result(row: dict[str, Any]) -> BatchResult:
     return BatchResult(
-        arrival=Arrival(model=row["model"], name=row["name"], size=row["size"], mtime_ns=row["mtime_ns"]),
+        arrival=_arrival(row),
         sha256=row["sha256"],
         outcome=Outcome(row["outcome"]),
         rows=row["rows"],

@@ -6,6 +6,7 @@
     ├── ConfigurationError        a setting, a path or a ModelSpec that cannot work
     │   └── PortInUseError        a server's port is taken
     ├── LandingZoneError          the landing zone is missing, unreadable or holds what it must not
+    │   └── ArrivalChangedError   a file is no longer the one that was found
     ├── DataError                 rows that cannot be used
     │   ├── UnreadableFileError   bytes that are no table of a known format
     │   └── DatasetError          a dataset version that is missing, empty or not what was pinned
@@ -36,6 +37,10 @@ class PortInUseError(ConfigurationError):
 
 class LandingZoneError(PlatformError):
     """The landing zone is missing, unreadable or holds what it must not."""
+
+
+class ArrivalChangedError(LandingZoneError):
+    """A file is no longer the one that was found."""
 
 
 class DataError(PlatformError):

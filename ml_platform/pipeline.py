@@ -24,6 +24,7 @@ from ml_platform.errors import EvidenceError
 from ml_platform.model_spec import ModelSpec
 from ml_platform.records import BatchResult, Candidate, GateOutcome, LedgerEntry, Outcome, Registration
 from ml_platform.settings import keeps_runs
+from ml_platform.stages.arrivals import Look
 from ml_platform.stages.datasets import DatasetReport
 from ml_platform.workflows import Judgement, Platform
 
@@ -450,14 +451,17 @@ def _arrival_sensor(spec: ModelSpec, job: Any) -> dg.SensorDefinition:
         job=job,
         minimum_interval_seconds=15,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Files in the landing zone without an outcome and without a run are published.",
+        description="Complete files in the landing zone without an outcome and without a run are published.",
     )
     def arrivals(context: dg.SensorEvaluationContext, platform: PlatformResource) -> dg.SensorResult | dg.SkipReason:
         if _is_running(context.instance, job.name):
             return dg.SkipReason("The files of the last tick are being published.")
-        keys = [arrival.key for arrival in workflows.waiting_arrivals(platform.open(), spec.name)]
+        # The cursor is what this look saw and the next one compares with: nothing is lost where it is lost.
+        look = workflows.look_for_arrivals(platform.open(), spec.name, seen=(context.cursor or "").split())
+        context.update_cursor(" ".join(look.held))
+        keys = [arrival.key for arrival in look.complete]
         if not keys:
-            return dg.SkipReason("No new files.")
+            return dg.SkipReason(_nothing_complete(look))
         runs = [
             dg.RunRequest(tags={**range_tags(*ends), MODEL_TAG: spec.name})
             for ends in arrival_requests(context.instance, spec.name, keys)
@@ -468,6 +472,12 @@ def _arrival_sensor(spec: ModelSpec, job: Any) -> dg.SensorDefinition:
         )
 
     return arrivals
+
+
+def _nothing_complete(look: Look) -> str:
+    if not look.incomplete:
+        return "No new files."
+    return f"{look.incomplete:,} files are not complete yet. {'; '.join(look.examples)}."
 
 
 def _retraining_sensor(spec: ModelSpec, job: Any) -> dg.SensorDefinition:

@@ -24,19 +24,20 @@ def sha256_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Arrival:
-    """One file found in the landing zone."""
+    """One file found in the landing zone; `etag` is empty where the zone gives files none."""
 
     model: str
     name: str
     size: int
     mtime_ns: int
+    etag: str = ""
 
     @property
     def key(self) -> str:
-        """The partition key: a slug and 12 hex digits of sha256 over path, size and mtime."""
-        identity = f"{self.model}/{self.name}\n{self.size}\n{self.mtime_ns}"
+        """The partition key: a slug and 12 hex digits of sha256 over path, size, and etag, else mtime."""
+        identity = f"{self.model}/{self.name}\n{self.size}\n{self.etag or self.mtime_ns}"
         return f"{re.sub(r'[^A-Za-z0-9]+', '-', self.name)[:40].strip('-')}-{sha256_text(identity)[:12]}"
 
 
@@ -50,11 +51,15 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class RawBatch:
-    """The bytes of an arrival as they came, stored once under their sha256."""
+    """The bytes of an arrival as they came, stored once under their sha256.
+
+    `promised_sha256` is what the manifest of the file names; None where there is no manifest.
+    """
 
     arrival: Arrival
     sha256: str
     path: str
+    promised_sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,11 @@
 """Launch Dagster runs in this process: what `ml-platform ingest`, `retrain` and `demo` need Dagster for."""
 
 import contextlib
+import logging
+import sys
+import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import dagster as dg
 import sqlalchemy as sa
@@ -19,7 +23,10 @@ from ml_platform.pipeline import (
     report_dead_runs,
 )
 from ml_platform.settings import require_dagster_home
+from ml_platform.stages.arrivals import ARRIVALS_A_RUN, Look
 from ml_platform.workflows import Platform
+
+log = logging.getLogger("ml_platform")
 
 # Dagster's own log would bury what a person at a terminal wants to read; it stands in the UI.
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -31,7 +38,9 @@ class RunFailedError(PlatformError):
 
 
 def ingest(platform: Platform, model: str) -> list[str]:
-    """Publish the files that wait in the landing zone, in one run; return the keys of their arrivals.
+    """Publish the complete files that wait in the landing zone; return the keys of their arrivals.
+
+    One run takes `ARRIVALS_A_RUN` of them. Files without a manifest that were written just now are looked at twice.
 
     Raises
     ------
@@ -43,15 +52,28 @@ def ingest(platform: Platform, model: str) -> list[str]:
         The run failed.
     """
     job = _job(f"{model}_ingest", model)
-    keys = [arrival.key for arrival in workflows.waiting_arrivals(platform, model)]
+    keys = [arrival.key for arrival in _look_twice(platform, model).complete]
     if not keys:
         return []
     with _instance() as instance:
-        ranges = arrival_requests(instance, model, keys)
-        _add_partitions(instance, arrivals_partition(model).name or "", keys)
-        for ends in ranges:
-            _execute(job, instance, {**range_tags(*ends), MODEL_TAG: model})
+        for start in range(0, len(keys), ARRIVALS_A_RUN):
+            some = keys[start : start + ARRIVALS_A_RUN]
+            ranges = arrival_requests(instance, model, some)
+            _add_partitions(instance, arrivals_partition(model).name or "", some)
+            for ends in ranges:
+                _execute(job, instance, {**range_tags(*ends), MODEL_TAG: model})
     return keys
+
+
+def _look_twice(platform: Platform, model: str) -> Look:
+    look = partial(workflows.look_for_arrivals, platform, model, at_rest=True, limit=sys.maxsize)
+    found = look()
+    if found.held:
+        time.sleep(platform.settings.settle_seconds)
+        found = look(seen=found.held)
+    for example in found.examples:
+        log.info("not complete yet: %s", example)
+    return found
 
 
 def retrain(model: str, reason: str) -> list[str]:

@@ -5,6 +5,7 @@ variable                           default                      what it is
 =================================  ===========================  ===========================================
 ``ML_PLATFORM_HOME``               ``var/`` of the repository   where all state stands
 ``ML_PLATFORM_LANDING_ZONE``       ``<home>/landing``           where people drop files, a folder a model
+``ML_PLATFORM_SETTLE_SECONDS``     2                            what `ingest` waits between its two looks
 ``ML_PLATFORM_DATABASE_URL``       SQLite under the home        arrivals, candidates, verdicts, ledger
 ``ML_PLATFORM_CODE_REVISION``      asked of git                 the commit, where there is no checkout
 ``ML_PLATFORM_MLFLOW_UI``          ``http://127.0.0.1:5000``    what links to MLflow start with
@@ -31,6 +32,7 @@ class Settings(BaseSettings):
 
     home: Path = PROJECT_ROOT / "var"
     landing_zone: Path | None = None
+    settle_seconds: float = Field(default=2.0, ge=0, le=3600)
     database_url: SecretStr | None = None
     code_revision: str | None = None
     mlflow_ui: str = "http://127.0.0.1:5000"

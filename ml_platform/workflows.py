@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from ml_platform import provenance
 from ml_platform.database import Database
-from ml_platform.errors import ConflictError, EvidenceError, LandingZoneError, UnreadableFileError
+from ml_platform.errors import (
+    ArrivalChangedError,
+    ConflictError,
+    EvidenceError,
+    LandingZoneError,
+    UnreadableFileError,
+)
 from ml_platform.model_spec import ModelSpec
 from ml_platform.predictor import MODEL_FILE, file_digest, load
 from ml_platform.records import (
@@ -43,6 +49,7 @@ from ml_platform.stages import (
     training,
     validation,
 )
+from ml_platform.stages._landing import LandingZone, open_zone
 from ml_platform.stages.datasets import DatasetReport
 from ml_platform.stages.registry import Registry, run_files
 
@@ -70,6 +77,11 @@ class Platform:
     def database(self) -> Database:
         """The platform's own database, migrated."""
         return Database(self.settings.database)
+
+    @cached_property
+    def zone(self) -> LandingZone:
+        """The landing zone."""
+        return open_zone(self.settings.landing)
 
     @cached_property
     def registry(self) -> Registry:
@@ -117,33 +129,59 @@ def land_files(platform: Platform, model: str, files: Mapping[str, bytes]) -> li
     LandingZoneError
         A name cannot be an arrival's, or a file of that name with other bytes is waiting. Nothing was landed.
     """
-    folder = platform.settings.landing / model
-    new = [name for name, data in files.items() if not arrivals.holds(folder, name, data)]
+    zone = platform.zone
     arrivals.require_safe_names(files)
-    waiting = {arrival.name for arrival in waiting_arrivals(platform, model)} if folder.is_dir() else set()
+    zone.prepare(model)
+    new = [name for name, data in files.items() if not arrivals.holds(zone, model, name, data)]
+    waiting = {arrival.name for arrival in waiting_arrivals(platform, model)}
     if taken := sorted(waiting & set(new)):
         raise LandingZoneError(
-            f"A file {taken[0]!r} with other bytes waits in {folder}. Run `ml-platform ingest {model}` first, or "
-            "choose another name. Nothing was landed."
+            f"A file {taken[0]!r} with other bytes waits in {zone.address}/{model}. Run `ml-platform ingest {model}` "
+            "first, or choose another name. Nothing was landed."
         )
-    return [name for name in new if arrivals.land(folder, name, files[name])]
+    return [name for name in new if arrivals.land(zone, model, name, files[name])]
 
 
 def ignored_files(platform: Platform, model: str) -> list[str]:
     """Return the names in a model's folder of the landing zone that can be no arrival."""
-    return arrivals.ignored_files(platform.settings.landing, model)
+    return arrivals.list_files(platform.zone, model).ignored
 
 
 def waiting_arrivals(platform: Platform, model: str) -> list[Arrival]:
-    """Return the arrivals in the landing zone that have no outcome yet.
+    """Return the files in the landing zone that have no outcome yet, complete or not, oldest first.
 
     Raises
     ------
     LandingZoneError
         The landing zone cannot be listed.
     """
+    return _without_outcome(platform, model, arrivals.list_files(platform.zone, model).arrivals)
+
+
+def look_for_arrivals(platform: Platform, model: str, **options: Any) -> arrivals.Look:
+    """Tell which of the files that wait are complete; nothing is changed by looking.
+
+    Parameters
+    ----------
+    platform : Platform
+        Its landing zone.
+    model : str
+        Its folder there.
+    **options
+        Those of `arrivals.look`: what was seen before, and how much is asked for.
+
+    Raises
+    ------
+    LandingZoneError
+        The landing zone cannot be listed.
+    """
+    listing = arrivals.list_files(platform.zone, model)
+    waiting = _without_outcome(platform, model, listing.arrivals)
+    return arrivals.look(platform.zone, waiting, listing.with_manifest, **options)
+
+
+def _without_outcome(platform: Platform, model: str, found: Iterable[Arrival]) -> list[Arrival]:
     known = platform.database.known_arrivals(model)
-    found = arrivals.find_arrivals(platform.settings.landing, model)
     return [arrival for arrival in found if arrival.key not in known]
 
 
@@ -156,16 +194,21 @@ def keep_raw_batches(platform: Platform, model: str, keys: Iterable[str]) -> tup
         All whose bytes are kept, those of an earlier run included.
     gone : list of str
         Why a key has no batch: its file was removed or replaced, and is another arrival now if it is one at all.
+
+    Raises
+    ------
+    LandingZoneError
+        The landing zone cannot be listed or read. What was kept stays kept.
     """
     wanted = set(keys)
     kept = {batch.arrival.key for batch in platform.database.raw_batches(model, wanted)}
     store = platform.settings.model_home(model) / "raw"
     gone = []
-    for arrival in arrivals.find_arrivals(platform.settings.landing, model):
+    for arrival in arrivals.list_files(platform.zone, model).arrivals:
         if arrival.key in wanted - kept:
             try:
-                platform.database.record_raw_batch(arrivals.keep_bytes(arrival, platform.settings.landing, store))
-            except LandingZoneError as error:
+                platform.database.record_raw_batch(arrivals.keep_bytes(arrival, platform.zone, store))
+            except ArrivalChangedError as error:
                 gone.append(str(error))
     batches = platform.database.raw_batches(model, wanted)
     missing = wanted - {batch.arrival.key for batch in batches}
@@ -191,6 +234,8 @@ def publish_batches(platform: Platform, spec: ModelSpec, keys: Iterable[str]) ->
 
 
 def _publish_batch(platform: Platform, spec: ModelSpec, batch: RawBatch) -> BatchResult:
+    if batch.promised_sha256 not in {None, batch.sha256}:
+        return _refuse_broken_promise(platform, batch)
     twin = platform.database.publication_of(spec.name, batch.sha256)
     if twin not in {None, batch.arrival.key}:
         reason = f"its bytes are those of {twin}, which is published"
@@ -207,6 +252,13 @@ def _publish_batch(platform: Platform, spec: ModelSpec, batch: RawBatch) -> Batc
             if attempt == datasets.ATTEMPTS - 1:
                 raise
     raise AssertionError("the loop returns or raises")
+
+
+def _refuse_broken_promise(platform: Platform, batch: RawBatch) -> BatchResult:
+    reason = f"its manifest names sha256 {batch.promised_sha256}, and its bytes have {batch.sha256}"
+    report = validation.unreadable(reason)
+    _quarantine(platform, batch, report)
+    return _result(batch, Outcome.QUARANTINED, _notes(report), reason)
 
 
 def _validate_and_publish(platform: Platform, spec: ModelSpec, batch: RawBatch) -> BatchResult:

@@ -83,7 +83,10 @@ def test_landing_a_file_twice_leaves_it_alone(platform: Platform, tmp_path: Path
 
     assert first == (0, "monday.parquet: landed\n")
     assert again == (0, "monday.parquet: is there already\n")
-    assert [path.name for path in (platform.settings.landing / "churn").iterdir()] == ["monday.parquet"]
+    assert sorted(path.name for path in (platform.settings.landing / "churn").iterdir()) == [
+        "monday.parquet",
+        "monday.parquet.manifest.json",
+    ]
 
 
 def test_a_file_whose_name_is_unsafe_is_not_landed(platform: Platform, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """The graph as Dagster runs it: real runs in this process, on an instance in a folder."""
 
+import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import dagster as dg
 import pytest
 
 from ml_platform import workflows
+from ml_platform.database import arrivals as arrivals_table
 from ml_platform.definitions import defs
 from ml_platform.errors import EvidenceError, LandingZoneError
 from ml_platform.model_spec import Gate, ModelSpec
@@ -21,7 +24,9 @@ from ml_platform.pipeline import (
     process_tag,
     range_tags,
 )
+from ml_platform.records import now
 from ml_platform.runs import QUIET, root_cause
+from ml_platform.stages.arrivals import ARRIVALS_A_RUN
 from ml_platform.workflows import Platform
 from ml_platform_tests import fakes
 
@@ -241,9 +246,25 @@ def test_a_dataset_version_is_trained_on_three_times_at_most(platform: Platform,
 
 
 def tick(spec: ModelSpec, sensor: str, instance: dg.DagsterInstance) -> Any:
+    return tick_after(None, spec, sensor, instance)[0]
+
+
+def tick_after(
+    cursor: str | None, spec: ModelSpec, sensor: str, instance: dg.DagsterInstance
+) -> tuple[Any, str | None]:
+    """What a tick asks for, and the cursor that it leaves to the next one."""
     definition = repository(spec).get_sensor_def(sensor)
-    context = dg.build_sensor_context(instance=instance, resources={"platform": PlatformResource()})
-    return definition(context)
+    context = dg.build_sensor_context(instance=instance, cursor=cursor, resources={"platform": PlatformResource()})
+    return definition(context), context.cursor
+
+
+def second_tick(instance: dg.DagsterInstance) -> Any:
+    _, cursor = tick_after(None, fakes.visits_spec(), "visits_arrivals", instance)
+    return tick_after(cursor, fakes.visits_spec(), "visits_arrivals", instance)[0]
+
+
+def keys_of(found: Any) -> list[str]:
+    return list(found.dynamic_partitions_requests[0].partition_keys)
 
 
 def test_the_arrival_sensor_requests_one_run_for_all_new_files(
@@ -252,9 +273,9 @@ def test_the_arrival_sensor_requests_one_run_for_all_new_files(
     for number in range(3):
         fakes.drop(platform, f"{number}.parquet", fakes.visits(100, first=1 + number * 100))
 
-    found = tick(fakes.visits_spec(), "visits_arrivals", instance)
+    found = second_tick(instance)
 
-    keys = found.dynamic_partitions_requests[0].partition_keys
+    keys = keys_of(found)
     assert len(keys) == 3
     assert [request.tags for request in found.run_requests] == [
         {**range_tags(keys[0], keys[-1]), "ml_platform/model": "visits"}
@@ -265,7 +286,86 @@ def test_the_arrival_sensor_leaves_handled_files_alone(platform: Platform, insta
     fakes.drop(platform, "monday.parquet", fakes.visits(100))
     ingest(platform, instance)
 
-    assert isinstance(tick(fakes.visits_spec(), "visits_arrivals", instance), dg.SkipReason)
+    assert second_tick(instance).skip_message == "No new files."
+
+
+@pytest.mark.fault("D1")
+def test_a_file_is_asked_for_when_two_ticks_found_it_unchanged(
+    platform: Platform, instance: dg.DagsterInstance
+) -> None:
+    sensor = fakes.visits_spec(), "visits_arrivals", instance
+    path = fakes.drop(platform, "monday.csv", fakes.visits(100))
+
+    first, cursor = tick_after(None, *sensor)
+    with path.open("a") as writer:
+        writer.write("the writer goes on\n")
+    second, cursor = tick_after(cursor, *sensor)
+    third, cursor = tick_after(cursor, *sensor)
+
+    for skipped in (first, second):
+        assert str(skipped.skip_message).startswith("1 files are not complete yet. monday.csv: no manifest")
+    assert keys_of(third) == [arrival.key for arrival in workflows.waiting_arrivals(platform, "visits")]
+    assert cursor == ""
+
+
+@pytest.mark.fault("D1")
+def test_a_landed_file_is_asked_for_at_the_first_tick(platform: Platform, instance: dg.DagsterInstance) -> None:
+    workflows.land_files(platform, "visits", {"monday.csv": b"a,b\n1,2\n"})
+
+    assert len(keys_of(tick(fakes.visits_spec(), "visits_arrivals", instance))) == 1
+
+
+def test_a_tick_changes_nothing_but_its_cursor(platform: Platform, instance: dg.DagsterInstance) -> None:
+    fakes.drop(platform, "monday.csv", fakes.visits(100))
+
+    requests = [second_tick(instance).run_requests for _ in range(2)]
+
+    assert requests[0] == requests[1]
+    assert instance.get_dynamic_partitions("visits_arrivals") == []
+    assert platform.database.raw_batches("visits", keys_of(second_tick(instance))) == []
+
+
+@pytest.mark.fault("D16")
+def test_a_hundred_thousand_files_drain_a_bounded_number_a_tick(
+    platform: Platform, instance: dg.DagsterInstance
+) -> None:
+    folder = platform.settings.landing / "visits"
+    for number in range(100_000):
+        os.close(os.open(folder / f"{number:06}.csv", os.O_CREAT | os.O_WRONLY))
+    sensor = fakes.visits_spec(), "visits_arrivals", instance
+
+    _, cursor = tick_after(None, *sensor)
+    asked: list[str] = []
+    for _ in range(3):
+        found, cursor = tick_after(cursor, *sensor)
+        keys = keys_of(found)
+        asked += keys
+        handle(platform, keys)
+        assert len(keys) == ARRIVALS_A_RUN
+        assert len(found.run_requests) == 1
+        assert len(cursor or "") < 100 * ARRIVALS_A_RUN
+
+    assert len(set(asked)) == len(asked) == 3 * ARRIVALS_A_RUN
+    assert len(workflows.waiting_arrivals(platform, "visits")) == 100_000 - len(asked)
+
+
+def handle(platform: Platform, keys: list[str]) -> None:
+    """Give arrivals an outcome without reading them."""
+    wanted = set(keys)
+    rows = [
+        {
+            **asdict(arrival),
+            "key": arrival.key,
+            "sha256": "0" * 64,
+            "raw_path": "",
+            "found_at": now(),
+            "outcome": "quarantined",
+        }
+        for arrival in workflows.waiting_arrivals(platform, "visits")
+        if arrival.key in wanted
+    ]
+    with platform.database.engine.begin() as connection:
+        connection.execute(arrivals_table.insert(), rows)
 
 
 @pytest.mark.fault("P8")
@@ -275,7 +375,7 @@ def test_deleting_the_run_history_publishes_nothing_again(platform: Platform, in
     for record in instance.get_run_records():
         instance.delete_run(record.dagster_run.run_id)
 
-    assert isinstance(tick(fakes.visits_spec(), "visits_arrivals", instance), dg.SkipReason)
+    assert isinstance(second_tick(instance), dg.SkipReason)
 
 
 def test_a_missing_landing_zone_is_an_error_and_not_no_new_files(

@@ -11,6 +11,7 @@ from ml_platform import definitions, runs
 from ml_platform.errors import ConfigurationError, LandingZoneError
 from ml_platform.pipeline import PROCESS_TAG, process_is_gone, process_tag
 from ml_platform.workflows import Platform
+from ml_platform_tests import fakes
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -93,3 +94,22 @@ def test_a_models_file_that_does_not_import_is_named(monkeypatch: pytest.MonkeyP
 def test_the_files_of_a_model_whose_folder_is_missing_are_not_no_new_files(platform: Platform) -> None:
     with pytest.raises(LandingZoneError, match="cannot be listed"):
         runs.ingest(platform, "churn")
+
+
+@pytest.mark.fault("D1")
+def test_a_person_who_asks_at_once_takes_what_two_looks_found_unchanged(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fakes.drop(platform, "done.csv", fakes.visits(100))
+    growing = fakes.drop(platform, "growing.csv", fakes.visits(100, first=1_000))
+
+    def write_on(seconds: float) -> None:
+        assert seconds == platform.settings.settle_seconds
+        growing.write_text("more")
+
+    monkeypatch.setattr(runs.time, "sleep", write_on)
+    with caplog.at_level("INFO", "ml_platform"):
+        found = runs._look_twice(platform, "visits")
+
+    assert [arrival.name for arrival in found.complete] == ["done.csv"]
+    assert "not complete yet: growing.csv" in caplog.text

@@ -1,6 +1,8 @@
 """Crashes, races and short cuts between the stages."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -209,6 +211,36 @@ def test_a_handled_files_name_can_be_used_again(platform: Platform) -> None:
     assert landed == ["export.parquet"]
     assert [result.outcome for result in publish(platform)] == [Outcome.PUBLISHED]
     assert len(platform.database.arrival_outcomes("visits")) == 2
+
+
+@pytest.mark.fault("D1")
+def test_bytes_that_are_not_those_of_their_manifest_are_quarantined_with_the_reason(platform: Platform) -> None:
+    path = fakes.drop(platform, "monday.parquet", fakes.visits(100))
+    manifest = {"size": path.stat().st_size, "sha256": "f" * 64}
+    Path(f"{path}.manifest.json").write_text(json.dumps(manifest))
+
+    (result,) = publish(platform)
+    again = workflows.publish_batches(platform, SPEC, [result.arrival.key])
+
+    assert result.outcome is Outcome.QUARANTINED
+    assert result.reason == f"its manifest names sha256 {'f' * 64}, and its bytes have {result.sha256}"
+    assert again == [result]
+    assert datasets.published(platform.rows("visits"), result.sha256) is None
+    assert workflows.waiting_arrivals(platform, "visits") == []
+
+
+def test_a_landing_zone_that_refuses_a_file_is_said_and_does_not_count_as_gone(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fakes.drop(platform, "monday.parquet", fakes.visits(100))
+    (arrival,) = workflows.waiting_arrivals(platform, "visits")
+
+    def refuse(*_: Any) -> str:
+        raise LandingZoneError("The landing zone refuses.")
+
+    monkeypatch.setattr(platform.zone, "copy", refuse)
+    with pytest.raises(LandingZoneError, match="refuses"):
+        workflows.keep_raw_batches(platform, "visits", [arrival.key])
 
 
 def test_files_that_can_be_no_arrival_are_named(platform: Platform) -> None:

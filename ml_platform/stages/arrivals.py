@@ -1,49 +1,195 @@
-"""Find files in the landing zone and keep their bytes."""
+"""Find files in the landing zone, tell which are complete, and keep their bytes."""
 
 import hashlib
+import json
 import os
 import re
-import stat
-from collections.abc import Iterable
-from io import BufferedReader
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ml_platform.errors import LandingZoneError
 from ml_platform.records import Arrival, RawBatch
+from ml_platform.stages._landing import Found, LandingZone, changed
 
 SUFFIXES = (".parquet", ".csv", ".csv.gz", ".jsonl")
 # No path separator, no leading dot, no control character, nothing that a shell or Dagster's partition ranges
 # would read as syntax.
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)+")
 LONGEST_NAME = 200
-BLOCK = 1 << 20
+MANIFEST_SUFFIX = ".manifest.json"
+LONGEST_MANIFEST = 1 << 16
+SHA256 = re.compile(r"[0-9a-f]{64}")
+# What one run takes, and one look remembers: a tick stays short and its cursor small however many files wait.
+ARRIVALS_A_RUN = 500
+# Nobody has written for so long: a person who asks for a file now need not wait for a second look.
+SECONDS_OF_REST = 60
+EXAMPLES = 5
 
 
-def find_arrivals(landing: Path, model: str) -> list[Arrival]:
-    """List the files that wait in a model's folder of the landing zone.
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A model's folder of the landing zone.
 
-    Files whose name is hidden, unsafe or of another format, links, pipes and folders are no arrivals. Order is by
-    modification time, then by name.
+    `arrivals` come by modification time, then by name; `with_manifest` are the names of files that a manifest stands
+    beside; `ignored` are the names that can be no arrival, sorted.
+    """
+
+    arrivals: list[Arrival]
+    with_manifest: set[str]
+    ignored: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What the writer of a file says of it: ``{"size": …, "sha256": "…"}`` in ``<file>.manifest.json``."""
+
+    size: int
+    sha256: str
+
+    @property
+    def data(self) -> bytes:
+        """The manifest as its file has it."""
+        return json.dumps({"size": self.size, "sha256": self.sha256}).encode()
+
+
+@dataclass(slots=True)
+class Look:
+    """What one look at the waiting files found.
+
+    `complete` are arrivals; `held` are the keys of files that are complete if the next look finds them unchanged;
+    `incomplete` counts the others and `examples` says of a few what they wait for.
+    """
+
+    complete: list[Arrival] = field(default_factory=list)
+    held: list[str] = field(default_factory=list)
+    incomplete: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def _add_incomplete(self, name: str, why: str) -> None:
+        self.incomplete += 1
+        if len(self.examples) < EXAMPLES:
+            self.examples.append(f"{name}: {why}")
+
+
+def list_files(zone: LandingZone, model: str) -> Listing:
+    """List a model's folder of the landing zone.
+
+    Files whose name is hidden are somebody's unfinished work and not listed. Names that are unsafe or of another
+    format, links and pipes are ignored; manifests are neither arrivals nor ignored.
 
     Raises
     ------
     LandingZoneError
         The folder is missing or cannot be listed: that is not the same as "no new files".
     """
-    folder = landing / model
+    listing = Listing([], set(), [])
+    for found in zone.files(model):
+        if found.regular and is_safe_name(found.name):
+            listing.arrivals.append(_arrival(model, found))
+        elif found.regular and is_safe_name(named := found.name.removesuffix(MANIFEST_SUFFIX)):
+            listing.with_manifest.add(named)
+        elif not found.name.startswith("."):
+            listing.ignored.append(found.name)
+    listing.arrivals.sort(key=lambda arrival: (arrival.mtime_ns, arrival.name))
+    listing.ignored.sort()
+    return listing
+
+
+def _arrival(model: str, found: Found) -> Arrival:
+    return Arrival(model=model, name=found.name, size=found.size, mtime_ns=found.mtime_ns, etag=found.etag)
+
+
+def look(
+    zone: LandingZone,
+    waiting: Sequence[Arrival],
+    with_manifest: Collection[str],
+    *,
+    seen: Iterable[str] = (),
+    at_rest: bool = False,
+    limit: int = ARRIVALS_A_RUN,
+) -> Look:
+    """Tell which of the waiting files are complete.
+
+    A file beside a manifest is complete when its size is the manifest's. Another one is complete at once where the
+    zone shows whole files only, else when the last look saw it as it is now.
+
+    Parameters
+    ----------
+    zone : LandingZone
+        Where they stand.
+    waiting : sequence of Arrival
+        Those without an outcome, oldest first: a file that grows is the newest and holds up nobody.
+    with_manifest : collection of str
+        The names that a manifest stands beside.
+    seen : iterable of str
+        The keys in `held` of the look before.
+    at_rest : bool
+        Whether a file that was last written `SECONDS_OF_REST` ago or earlier is complete at once.
+    limit : int
+        The most that are returned as complete, and as held.
+    """
+    result, before = Look(), set(seen)
+    latest = time.time_ns() - SECONDS_OF_REST * 10**9
+    for some in _in_parts(waiting, limit):
+        full = len(result.complete) >= limit
+        if full and len(result.held) >= limit:
+            break
+        named = [arrival.name for arrival in some if arrival.name in with_manifest and not full]
+        manifests = _read_manifests(zone, some[0].model, named)
+        for arrival in some:
+            if arrival.name in manifests:
+                _judge_by_manifest(result, arrival, manifests[arrival.name])
+            elif arrival.name not in with_manifest:
+                rested = zone.shows_whole_files_only or (at_rest and arrival.mtime_ns <= latest)
+                _judge_by_rest(result, arrival, rested or arrival.key in before, limit)
+        del result.complete[limit:]
+    return result
+
+
+def _in_parts(waiting: Sequence[Arrival], size: int) -> Iterator[Sequence[Arrival]]:
+    for start in range(0, len(waiting), size):
+        yield waiting[start : start + size]
+
+
+def _judge_by_manifest(result: Look, arrival: Arrival, manifest: Manifest | None) -> None:
+    if manifest is None:
+        result._add_incomplete(arrival.name, "its manifest is no JSON object with size and sha256")
+    elif manifest.size != arrival.size:
+        result._add_incomplete(arrival.name, f"{arrival.size:,} of the {manifest.size:,} bytes that its manifest names")
+    else:
+        result.complete.append(arrival)
+
+
+def _judge_by_rest(result: Look, arrival: Arrival, is_whole: bool, limit: int) -> None:
+    if is_whole and len(result.complete) < limit:
+        result.complete.append(arrival)
+    elif len(result.held) < limit:
+        result.held.append(arrival.key)
+    if not is_whole:
+        result._add_incomplete(arrival.name, "no manifest names it and it was not seen twice unchanged")
+
+
+def _read_manifests(zone: LandingZone, model: str, names: Sequence[str]) -> dict[str, Manifest | None]:
+    contents = zone.read(model, [name + MANIFEST_SUFFIX for name in names], LONGEST_MANIFEST)
+    return {name: _manifest(contents.get(name + MANIFEST_SUFFIX, b"")) for name in names}
+
+
+def _manifest(data: bytes) -> Manifest | None:
+    """Read a manifest; ``None`` if it is none, for instance because it is still being written."""
     try:
-        with os.scandir(folder) as entries:
-            found = [_arrival(model, entry) for entry in entries if _is_candidate(entry)]
-    except OSError as error:
-        raise LandingZoneError(
-            f"The landing zone {folder} cannot be listed: {error.strerror}. Make the folder, or set "
-            "ML_PLATFORM_LANDING_ZONE to the one that holds it."
-        ) from error
-    return sorted(found, key=lambda arrival: (arrival.mtime_ns, arrival.name))
+        read = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    size, sha256 = (read.get("size"), read.get("sha256")) if isinstance(read, dict) else (None, None)
+    if type(size) is not int or not isinstance(sha256, str) or not SHA256.fullmatch(sha256.lower()):
+        return None
+    return Manifest(size, sha256.lower())
 
 
-def land(folder: Path, name: str, data: bytes) -> bool:
-    """Write a file into a folder of the landing zone under a hidden name and then rename it.
+def land(zone: LandingZone, model: str, name: str, data: bytes) -> bool:
+    """Put a file with its manifest into a model's folder of the landing zone, the manifest first.
 
     Returns
     -------
@@ -56,15 +202,14 @@ def land(folder: Path, name: str, data: bytes) -> bool:
         The name is not safe or of no known format.
     """
     require_safe_names([name])
-    if holds(folder, name, data):
+    if holds(zone, model, name, data):
         return False
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{name}.{os.getpid()}"
+    zone.write(model, name + MANIFEST_SUFFIX, Manifest(len(data), hashlib.sha256(data).hexdigest()).data)
     try:
-        temporary.write_bytes(data)
-        temporary.replace(folder / name)
-    finally:
-        temporary.unlink(missing_ok=True)
+        zone.write(model, name, data)
+    except (OSError, LandingZoneError):
+        zone.remove(model, name + MANIFEST_SUFFIX)
+        raise
     return True
 
 
@@ -78,21 +223,9 @@ def require_safe_names(names: Iterable[str]) -> None:
             )
 
 
-def holds(folder: Path, name: str, data: bytes) -> bool:
-    """Whether a folder of the landing zone holds a file of this name with these bytes."""
-    target = folder / name
-    return target.is_file() and target.read_bytes() == data
-
-
-def _is_candidate(entry: os.DirEntry[str]) -> bool:
-    return is_safe_name(entry.name) and entry.is_file(follow_symlinks=False)
-
-
-def ignored_files(landing: Path, model: str) -> list[str]:
-    """Return the names in a model's folder that can be no arrival, sorted, but for hidden ones: unfinished work."""
-    with os.scandir(landing / model) as entries:
-        visible = [entry for entry in entries if not entry.name.startswith(".")]
-        return sorted(entry.name for entry in visible if not _is_candidate(entry) and not entry.is_dir())
+def holds(zone: LandingZone, model: str, name: str, data: bytes) -> bool:
+    """Whether a model's folder of the landing zone holds a file of this name with these bytes."""
+    return zone.read(model, [name], len(data) + 1).get(name) == data
 
 
 def is_safe_name(name: str) -> bool:
@@ -100,59 +233,29 @@ def is_safe_name(name: str) -> bool:
     return len(name) <= LONGEST_NAME and bool(SAFE_NAME.fullmatch(name)) and name.lower().endswith(SUFFIXES)
 
 
-def _arrival(model: str, entry: os.DirEntry[str]) -> Arrival:
-    status = entry.stat(follow_symlinks=False)
-    return Arrival(model=model, name=entry.name, size=status.st_size, mtime_ns=status.st_mtime_ns)
-
-
-def keep_bytes(arrival: Arrival, landing: Path, store: Path) -> RawBatch:
+def keep_bytes(arrival: Arrival, zone: LandingZone, store: Path) -> RawBatch:
     """Copy an arrival's bytes to ``<store>/<sha256><suffix>``, once; equal bytes are kept once.
+
+    What a manifest promises is noted with them and held against them when they are validated.
 
     Raises
     ------
-    LandingZoneError
+    ArrivalChangedError
         The file is gone, is no regular file, or changed since it was found: the changed file is a new arrival.
+    LandingZoneError
+        The landing zone does not answer or refuses.
     """
     store.mkdir(parents=True, exist_ok=True)
     temporary = store / f".{arrival.key}.{os.getpid()}"
     try:
-        sha256 = _copy(arrival, landing / arrival.model / arrival.name, temporary)
+        sha256 = zone.copy(arrival, temporary)
+        manifest = _read_manifests(zone, arrival.model, [arrival.name])[arrival.name]
+        if manifest and manifest.size != arrival.size:
+            raise changed(arrival)
         suffix = next(s for s in sorted(SUFFIXES, key=len, reverse=True) if arrival.name.lower().endswith(s))
         target = store / f"{sha256}{suffix}"
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
-    return RawBatch(arrival=arrival, sha256=sha256, path=str(target))
-
-
-def _copy(arrival: Arrival, source: Path, target: Path) -> str:
-    digest = hashlib.sha256()
-    with _open_arrival(arrival, source) as reader, target.open("wb") as writer:
-        while block := reader.read(BLOCK):
-            digest.update(block)
-            writer.write(block)
-        _require_unchanged(arrival, reader.fileno(), source)
-        writer.flush()
-        os.fsync(writer.fileno())
-    return digest.hexdigest()
-
-
-def _open_arrival(arrival: Arrival, source: Path) -> BufferedReader:
-    # O_NOFOLLOW and O_NONBLOCK: a link out of the zone is refused and a pipe does not hang the step.
-    try:
-        descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        raise LandingZoneError(f"The arrival {source} cannot be opened: {error.strerror}.") from error
-    try:
-        _require_unchanged(arrival, descriptor, source)
-    except LandingZoneError:
-        os.close(descriptor)
-        raise
-    return os.fdopen(descriptor, "rb")
-
-
-def _require_unchanged(arrival: Arrival, descriptor: int, source: Path) -> None:
-    status = os.fstat(descriptor)
-    found, expected = (status.st_size, status.st_mtime_ns), (arrival.size, arrival.mtime_ns)
-    if not stat.S_ISREG(status.st_mode) or found != expected:
-        raise LandingZoneError(f"{source} changed since it was found. It will be found again as a new arrival.")
+    promised = manifest.sha256 if manifest else None
+    return RawBatch(arrival=arrival, sha256=sha256, path=str(target), promised_sha256=promised)

@@ -5,8 +5,11 @@ done, and the message says why and what to do.
 """
 
 import contextlib
+import getpass
+import importlib
 import logging
 import pkgutil
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +17,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ml_platform.errors import ConfigurationError, LandingZoneError, PlatformError
+from ml_platform.model_spec import ModelSpec
 from ml_platform.workflows import Platform, ignored_files, land_files, show_champion
 from ml_platform.workflows import status as model_status
 
@@ -26,6 +31,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+quarantine = typer.Typer(help="Explain what is quarantined; release what passes now.", no_args_is_help=True)
+app.add_typer(quarantine, name="quarantine")
 progress = Console(stderr=True, highlight=False, soft_wrap=True)
 # A pipe has no width: what is written into a file or a log is not folded.
 output = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
@@ -167,6 +174,74 @@ def _ingest(platform: Platform, model: str) -> list[dict[str, Any]]:
     for key in sorted(keys - {row["key"] for row in handled}):
         progress.print(f"  {key}: its file was removed or changed meanwhile; run it again", markup=False)
     return handled
+
+
+@quarantine.command("show")
+def quarantine_show(model: Model, json: AsJson = False) -> None:
+    """Explain what is quarantined: each arrival's reason, its findings by rule, and examples of them."""
+    from ml_platform import corrections
+
+    _require_model(model)
+    found = corrections.show(Platform(), model)
+    if json:
+        output.print_json(data=found)
+    elif not found:
+        output.print(f"Nothing of {model} is quarantined.")
+    for arrival in [] if json else found:
+        _print_quarantined(arrival)
+
+
+def _print_quarantined(arrival: dict[str, Any]) -> None:
+    output.print(f"{arrival['name']}  ({arrival['arrival']}, {arrival['outcome']})", style="bold", markup=False)
+    rows = f"{arrival['quarantined_rows']:,} of {arrival['rows']:,} rows quarantined"
+    output.print(f"{rows}: {arrival['reason']}", markup=False)
+    table = Table("check", "column", "rule", "findings", "examples")
+    for finding in arrival["findings"]:
+        said = [f"row {e['row']}: {e['value']}" if e["row"] is not None else e["value"] for e in finding["examples"]]
+        cells = finding["check"], finding["column"], finding["rule"], f"{finding['count']:,}", "\n".join(said)
+        table.add_row(*(escape(cell) for cell in cells))
+    output.print(table)
+    if arrival["more_rules"]:
+        output.print(f"and {arrival['more_rules']:,} broken rules more")
+
+
+@quarantine.command("release")
+def quarantine_release(
+    model: Model,
+    arrivals: Annotated[
+        list[str] | None, typer.Argument(help="Keys or file names of arrivals; all that are quarantined by default.")
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Validate quarantined rows again, from the kept bytes, and publish those that pass now."""
+    from ml_platform import corrections
+
+    spec = _spec(model)
+    released = corrections.release(Platform(), spec, arrivals or [], actor=_person())
+    if json:
+        output.print_json(data=released)
+    elif not released:
+        output.print(f"Nothing of {model} is quarantined.")
+    else:
+        table = Table("file", "outcome", "released rows", "still quarantined", "reason")
+        for row in released:
+            figures = f"{row['released_rows']:,}", f"{row['quarantined_rows']:,}"
+            table.add_row(row["name"], row["outcome"], *figures, escape(row["reason"]))
+        output.print(table)
+    if any(row["stays"] for row in released):
+        raise typer.Exit(REFUSED)
+
+
+def _spec(model: str) -> ModelSpec:
+    """Return what a model's author declared; importing its file imports Dagster."""
+    _require_model(model)
+    members = vars(importlib.import_module(f"ml_platform.defs.models.{model}")).values()
+    return next(member for member in members if isinstance(member, ModelSpec) and member.name == model)
+
+
+def _person() -> str:
+    """Return who runs this command, for the record."""
+    return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
 @app.command()

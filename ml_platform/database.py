@@ -25,6 +25,7 @@ from ml_platform.records import (
     Outcome,
     RawBatch,
     Registration,
+    Release,
     Verdict,
     now,
 )
@@ -70,6 +71,18 @@ arrivals = sa.Table(
     sa.Column("rules", sa.Text, nullable=False, default="{}"),
     sa.Column("examples", sa.Text, nullable=False, default="[]"),
     sa.Column("recorded_at", UtcDateTime),
+    sa.Column("released_rows", sa.BigInteger, nullable=False, default=0),
+)
+releases = sa.Table(
+    "releases",
+    metadata,
+    sa.Column("model", sa.String(40), primary_key=True),
+    sa.Column("arrival", sa.String(64), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("rows", sa.BigInteger, nullable=False),
+    sa.Column("dataset_version", sa.BigInteger),
+    sa.Column("actor", sa.String(255), nullable=False),
+    sa.Column("released_at", UtcDateTime, nullable=False),
 )
 datasets = sa.Table(
     "datasets",
@@ -253,20 +266,55 @@ class Database:
 
     def newest_publication(self, model: str) -> int | None:
         """Return the newest table version that an arrival was published in; ``None`` before the first."""
-        query = sa.select(sa.func.max(arrivals.c.dataset_version)).where(arrivals.c.model == model)
+        came = sa.select(arrivals.c.dataset_version).where(arrivals.c.model == model)
+        released = sa.select(releases.c.dataset_version).where(releases.c.model == model)
+        query = sa.select(sa.func.max(sa.union_all(came, released).subquery().c.dataset_version))
         with self._transaction() as connection:
             version: int | None = connection.scalar(query)
             return version
 
     def rows_published_after(self, model: str, version: int | None) -> int:
         """Count the rows that were published after a table version; after the beginning where it is ``None``."""
-        query = sa.select(sa.func.coalesce(sa.func.sum(arrivals.c.rows - arrivals.c.quarantined_rows), 0)).where(
+        since = -1 if version is None else version
+        at_once = arrivals.c.rows - arrivals.c.quarantined_rows - arrivals.c.released_rows
+        came = sa.select(sa.func.sum(at_once)).where(
             arrivals.c.model == model,
             arrivals.c.outcome == Outcome.PUBLISHED.value,
-            arrivals.c.dataset_version > (-1 if version is None else version),
+            arrivals.c.dataset_version > since,
+        )
+        later = sa.select(sa.func.sum(releases.c.rows)).where(
+            releases.c.model == model, releases.c.dataset_version > since
         )
         with self._transaction() as connection:
-            return int(connection.scalar(query) or 0)
+            return int(connection.scalar(came) or 0) + int(connection.scalar(later) or 0)
+
+    # Releases from quarantine
+
+    def releases(self, model: str, arrival: str) -> list[Release]:
+        """Return the releases of one arrival, oldest first."""
+        query = sa.select(releases).where(releases.c.model == model, releases.c.arrival == arrival)
+        with self._transaction() as connection:
+            rows = connection.execute(query.order_by(releases.c.number)).all()
+        return [Release(**row._mapping) for row in rows]
+
+    def record_release(self, release: Release, result: BatchResult) -> None:
+        """Store a release and what became of its arrival, together; saying it twice changes nothing."""
+        this = sa.and_(releases.c.model == release.model, releases.c.arrival == release.arrival)
+        known = sa.select(releases.c.number).where(this, releases.c.number == release.number)
+        row = {
+            "outcome": result.outcome.value,
+            "rows": result.rows,
+            "quarantined_rows": result.quarantined_rows,
+            "released_rows": arrivals.c.released_rows + release.rows,
+            "dataset_version": sa.func.coalesce(arrivals.c.dataset_version, result.dataset_version),
+            "reason": result.reason,
+            "rules": json.dumps(result.rules),
+            "examples": json.dumps(result.examples),
+        }
+        with self._transaction() as connection:
+            if connection.scalar(known) is None:
+                connection.execute(releases.insert().values(asdict(release)))
+                connection.execute(arrivals.update().where(_is(release.model, release.arrival)).values(row))
 
     # Dataset versions
 

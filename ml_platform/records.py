@@ -77,6 +77,19 @@ class BatchResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Release:
+    """Rows of an arrival that were quarantined and passed later; `number` counts an arrival's releases from 1."""
+
+    model: str
+    arrival: str
+    number: int
+    rows: int
+    dataset_version: int | None
+    actor: str
+    released_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
 class DatasetVersion:
     """A version of a model's Delta table, pinned by number and digest."""
 

@@ -258,9 +258,19 @@ def _quarantine(platform: Platform, batch: RawBatch, report: validation.Report) 
     if not report.findings and report.problem is None:
         return
     findings = report.findings or [validation.Finding(None, "", "volume", str(report.problem), "")]
+    keep_findings(platform, batch, findings, commit=batch.sha256, release=0)
+
+
+def keep_findings(
+    platform: Platform, batch: RawBatch, findings: list[validation.Finding], *, commit: str, release: int
+) -> None:
+    """Append findings on an arrival to the quarantine, once by the name of the commit."""
+    import pyarrow as pa
+
     rows = validation.findings_table(findings)
+    rows = rows.append_column(datasets.RELEASE, pa.array([release] * rows.num_rows, pa.int64()))
     table = platform.quarantine(batch.arrival.model)
-    datasets.publish(table, rows, arrival=batch.arrival.key, sha256=batch.sha256, notes={})
+    datasets.publish(table, rows, arrival=batch.arrival.key, sha256=commit, notes={})
 
 
 def _result(

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ARRIVAL = "_arrival"
+# In the quarantine: after which of the arrival's releases the finding was made; 0 is when it came.
+RELEASE = "_release"
 ATTEMPTS = 20
 # A single feature this good is not signal but the label in disguise.
 GIVEAWAY = 0.99
@@ -172,6 +174,19 @@ def what_is_published(table: Path, spec: ModelSpec, version: int | None = None) 
     frame = opened.to_pyarrow_table(columns=[spec.entity, spec.event_time]).to_pandas()
     newest = None if frame.empty else frame.groupby(spec.entity)[spec.event_time].max()
     return Published(version=opened.version(), newest=newest)
+
+
+def findings(table: Path, arrivals: list[str], release: int) -> list[dict[str, Any]]:
+    """Return what stands in a quarantine table against arrivals since one of their releases, 0 since they came.
+
+    Earlier findings stay in the table: a release supersedes them and takes nothing away.
+    """
+    opened = _open(table)
+    if opened is None:
+        return []
+    wanted = [(ARRIVAL, "in", arrivals), (RELEASE, "=", release)]
+    rows: list[dict[str, Any]] = opened.to_pyarrow_table(filters=wanted).to_pylist()
+    return rows
 
 
 def pin(table: Path, spec: ModelSpec, version: int | None = None) -> tuple[DatasetVersion, "pd.DataFrame"]:

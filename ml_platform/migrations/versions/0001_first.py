@@ -28,8 +28,19 @@ def upgrade() -> None:
         sa.Column("rules", sa.Text, nullable=False),
         sa.Column("examples", sa.Text, nullable=False),
         sa.Column("recorded_at", sa.DateTime),
+        sa.Column("released_rows", sa.BigInteger, nullable=False),
     )
     op.create_index("ix_arrivals_sha256", "arrivals", ["sha256"])
+    op.create_table(
+        "releases",
+        sa.Column("model", sa.String(40), primary_key=True),
+        sa.Column("arrival", sa.String(64), primary_key=True),
+        sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("rows", sa.BigInteger, nullable=False),
+        sa.Column("dataset_version", sa.BigInteger),
+        sa.Column("actor", sa.String(255), nullable=False),
+        sa.Column("released_at", sa.DateTime, nullable=False),
+    )
     op.create_table(
         "datasets",
         sa.Column("model", sa.String(40), primary_key=True),
@@ -86,5 +97,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for table in ("ledger", "registrations", "verdicts", "candidates", "datasets", "arrivals"):
+    for table in ("ledger", "registrations", "verdicts", "candidates", "datasets", "releases", "arrivals"):
         op.drop_table(table)

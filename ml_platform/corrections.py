@@ -1,0 +1,245 @@
+"""What people do about data after it came: look at the quarantine and release what passes now.
+
+Like `workflows`, each function can be run again after a crash at any point.
+"""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ml_platform import workflows
+from ml_platform.errors import ConflictError, DataError, UnreadableFileError
+from ml_platform.model_spec import ModelSpec
+from ml_platform.records import BatchResult, Outcome, RawBatch, Release, now
+from ml_platform.stages import datasets, validation
+from ml_platform.workflows import Platform
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+log = logging.getLogger("ml_platform")
+
+RULES = 10
+EXAMPLES = 5
+
+
+def show(platform: Platform, model: str) -> list[dict[str, Any]]:
+    """Explain what is quarantined.
+
+    Returns
+    -------
+    list of dict
+        One for each arrival of which something is quarantined, in the order they were handled: its key, file, outcome,
+        reason and figures; the counts of every rule by data check; up to ten findings (a rule that a column breaks),
+        the most frequent first, each with up to five examples. The row of an example counts from 0 and is None where
+        the whole file is meant.
+    """
+    return [_explain(platform, result) for result in _quarantined(platform, model)]
+
+
+def _quarantined(platform: Platform, model: str) -> list[BatchResult]:
+    database = platform.database
+    results = database.outcomes(model, database.known_arrivals(model))
+    return [result for result in results if _stays(result)]
+
+
+def _stays(result: BatchResult) -> bool:
+    return result.outcome is Outcome.QUARANTINED or result.quarantined_rows > 0
+
+
+def _explain(platform: Platform, result: BatchResult) -> dict[str, Any]:
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in _findings(platform, result):
+        groups.setdefault((row["check"], row["column"], row["rule"]), []).append(row)
+    worst = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
+    return {
+        "arrival": result.arrival.key,
+        "name": result.arrival.name,
+        "outcome": result.outcome.value,
+        "reason": result.reason,
+        "rows": result.rows,
+        "quarantined_rows": result.quarantined_rows,
+        "rules": result.rules,
+        "findings": [_group(*name, rows) for name, rows in worst[:RULES]],
+        "more_rules": len(worst[RULES:]),
+    }
+
+
+def _group(check: str, column: str, rule: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    examples = [{"row": row["row"], "value": row["value"]} for row in rows[:EXAMPLES]]
+    return {"check": check, "column": column, "rule": rule, "count": len(rows), "examples": examples}
+
+
+def _findings(platform: Platform, result: BatchResult) -> list[dict[str, Any]]:
+    model = result.arrival.model
+    # The quarantine holds equal bytes once, under the key of the arrival that brought them first.
+    twins = [row["key"] for row in platform.database.arrival_outcomes(model) if row["sha256"] == result.sha256]
+    release = len(platform.database.releases(model, result.arrival.key))
+    found = datasets.findings(platform.quarantine(model), twins if release == 0 else [result.arrival.key], release)
+    return sorted(found, key=lambda row: -1 if row["row"] is None else row["row"])
+
+
+# Release
+
+
+def release(platform: Platform, spec: ModelSpec, wanted: list[str], *, actor: str) -> list[dict[str, Any]]:
+    """Validate quarantined rows again, from the kept bytes, and publish those that pass now.
+
+    A batch that was quarantined whole is held against the author's tolerance again. Of one that was published in part,
+    the bad rows alone are looked at. What a release supersedes stays in the quarantine table.
+
+    Parameters
+    ----------
+    wanted : list of str
+        Keys or file names of arrivals; an empty list takes all of which something is quarantined.
+    actor : str
+        Who releases, for the record.
+
+    Returns
+    -------
+    list of dict
+        What became of each; `stays` says whether something of it is quarantined still.
+
+    Raises
+    ------
+    DataError
+        There is no handled arrival of that name.
+    DatasetError
+        The contract has other columns than the model's table.
+    """
+    return [_release(platform, spec, result, actor) for result in _wanted(platform, spec.name, wanted)]
+
+
+def _wanted(platform: Platform, model: str, wanted: list[str]) -> list[BatchResult]:
+    if not wanted:
+        return _quarantined(platform, model)
+    results = platform.database.outcomes(model, platform.database.known_arrivals(model))
+    names = {name for result in results for name in (result.arrival.key, result.arrival.name)}
+    if unknown := sorted(set(wanted) - names):
+        raise DataError(
+            f"There is no arrival {unknown[0]!r} of {model!r} with an outcome. `ml-platform quarantine show {model}` "
+            "lists those of which something is quarantined. Nothing was released."
+        )
+    return [result for result in results if {result.arrival.key, result.arrival.name} & set(wanted)]
+
+
+def _release(platform: Platform, spec: ModelSpec, before: BatchResult, actor: str) -> dict[str, Any]:
+    after = _release_batch(platform, spec, before, actor) if _stays(before) else None
+    result, rows = after or (before, 0)
+    log.info("%s: %s rows released, %s stay", before.arrival.name, f"{rows:,}", f"{result.quarantined_rows:,}")
+    return {
+        "arrival": result.arrival.key,
+        "name": result.arrival.name,
+        "outcome": result.outcome.value,
+        "released_rows": rows,
+        "quarantined_rows": result.quarantined_rows,
+        "reason": result.reason,
+        "stays": _stays(result),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Again:
+    """An arrival whose quarantined rows are validated again; `commit` names the release in both tables."""
+
+    before: BatchResult
+    batch: RawBatch
+    number: int
+    actor: str
+
+    @property
+    def commit(self) -> str:
+        return f"{self.batch.sha256}:release:{self.number}"
+
+
+def _release_batch(
+    platform: Platform, spec: ModelSpec, before: BatchResult, actor: str
+) -> tuple[BatchResult, int] | None:
+    """Return what became of the arrival and how many rows were released; None where nothing passes."""
+    model, key = before.arrival.model, before.arrival.key
+    (batch,) = platform.database.raw_batches(model, [key])
+    number = len(platform.database.releases(model, key)) + 1
+    again = _Again(before=before, batch=batch, number=number, actor=actor)
+    twin = platform.database.publication_of(model, before.sha256)
+    if twin not in {None, key}:
+        reason = f"its bytes are those of {twin}, which is published"
+        duplicate = replace(
+            before, outcome=Outcome.DUPLICATE, rows=0, quarantined_rows=0, reason=reason, rules={}, examples=[]
+        )
+        return _record(platform, again, duplicate, rows=0), 0
+    for attempt in range(datasets.ATTEMPTS):
+        try:
+            return _validate_and_release(platform, spec, again)
+        except ConflictError:
+            # Others published since the rows were held against what is there, as in `workflows`.
+            if attempt == datasets.ATTEMPTS - 1:
+                raise
+    raise AssertionError("the loop returns or raises")
+
+
+def _validate_and_release(platform: Platform, spec: ModelSpec, again: _Again) -> tuple[BatchResult, int] | None:
+    table, key = platform.rows(spec.name), again.before.arrival.key
+    done = datasets.published(table, again.commit)  # by a process that died before it could record it
+    there = datasets.what_is_published(table, spec, done.version - 1 if done else None)
+    report = _validate_again(platform, spec, again, there)
+    released = int(report.valid.num_rows)
+    if report.problem is not None or not released:
+        return None
+    done = done or datasets.publish(
+        table, report.valid, arrival=key, sha256=again.commit, notes={"rows": released}, read_at=there.version
+    )
+    if report.findings:
+        workflows.keep_findings(platform, again.batch, report.findings, commit=again.commit, release=again.number)
+    return _record(platform, again, _result(again.before, report, done.version), rows=released), released
+
+
+def _validate_again(platform: Platform, spec: ModelSpec, again: _Again, there: datasets.Published) -> validation.Report:
+    try:
+        rows = validation.read_rows(Path(again.batch.path), spec)
+    except UnreadableFileError as error:
+        return validation.unreadable(str(error))
+    if again.before.outcome is Outcome.QUARANTINED:
+        return validation.validate(rows, spec, there.newest)
+    bad = sorted({finding["row"] for finding in _findings(platform, again.before)})
+    return _validate_some(rows, bad, spec, there)
+
+
+def _validate_some(
+    rows: "pa.Table", numbers: list[int], spec: ModelSpec, there: datasets.Published
+) -> validation.Report:
+    """Validate some rows of a batch that is published but for them: it was within its tolerance."""
+    tolerant = spec.model_copy(update={"quarantine_tolerance": 1.0})
+    report = validation.validate(rows.take(numbers), tolerant, there.newest)
+    findings = [f if f.row is None else f._replace(row=numbers[f.row]) for f in report.findings]
+    return replace(report, findings=findings)
+
+
+def _result(before: BatchResult, report: validation.Report, version: int) -> BatchResult:
+    reason = f"{report.valid.num_rows:,} rows released in version {version}"
+    if report.quarantined_rows:
+        reason += f", {report.quarantined_rows:,} quarantined"
+    return replace(
+        before,
+        outcome=Outcome.PUBLISHED,
+        rows=report.rows if before.outcome is Outcome.QUARANTINED else before.rows,
+        quarantined_rows=report.quarantined_rows,
+        dataset_version=version,
+        reason=reason,
+        rules=report.rules,
+        examples=report.examples,
+    )
+
+
+def _record(platform: Platform, again: _Again, result: BatchResult, *, rows: int) -> BatchResult:
+    entry = Release(
+        model=result.arrival.model,
+        arrival=result.arrival.key,
+        number=again.number,
+        rows=rows,
+        dataset_version=result.dataset_version if rows else None,
+        actor=again.actor,
+        released_at=now(),
+    )
+    platform.database.record_release(entry, result)
+    return result

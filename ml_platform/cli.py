@@ -232,6 +232,28 @@ def quarantine_release(
         raise typer.Exit(REFUSED)
 
 
+@app.command()
+def forget(
+    model: Model,
+    entity: Annotated[str, typer.Argument(help="Whose rows go: a value of the model's entity column.")],
+    reason: Annotated[str, typer.Option(help="Why, for the record; it must not say who.")],
+    json: AsJson = False,
+) -> None:
+    """Delete one entity's data everywhere, in every version; it outranks every retention and cannot be undone."""
+    from ml_platform import corrections
+
+    done = corrections.forget(Platform(), _spec(model), entity, reason=reason, actor=_person())
+    if json:
+        output.print_json(data=done)
+    else:
+        for what, count in done["figures"].items():
+            output.print(f"{count:>8,} {what.replace('_', ' ')}")
+    for file in done["unsearched"]:
+        progress.print(f"could not be searched, look at it yourself: {file}", style="red", markup=False)
+    if done["unsearched"]:
+        raise typer.Exit(REFUSED)
+
+
 def _spec(model: str) -> ModelSpec:
     """Return what a model's author declared; importing its file imports Dagster."""
     _require_model(model)
@@ -339,6 +361,8 @@ def _print_status(model: dict[str, Any]) -> None:
     if run:
         text = f"{run['state']}: {run['candidate']}, dataset version {run['dataset_version']}, {run['reason']}"
         output.print(f"newest candidate  {text}", markup=False)
+        if not run["reproducible"]:
+            output.print("                  not reproducible: rows it was trained on were forgotten on request")
     if model["gates"]:
         output.print(_gates_table(model["gates"]))
     arrivals = ", ".join(f"{n} {outcome}" for outcome, n in sorted(model["arrivals"].items())) or "none"

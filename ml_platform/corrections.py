@@ -1,9 +1,12 @@
-"""What people do about data after it came: look at the quarantine and release what passes now.
+"""What people do about data after it came: look at the quarantine, release what passes now, forget.
 
 Like `workflows`, each function can be run again after a crash at any point.
 """
 
+import contextlib
+import hashlib
 import logging
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from ml_platform import workflows
 from ml_platform.errors import ConflictError, DataError, UnreadableFileError
 from ml_platform.model_spec import ModelSpec
-from ml_platform.records import BatchResult, Outcome, RawBatch, Release, now
-from ml_platform.stages import datasets, validation
+from ml_platform.records import BatchResult, Outcome, RawBatch, Release, Tombstone, now
+from ml_platform.stages import datasets, erasure, staging, validation
 from ml_platform.workflows import Platform
 
 if TYPE_CHECKING:
@@ -199,18 +202,23 @@ def _validate_again(platform: Platform, spec: ModelSpec, again: _Again, there: d
         rows = validation.read_rows(Path(again.batch.path), spec)
     except UnreadableFileError as error:
         return validation.unreadable(str(error))
+    numbers = workflows.original_numbers(again.batch, range(rows.num_rows))
     if again.before.outcome is Outcome.QUARANTINED:
-        return validation.validate(rows, spec, there.newest)
-    bad = sorted({finding["row"] for finding in _findings(platform, again.before)})
-    return _validate_some(rows, bad, spec, there)
+        return _numbered(validation.validate(rows, spec, there.newest), numbers)
+    bad = {finding["row"] for finding in _findings(platform, again.before)}
+    return _validate_some(rows, [row for row, number in enumerate(numbers) if number in bad], numbers, spec, there)
 
 
 def _validate_some(
-    rows: "pa.Table", numbers: list[int], spec: ModelSpec, there: datasets.Published
+    rows: "pa.Table", bad: list[int], numbers: list[int], spec: ModelSpec, there: datasets.Published
 ) -> validation.Report:
     """Validate some rows of a batch that is published but for them: it was within its tolerance."""
     tolerant = spec.model_copy(update={"quarantine_tolerance": 1.0})
-    report = validation.validate(rows.take(numbers), tolerant, there.newest)
+    report = validation.validate(rows.take(bad), tolerant, there.newest)
+    return _numbered(report, [numbers[row] for row in bad])
+
+
+def _numbered(report: validation.Report, numbers: list[int]) -> validation.Report:
     findings = [f if f.row is None else f._replace(row=numbers[f.row]) for f in report.findings]
     return replace(report, findings=findings)
 
@@ -243,3 +251,158 @@ def _record(platform: Platform, again: _Again, result: BatchResult, *, rows: int
     )
     platform.database.record_release(entry, result)
     return result
+
+
+# Deletion
+
+
+def forget(platform: Platform, spec: ModelSpec, entity: str, *, reason: str, actor: str) -> dict[str, Any]:
+    """Delete one entity's rows: golden requests, tables in every version, kept bytes, landing zone, profiles.
+
+    A tombstone, which says who only to those who ask with the key, is recorded first: from then on no file brings
+    the entity back. What a model learnt stays in it; it is marked as not reproducible.
+
+    Returns
+    -------
+    dict
+        `figures`, what lost the entity by count; `unsearched`, the files that may hold it and cannot be read.
+
+    Raises
+    ------
+    DataError
+        The reason says who.
+    ConflictError
+        Files wait or are being published. From now on they come in without the entity; run it again after them.
+    """
+    name = erasure.canonical(entity, spec)
+    if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", reason):
+        raise DataError("The reason is kept and must not say who is forgotten. Give another; nothing was deleted.")
+    digest = _bury(platform, spec, name, reason, actor)
+    _require_nothing_under_way(platform, spec.name)
+    for table in (platform.rows(spec.name), platform.quarantine(spec.name)):
+        datasets.commit_nothing(table)
+    figures, unsearched = _erase(platform, spec, name)
+    platform.database.complete_tombstone(spec.name, digest, figures)
+    platform.database.compact()
+    log.info("forgotten: %s", ", ".join(f"{count:,} {what}" for what, count in figures.items()))
+    return {"figures": figures, "unsearched": unsearched}
+
+
+def _bury(platform: Platform, spec: ModelSpec, entity: str, reason: str, actor: str) -> str:
+    workflows.is_forgotten(platform, spec)  # refuses another key than the one in use
+    key = platform.forget_key(make=not platform.database.tombstones(spec.name))
+    digest = erasure.keyed_digest(key, spec.name, entity)
+    platform.database.record_tombstone(
+        Tombstone(
+            model=spec.name,
+            digest=digest,
+            key_digest=hashlib.sha256(key).hexdigest(),
+            reason=reason,
+            actor=actor,
+            asked_at=now(),
+        )
+    )
+    return digest
+
+
+def _require_nothing_under_way(platform: Platform, model: str) -> None:
+    known = platform.database.known_arrivals(model)
+    kept = {batch.arrival.key for batch in platform.database.raw_batches_of(model)}
+    folder = platform.settings.landing / model
+    waiting = {arrival.key for arrival in workflows.waiting_arrivals(platform, model)} if folder.is_dir() else set()
+    if under_way := (kept - known) | waiting:
+        raise ConflictError(
+            f"{len(under_way)} files of {model!r} wait or are being published, and may hold what is to be forgotten. "
+            f"They come in without it now: run `ml-platform ingest {model}`, then this again. Nothing was deleted yet."
+        )
+
+
+def _erase(platform: Platform, spec: ModelSpec, entity: str) -> tuple[dict[str, int], list[str]]:
+    table, change = platform.rows(spec.name), erasure.rows_without(spec, entity)
+    since = erasure.first_version_with(table, change)
+    marked = 0 if since is None else platform.database.mark_forgotten(spec.name, since)
+    # In this order: what is needed to find the rest goes last, so that a crash in between leaves nothing behind.
+    requests = _erase_requests(platform, spec, entity)
+    raw = _search_raw(platform, spec, entity)
+    removed = {key: rows for key, rows in raw.rows.items() if rows}
+    findings = erasure.erase(
+        platform.quarantine(spec.name), erasure.findings_without(removed, datasets.ARRIVAL), set(removed)
+    )
+    rows = erasure.erase(table, change, set(removed))
+    platform.database.withhold(spec.name, removed, erasure.WITHHELD)
+    kept = _erase_raw(platform, spec, entity)
+    landed, unsearched = _erase_landed(platform, spec, entity)
+    figures = {
+        "rows_of_the_table": rows,
+        "findings_in_the_quarantine": findings,
+        "rows_of_kept_files": kept,
+        "files_of_the_landing_zone": landed,
+        "golden_requests": requests,
+        "profiles": _remove_profiles(platform, spec.name),
+        "candidates_not_reproducible": marked,
+    }
+    return figures, raw.unsearched + unsearched
+
+
+@dataclass(frozen=True)
+class _Searched:
+    rows: dict[str, set[int]]
+    unsearched: list[str]
+
+
+def _search_raw(platform: Platform, spec: ModelSpec, entity: str) -> _Searched:
+    """Return the numbers that an entity's rows had in each arrival, and the files that cannot be searched."""
+    found, unsearched = dict[str, set[int]](), list[str]()
+    for batch in platform.database.raw_batches_of(spec.name):
+        try:
+            _, rows = erasure.without(Path(batch.path), spec, entity.__eq__)
+            found[batch.arrival.key] = set(workflows.original_numbers(batch, rows))
+        except DataError:
+            unsearched.append(batch.path)
+    return _Searched(found, sorted(set(unsearched)))
+
+
+def _erase_raw(platform: Platform, spec: ModelSpec, entity: str) -> int:
+    rows, done = 0, set[str]()
+    for batch in platform.database.raw_batches_of(spec.name):
+        if batch.path not in done and Path(batch.path).exists():
+            done.add(batch.path)
+            with contextlib.suppress(DataError):  # named already, as not searched
+                rows += len(workflows.remove_from_raw_batch(platform, spec, batch, entity.__eq__))
+    named = {batch.path for batch in platform.database.raw_batches_of(spec.name)}
+    for file in (platform.settings.model_home(spec.name) / "raw").glob("*"):
+        if str(file) not in named:
+            file.unlink()  # left behind by a process that died
+    return rows
+
+
+def _erase_landed(platform: Platform, spec: ModelSpec, entity: str) -> tuple[int, list[str]]:
+    folder = platform.settings.landing / spec.name
+    if not folder.is_dir():
+        return 0, []
+    removed, unsearched = 0, [str(folder / name) for name in workflows.ignored_files(platform, spec.name)]
+    for file in sorted(folder / arrival.name for arrival in workflows.landed(platform, spec.name)):
+        try:
+            if erasure.without(file, spec, entity.__eq__)[1]:
+                file.unlink()
+                removed += 1
+        except DataError:
+            unsearched.append(str(file))
+    return removed, unsearched
+
+
+def _erase_requests(platform: Platform, spec: ModelSpec, entity: str) -> int:
+    features = datasets.rows_of(platform.rows(spec.name), spec, entity)
+    if features is None:
+        return 0
+    names = staging.GOLDEN_REQUESTS, staging.GOLDEN_ANSWERS
+    folders = sorted((platform.settings.model_home(spec.name) / "candidates").glob("*"))
+    return sum(erasure.requests_without(folder, names, features) for folder in folders)
+
+
+def _remove_profiles(platform: Platform, model: str) -> int:
+    """Remove all profile pages: their figures may be one person's. The newest is made again with the next dataset."""
+    pages = sorted((platform.settings.model_home(model) / "profiles").glob("*.html"))
+    for page in pages:
+        page.unlink()
+    return len(pages)

@@ -50,11 +50,16 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class RawBatch:
-    """The bytes of an arrival as they came, stored once under their sha256."""
+    """The bytes of an arrival as they came, stored once under their sha256.
+
+    `removed` are the numbers of rows that were taken out since they were validated, because someone was forgotten:
+    findings go on counting them.
+    """
 
     arrival: Arrival
     sha256: str
     path: str
+    removed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +95,23 @@ class Release:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tombstone:
+    """That an entity was forgotten, without saying who: a keyed digest, and the digest of the key.
+
+    `completed_at` is None while the deletion is under way; `figures` counts what lost the entity.
+    """
+
+    model: str
+    digest: str
+    key_digest: str
+    reason: str
+    actor: str
+    asked_at: datetime
+    completed_at: datetime | None = None
+    figures: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DatasetVersion:
     """A version of a model's Delta table, pinned by number and digest."""
 
@@ -112,7 +134,10 @@ class Lineage:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A model just trained; `run_id` is the Dagster run that did it, None outside Dagster."""
+    """A model just trained; `run_id` is the Dagster run that did it, None outside Dagster.
+
+    `forgotten_at` says since when it cannot be reproduced: rows it was trained on were forgotten; None if it can.
+    """
 
     id: str
     model: str
@@ -121,6 +146,7 @@ class Candidate:
     trained_at: datetime
     run_id: str | None = None
     mlflow_run_id: str | None = None
+    forgotten_at: datetime | None = None
 
 
 class GateOutcome(StrEnum):

@@ -203,3 +203,15 @@ def test_a_released_arrival_ends_with_success(platform: Platform, monkeypatch: p
     assert call("quarantine", "release", "churn", "monday.parquet")[0] == 0
     assert "2 rows [released]" in call("quarantine", "release", "churn")[1]
     assert asked == [("churn", ["monday.parquet"], True), ("churn", [], True)]
+
+
+def test_forgetting_counts_and_names_what_it_could_not_search(platform: Platform) -> None:
+    churn_batch(platform, bad=2)
+    (platform.settings.landing / "churn" / "notes.txt").write_text("customer 1 called")
+
+    status, said = call("forget", "churn", "3", "--reason", "request 17")
+
+    assert status == 1
+    assert "1 rows of the table" in said
+    assert "notes.txt" in said
+    assert platform.database.tombstones("churn")[0].reason == "request 17"

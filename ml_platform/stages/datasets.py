@@ -142,6 +142,34 @@ def _commit(opened: Any, data: "pa.Table", arrival: str, sha256: str, notes: dic
     return True
 
 
+def rows_of(table: Path, spec: ModelSpec, entity: str) -> "pd.DataFrame | None":
+    """Return all rows of an entity, given as text, with the columns of the contract; ``None`` without a table."""
+    opened = _open(table)
+    if opened is None:
+        return None
+    rows: pd.DataFrame = opened.to_pyarrow_table(columns=spec.columns).to_pandas()
+    return rows[rows[spec.entity].astype(str) == entity]
+
+
+def commit_nothing(table: Path) -> None:
+    """Make a version that differs in nothing, so that whoever read an earlier one has to look again."""
+    from deltalake import CommitProperties, write_deltalake
+    from deltalake.exceptions import CommitFailedError
+
+    for _ in range(ATTEMPTS):
+        opened = _open(table)
+        if opened is None:
+            return
+        none = opened.to_pyarrow_dataset().schema.empty_table()
+        try:
+            properties = CommitProperties(custom_metadata={"rows": "none"}, max_commit_retries=0)
+            write_deltalake(opened, none, mode="append", commit_properties=properties)
+        except CommitFailedError:
+            continue
+        return
+    raise ConflictError(f"Others wrote to {table} {ATTEMPTS} times meanwhile. Run it again.")
+
+
 def _require_columns(opened: Any, names: list[str]) -> None:
     there = {field.name for field in opened.schema().fields}
     if there != set(names):

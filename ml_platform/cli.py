@@ -5,8 +5,11 @@ done, and the message says why and what to do.
 """
 
 import contextlib
+import getpass
+import importlib
 import logging
 import pkgutil
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +17,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ml_platform.errors import ConfigurationError, LandingZoneError, PlatformError
+from ml_platform.model_spec import ModelSpec
 from ml_platform.workflows import Platform, ignored_files, land_files, show_champion, waiting_arrivals
 from ml_platform.workflows import status as model_status
 
@@ -26,6 +31,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+quarantine = typer.Typer(help="Explain what is quarantined; release what passes now.", no_args_is_help=True)
+app.add_typer(quarantine, name="quarantine")
 progress = Console(stderr=True, highlight=False, soft_wrap=True)
 # A pipe has no width: what is written into a file or a log is not folded.
 output = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
@@ -169,6 +176,96 @@ def _ingest(platform: Platform, model: str) -> list[dict[str, Any]]:
     return handled
 
 
+@quarantine.command("show")
+def quarantine_show(model: Model, json: AsJson = False) -> None:
+    """Explain what is quarantined: each arrival's reason, its findings by rule, and examples of them."""
+    from ml_platform import corrections
+
+    _require_model(model)
+    found = corrections.show(Platform(), model)
+    if json:
+        output.print_json(data=found)
+    elif not found:
+        output.print(f"Nothing of {model} is quarantined.")
+    for arrival in [] if json else found:
+        _print_quarantined(arrival)
+
+
+def _print_quarantined(arrival: dict[str, Any]) -> None:
+    output.print(f"{arrival['name']}  ({arrival['arrival']}, {arrival['outcome']})", style="bold", markup=False)
+    rows = f"{arrival['quarantined_rows']:,} of {arrival['rows']:,} rows quarantined"
+    output.print(f"{rows}: {arrival['reason']}", markup=False)
+    table = Table("check", "column", "rule", "findings", "examples")
+    for finding in arrival["findings"]:
+        said = [f"row {e['row']}: {e['value']}" if e["row"] is not None else e["value"] for e in finding["examples"]]
+        cells = finding["check"], finding["column"], finding["rule"], f"{finding['count']:,}", "\n".join(said)
+        table.add_row(*(escape(cell) for cell in cells))
+    output.print(table)
+    if arrival["more_rules"]:
+        output.print(f"and {arrival['more_rules']:,} broken rules more")
+
+
+@quarantine.command("release")
+def quarantine_release(
+    model: Model,
+    arrivals: Annotated[
+        list[str] | None, typer.Argument(help="Keys or file names of arrivals; all that are quarantined by default.")
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Validate quarantined rows again, from the kept bytes, and publish those that pass now."""
+    from ml_platform import corrections
+
+    spec = _spec(model)
+    released = corrections.release(Platform(), spec, arrivals or [], actor=_person())
+    if json:
+        output.print_json(data=released)
+    elif not released:
+        output.print(f"Nothing of {model} is quarantined.")
+    else:
+        table = Table("file", "outcome", "released rows", "still quarantined", "reason")
+        for row in released:
+            figures = f"{row['released_rows']:,}", f"{row['quarantined_rows']:,}"
+            table.add_row(row["name"], row["outcome"], *figures, escape(row["reason"]))
+        output.print(table)
+    if any(row["stays"] for row in released):
+        raise typer.Exit(REFUSED)
+
+
+@app.command()
+def forget(
+    model: Model,
+    entity: Annotated[str, typer.Argument(help="Whose rows go: a value of the model's entity column.")],
+    reason: Annotated[str, typer.Option(help="Why, for the record; it must not say who.")],
+    json: AsJson = False,
+) -> None:
+    """Delete one entity's data everywhere, in every version; it outranks every retention and cannot be undone."""
+    from ml_platform import corrections
+
+    done = corrections.forget(Platform(), _spec(model), entity, reason=reason, actor=_person())
+    if json:
+        output.print_json(data=done)
+    else:
+        for what, count in done["figures"].items():
+            output.print(f"{count:>8,} {what.replace('_', ' ')}")
+    for file in done["unsearched"]:
+        progress.print(f"could not be searched, look at it yourself: {file}", style="red", markup=False)
+    if done["unsearched"]:
+        raise typer.Exit(REFUSED)
+
+
+def _spec(model: str) -> ModelSpec:
+    """Return what a model's author declared; importing its file imports Dagster."""
+    _require_model(model)
+    members = vars(importlib.import_module(f"ml_platform.defs.models.{model}")).values()
+    return next(member for member in members if isinstance(member, ModelSpec) and member.name == model)
+
+
+def _person() -> str:
+    """Return who runs this command, for the record."""
+    return f"{getpass.getuser()}@{socket.gethostname()}"
+
+
 @app.command()
 def retrain(
     model: Model,
@@ -264,6 +361,8 @@ def _print_status(model: dict[str, Any]) -> None:
     if run:
         text = f"{run['state']}: {run['candidate']}, dataset version {run['dataset_version']}, {run['reason']}"
         output.print(f"newest candidate  {text}", markup=False)
+        if not run["reproducible"]:
+            output.print("                  not reproducible: rows it was trained on were forgotten on request")
     if model["gates"]:
         output.print(_gates_table(model["gates"]))
     arrivals = ", ".join(f"{n} {outcome}" for outcome, n in sorted(model["arrivals"].items())) or "none"

@@ -14,7 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from ml_platform.errors import ConfigurationError, ConflictError, EvidenceError
+from ml_platform.errors import ConfigurationError, ConflictError, EvidenceError, ForgottenError
 from ml_platform.records import (
     Arrival,
     BatchResult,
@@ -25,6 +25,8 @@ from ml_platform.records import (
     Outcome,
     RawBatch,
     Registration,
+    Release,
+    Tombstone,
     Verdict,
     now,
 )
@@ -72,6 +74,19 @@ arrivals = sa.Table(
     sa.Column("rules", sa.Text, nullable=False, default="{}"),
     sa.Column("examples", sa.Text, nullable=False, default="[]"),
     sa.Column("recorded_at", UtcDateTime),
+    sa.Column("released_rows", sa.BigInteger, nullable=False, default=0),
+    sa.Column("removed", sa.Text, nullable=False, default="[]"),
+)
+releases = sa.Table(
+    "releases",
+    metadata,
+    sa.Column("model", sa.String(40), primary_key=True),
+    sa.Column("arrival", sa.String(64), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("rows", sa.BigInteger, nullable=False),
+    sa.Column("dataset_version", sa.BigInteger),
+    sa.Column("actor", sa.String(255), nullable=False),
+    sa.Column("released_at", UtcDateTime, nullable=False),
 )
 datasets = sa.Table(
     "datasets",
@@ -81,6 +96,7 @@ datasets = sa.Table(
     sa.Column("digest", sa.String(64), nullable=False),
     sa.Column("rows", sa.BigInteger, nullable=False),
     sa.Column("pinned_at", UtcDateTime, nullable=False),
+    sa.Column("forgotten_at", UtcDateTime),
 )
 candidates = sa.Table(
     "candidates",
@@ -96,6 +112,19 @@ candidates = sa.Table(
     sa.Column("run_id", sa.String(64), index=True),
     sa.Column("mlflow_run_id", sa.String(64)),
     sa.Column("trained_at", UtcDateTime, nullable=False),
+    sa.Column("forgotten_at", UtcDateTime),
+)
+tombstones = sa.Table(
+    "tombstones",
+    metadata,
+    sa.Column("model", sa.String(40), primary_key=True),
+    sa.Column("digest", sa.String(64), primary_key=True),
+    sa.Column("key_digest", sa.String(64), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("actor", sa.String(255), nullable=False),
+    sa.Column("asked_at", UtcDateTime, nullable=False),
+    sa.Column("completed_at", UtcDateTime),
+    sa.Column("figures", sa.Text, nullable=False),
 )
 verdicts = sa.Table(
     "verdicts",
@@ -212,6 +241,7 @@ class Database:
                 sha256=row.sha256,
                 path=row.raw_path,
                 promised_sha256=row.promised_sha256,
+                removed=tuple(json.loads(row.removed)),
             )
             for row in rows
         ]
@@ -262,20 +292,143 @@ class Database:
 
     def newest_publication(self, model: str) -> int | None:
         """Return the newest table version that an arrival was published in; ``None`` before the first."""
-        query = sa.select(sa.func.max(arrivals.c.dataset_version)).where(arrivals.c.model == model)
+        came = sa.select(arrivals.c.dataset_version).where(arrivals.c.model == model)
+        released = sa.select(releases.c.dataset_version).where(releases.c.model == model)
+        query = sa.select(sa.func.max(sa.union_all(came, released).subquery().c.dataset_version))
         with self._transaction() as connection:
             version: int | None = connection.scalar(query)
             return version
 
     def rows_published_after(self, model: str, version: int | None) -> int:
         """Count the rows that were published after a table version; after the beginning where it is ``None``."""
-        query = sa.select(sa.func.coalesce(sa.func.sum(arrivals.c.rows - arrivals.c.quarantined_rows), 0)).where(
+        since = -1 if version is None else version
+        at_once = arrivals.c.rows - arrivals.c.quarantined_rows - arrivals.c.released_rows
+        came = sa.select(sa.func.sum(at_once)).where(
             arrivals.c.model == model,
             arrivals.c.outcome == Outcome.PUBLISHED.value,
-            arrivals.c.dataset_version > (-1 if version is None else version),
+            arrivals.c.dataset_version > since,
+        )
+        later = sa.select(sa.func.sum(releases.c.rows)).where(
+            releases.c.model == model, releases.c.dataset_version > since
         )
         with self._transaction() as connection:
-            return int(connection.scalar(query) or 0)
+            return int(connection.scalar(came) or 0) + int(connection.scalar(later) or 0)
+
+    # Releases from quarantine
+
+    def releases(self, model: str, arrival: str) -> list[Release]:
+        """Return the releases of one arrival, oldest first."""
+        query = sa.select(releases).where(releases.c.model == model, releases.c.arrival == arrival)
+        with self._transaction() as connection:
+            rows = connection.execute(query.order_by(releases.c.number)).all()
+        return [Release(**row._mapping) for row in rows]
+
+    def record_release(self, release: Release, result: BatchResult) -> None:
+        """Store a release and what became of its arrival, together; saying it twice changes nothing."""
+        this = sa.and_(releases.c.model == release.model, releases.c.arrival == release.arrival)
+        known = sa.select(releases.c.number).where(this, releases.c.number == release.number)
+        row = {
+            "outcome": result.outcome.value,
+            "rows": result.rows,
+            "quarantined_rows": result.quarantined_rows,
+            "released_rows": arrivals.c.released_rows + release.rows,
+            "dataset_version": sa.func.coalesce(arrivals.c.dataset_version, result.dataset_version),
+            "reason": result.reason,
+            "rules": json.dumps(result.rules),
+            "examples": json.dumps(result.examples),
+        }
+        with self._transaction() as connection:
+            if connection.scalar(known) is None:
+                connection.execute(releases.insert().values(asdict(release)))
+                connection.execute(arrivals.update().where(_is(release.model, release.arrival)).values(row))
+
+    # What was forgotten
+
+    def record_tombstone(self, tombstone: Tombstone) -> None:
+        """Store that an entity is to be forgotten; saying it twice changes nothing."""
+        this = sa.and_(tombstones.c.model == tombstone.model, tombstones.c.digest == tombstone.digest)
+        with self._transaction() as connection:
+            if connection.scalar(sa.select(tombstones.c.digest).where(this)) is None:
+                row = {**asdict(tombstone), "figures": json.dumps(tombstone.figures)}
+                connection.execute(tombstones.insert().values(row))
+
+    def complete_tombstone(self, model: str, digest: str, figures: dict[str, int]) -> None:
+        """Store that an entity is forgotten and add up what lost it; the first completion's time stays."""
+        this = sa.and_(tombstones.c.model == model, tombstones.c.digest == digest)
+        with self._transaction() as connection:
+            before = json.loads(connection.scalar(sa.select(tombstones.c.figures).where(this)) or "{}")
+            total = {name: count + before.get(name, 0) for name, count in figures.items()}
+            connection.execute(
+                tombstones.update()
+                .where(this)
+                .values(figures=json.dumps(total), completed_at=sa.func.coalesce(tombstones.c.completed_at, now()))
+            )
+
+    def tombstones(self, model: str) -> list[Tombstone]:
+        """Return what was forgotten of a model, oldest first."""
+        query = sa.select(tombstones).where(tombstones.c.model == model).order_by(tombstones.c.asked_at)
+        with self._transaction() as connection:
+            rows = [dict(row._mapping) for row in connection.execute(query)]
+        return [Tombstone(**{**row, "figures": json.loads(row["figures"])}) for row in rows]
+
+    def mark_forgotten(self, model: str, version: int) -> int:
+        """Mark dataset versions from this one on, and the candidates made of them, as not reproducible.
+
+        Returns
+        -------
+        int
+            Candidates that were not marked before.
+        """
+        pinned = sa.and_(datasets.c.model == model, datasets.c.version >= version, datasets.c.forgotten_at.is_(None))
+        trained = sa.and_(
+            candidates.c.model == model,
+            candidates.c.dataset_version >= version,
+            candidates.c.forgotten_at.is_(None),
+        )
+        with self._transaction() as connection:
+            connection.execute(datasets.update().where(pinned).values(forgotten_at=now()))
+            return int(connection.execute(candidates.update().where(trained).values(forgotten_at=now())).rowcount)
+
+    def replace_raw_batch(self, batch: RawBatch, path: str, removed: Iterable[int]) -> None:
+        """Let every arrival that has these raw bytes have others, from which rows were removed.
+
+        Those that are not handled yet are going to be validated without them: no finding counts them.
+        """
+        same = sa.and_(arrivals.c.model == batch.arrival.model, arrivals.c.raw_path == batch.path)
+        with self._transaction() as connection:
+            numbers = json.dumps(list(removed))
+            handled = sa.and_(same, arrivals.c.outcome.is_not(None))
+            connection.execute(arrivals.update().where(handled).values(removed=numbers))
+            connection.execute(arrivals.update().where(same).values(raw_path=path))
+
+    def withhold(self, model: str, keys: Iterable[str], words: str) -> None:
+        """Take values out of what is said of handled arrivals: examples go, `words` stand where a reason quotes."""
+        these = sa.and_(arrivals.c.model == model, arrivals.c.key.in_(list(keys)), arrivals.c.outcome.is_not(None))
+        with self._transaction() as connection:
+            for row in connection.execute(sa.select(arrivals).where(these)).all():
+                rules = json.loads(row.rules)
+                quotes = "schema" in rules
+                if quotes:
+                    rules["schema"] = {words: sum(rules["schema"].values())}
+                values = {"examples": "[]", "rules": json.dumps(rules), "reason": words if quotes else row.reason}
+                connection.execute(arrivals.update().where(_is(model, row.key)).values(values))
+
+    def raw_batches_of(self, model: str) -> list[RawBatch]:
+        """Return all arrivals whose bytes are kept, in the order they came."""
+        with self._transaction() as connection:
+            keys = list(connection.scalars(sa.select(arrivals.c.key).where(arrivals.c.model == model)))
+        return self.raw_batches(model, keys)
+
+    def compact(self) -> None:
+        """Rewrite an SQLite file and empty its journal, which hold what was overwritten; elsewhere the server does."""
+        if self.engine.dialect.name != "sqlite":
+            return
+        connection = self.engine.raw_connection()
+        try:
+            connection.cursor().execute("VACUUM")
+            connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        finally:
+            connection.close()
 
     # Dataset versions
 
@@ -286,14 +439,22 @@ class Database:
         ------
         ConflictError
             The version is pinned already under another digest: its rows have changed.
+        ForgottenError
+            They have because someone was forgotten.
         """
         with self._transaction() as connection:
-            query = sa.select(datasets.c.digest).where(
+            query = sa.select(datasets.c.digest, datasets.c.forgotten_at).where(
                 datasets.c.model == dataset.model, datasets.c.version == dataset.version
             )
-            digest = connection.scalar(query)
+            digest, forgotten_at = connection.execute(query).first() or (None, None)
             if digest is None:
                 connection.execute(datasets.insert().values(**asdict(dataset), pinned_at=now()))
+            elif forgotten_at is not None:
+                raise ForgottenError(
+                    f"Version {dataset.version} of the dataset of {dataset.model!r} lost rows on "
+                    f"{forgotten_at:%Y-%m-%d} because a person's data was forgotten: it cannot be reproduced. "
+                    f"Train on a newer version: ml-platform retrain {dataset.model}."
+                )
             elif digest != dataset.digest:
                 raise ConflictError(
                     f"Version {dataset.version} of the dataset of {dataset.model!r} was pinned with digest "

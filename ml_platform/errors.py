@@ -10,6 +10,7 @@
     ├── DataError                 rows that cannot be used
     │   ├── UnreadableFileError   bytes that are no table of a known format
     │   └── DatasetError          a dataset version that is missing, empty or not what was pinned
+    │       └── ForgottenError    a dataset version that lost rows because a person's data was forgotten
     ├── ModelError                a model that must not be used
     │   ├── DigestMismatchError   the bytes are not the bytes that were recorded
     │   └── UntrustedModelError   the file asks for types outside the platform's trust list
@@ -53,6 +54,10 @@ class UnreadableFileError(DataError):
 
 class DatasetError(DataError):
     """A dataset version that is missing, empty or not what was pinned."""
+
+
+class ForgottenError(DatasetError):
+    """A dataset version that lost rows because a person's data was forgotten: it cannot be reproduced."""
 
 
 class ModelError(PlatformError):

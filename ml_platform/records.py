@@ -54,12 +54,15 @@ class RawBatch:
     """The bytes of an arrival as they came, stored once under their sha256.
 
     `promised_sha256` is what the manifest of the file names; None where there is no manifest.
+    `removed` are the numbers of rows that were taken out since they were validated, because someone was forgotten:
+    findings go on counting them.
     """
 
     arrival: Arrival
     sha256: str
     path: str
     promised_sha256: str | None = None
+    removed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +82,36 @@ class BatchResult:
     reason: str
     rules: dict[str, dict[str, int]] = field(default_factory=dict)
     examples: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """Rows of an arrival that were quarantined and passed later; `number` counts an arrival's releases from 1."""
+
+    model: str
+    arrival: str
+    number: int
+    rows: int
+    dataset_version: int | None
+    actor: str
+    released_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tombstone:
+    """That an entity was forgotten, without saying who: a keyed digest, and the digest of the key.
+
+    `completed_at` is None while the deletion is under way; `figures` counts what lost the entity.
+    """
+
+    model: str
+    digest: str
+    key_digest: str
+    reason: str
+    actor: str
+    asked_at: datetime
+    completed_at: datetime | None = None
+    figures: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +137,10 @@ class Lineage:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A model just trained; `run_id` is the Dagster run that did it, None outside Dagster."""
+    """A model just trained; `run_id` is the Dagster run that did it, None outside Dagster.
+
+    `forgotten_at` says since when it cannot be reproduced: rows it was trained on were forgotten; None if it can.
+    """
 
     id: str
     model: str
@@ -113,6 +149,7 @@ class Candidate:
     trained_at: datetime
     run_id: str | None = None
     mlflow_run_id: str | None = None
+    forgotten_at: datetime | None = None
 
 
 class GateOutcome(StrEnum):

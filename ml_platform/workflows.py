@@ -4,11 +4,13 @@ Each function is one step of a model's life. It can be run again after a crash a
 and not done twice.
 """
 
+import hashlib
+import itertools
 import logging
 import tempfile
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +20,9 @@ from ml_platform import provenance
 from ml_platform.database import Database
 from ml_platform.errors import (
     ArrivalChangedError,
+    ConfigurationError,
     ConflictError,
+    DataError,
     EvidenceError,
     LandingZoneError,
     UnreadableFileError,
@@ -42,6 +46,7 @@ from ml_platform.settings import Settings, read_settings
 from ml_platform.stages import (
     arrivals,
     datasets,
+    erasure,
     evaluation,
     gates,
     promotion,
@@ -59,6 +64,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("ml_platform")
 
 CURVES = "curves.png"
+FORGET_KEY = "forget.key"
 
 
 class Platform:
@@ -104,6 +110,16 @@ class Platform:
         """Return the folder of the Delta table of a model's quarantined rows."""
         return self.settings.model_home(model) / "quarantine"
 
+    def forget_key(self, *, make: bool) -> bytes:
+        """Return the key under which forgotten entities are recorded; never in the database, see docs/decisions.
+
+        Raises
+        ------
+        ConfigurationError
+            It is missing and may not be made.
+        """
+        return erasure.read_key(self.settings.home / FORGET_KEY, make=make)
+
     def candidate_folder(self, candidate: Candidate) -> Path:
         """Return where a candidate's file and golden requests stand."""
         return self.settings.model_home(candidate.model) / "candidates" / candidate.id
@@ -145,6 +161,11 @@ def land_files(platform: Platform, model: str, files: Mapping[str, bytes]) -> li
 def ignored_files(platform: Platform, model: str) -> list[str]:
     """Return the names in a model's folder of the landing zone that can be no arrival."""
     return arrivals.list_files(platform.zone, model).ignored
+
+
+def landed(platform: Platform, model: str) -> list[Arrival]:
+    """Return all files in a model's folder of the landing zone that can be arrivals, handled or not."""
+    return arrivals.list_files(platform.zone, model).arrivals
 
 
 def waiting_arrivals(platform: Platform, model: str) -> list[Arrival]:
@@ -229,6 +250,7 @@ def publish_batches(platform: Platform, spec: ModelSpec, keys: Iterable[str]) ->
     for batch in platform.database.raw_batches(spec.name, wanted - known):
         result = _publish_batch(platform, spec, batch)
         platform.database.record_outcome(result)
+        _remove_landed_with_forgotten(platform, batch)
         log.info("%s: %s, %s", batch.arrival.name, result.outcome.value, result.reason)
     return platform.database.outcomes(spec.name, wanted)
 
@@ -236,6 +258,7 @@ def publish_batches(platform: Platform, spec: ModelSpec, keys: Iterable[str]) ->
 def _publish_batch(platform: Platform, spec: ModelSpec, batch: RawBatch) -> BatchResult:
     if batch.promised_sha256 not in {None, batch.sha256}:
         return _refuse_broken_promise(platform, batch)
+    batch = _without_forgotten(platform, spec, batch)
     twin = platform.database.publication_of(spec.name, batch.sha256)
     if twin not in {None, batch.arrival.key}:
         reason = f"its bytes are those of {twin}, which is published"
@@ -264,7 +287,7 @@ def _refuse_broken_promise(platform: Platform, batch: RawBatch) -> BatchResult:
 def _validate_and_publish(platform: Platform, spec: ModelSpec, batch: RawBatch) -> BatchResult:
     table = platform.rows(spec.name)
     there = datasets.what_is_published(table, spec)
-    report = _validate(spec, batch, there)
+    report = _validate(platform, spec, batch, there)
     notes, key = _notes(report), batch.arrival.key
     if report.problem is not None:
         _quarantine(platform, batch, report)
@@ -278,15 +301,98 @@ def _complete_quarantine(platform: Platform, spec: ModelSpec, batch: RawBatch, d
     """Quarantine what a process that died after its commit did not: the rows are held against the version before."""
     if done.notes["quarantined_rows"]:
         there = datasets.what_is_published(platform.rows(spec.name), spec, done.version - 1)
-        _quarantine(platform, batch, _validate(spec, batch, there))
+        _quarantine(platform, batch, _validate(platform, spec, batch, there))
 
 
-def _validate(spec: ModelSpec, batch: RawBatch, there: datasets.Published) -> validation.Report:
+def _validate(platform: Platform, spec: ModelSpec, batch: RawBatch, there: datasets.Published) -> validation.Report:
+    # Once more: whoever was forgotten since the batch was looked at was so before the version that it is held against.
+    batch = _without_forgotten(platform, spec, batch)
     try:
         rows = validation.read_rows(Path(batch.path), spec)
     except UnreadableFileError as error:
         return validation.unreadable(str(error))
     return validation.validate(rows, spec, there.newest)
+
+
+def is_forgotten(platform: Platform, spec: ModelSpec) -> Callable[[str], bool] | None:
+    """Return what tells whether an entity was forgotten; ``None`` where none of the model was.
+
+    Raises
+    ------
+    ConfigurationError
+        The key is missing or another than the one that they were recorded under.
+    """
+    tombstones = platform.database.tombstones(spec.name)
+    if not tombstones:
+        return None
+    key = platform.forget_key(make=False)
+    if any(tombstone.key_digest != hashlib.sha256(key).hexdigest() for tombstone in tombstones):
+        raise ConfigurationError(
+            f"{platform.settings.home / FORGET_KEY} is not the key that people of {spec.name!r} were forgotten under. "
+            "Restore that one from its backup: without it their data would come back."
+        )
+    digests = {tombstone.digest for tombstone in tombstones}
+    return lambda entity: erasure.keyed_digest(key, spec.name, entity) in digests
+
+
+def _without_forgotten(platform: Platform, spec: ModelSpec, batch: RawBatch) -> RawBatch:
+    """Take those who were forgotten out of a batch that was not validated yet, and out of its kept bytes."""
+    forgotten = is_forgotten(platform, spec)
+    if forgotten is None:
+        return batch
+    try:
+        remove_from_raw_batch(platform, spec, batch, forgotten)
+    except DataError as error:
+        log.warning("%s", error)  # no file of the model's: validation says why, and quarantines it
+    (batch,) = platform.database.raw_batches(spec.name, [batch.arrival.key])
+    return batch
+
+
+def remove_from_raw_batch(
+    platform: Platform, spec: ModelSpec, batch: RawBatch, forgotten: Callable[[str], bool]
+) -> set[int]:
+    """Take some entities out of an arrival's kept bytes, and of those of all arrivals that share them.
+
+    Returns
+    -------
+    set of int
+        The numbers that the rows had when the arrival was validated.
+
+    Raises
+    ------
+    DataError
+        The bytes cannot be searched.
+    """
+    path = Path(batch.path)
+    data, removed = erasure.without(path, spec, forgotten)
+    if not removed:
+        return set()
+    gone = original_numbers(batch, removed)
+    changed = path.with_name(f"{batch.sha256}-{uuid.uuid4().hex[:8]}.{path.name.partition('.')[2]}")
+    changed.write_bytes(data)
+    platform.database.replace_raw_batch(batch, str(changed), sorted({*batch.removed, *gone}))
+    path.unlink()
+    return set(gone)
+
+
+def original_numbers(batch: RawBatch, rows: Iterable[int]) -> list[int]:
+    """Return what rows of the kept bytes were numbered before any was removed; findings go by that."""
+    wanted, gone = sorted(rows), set(batch.removed)
+    left = (number for number in itertools.count() if number not in gone)
+    numbers = list(itertools.islice(left, wanted[-1] + 1)) if wanted else []
+    return [numbers[row] for row in wanted]
+
+
+def _remove_landed_with_forgotten(platform: Platform, batch: RawBatch) -> None:
+    """Remove an arrival's own file from the landing zone where rows had to be taken out of its bytes."""
+    (kept,) = platform.database.raw_batches(batch.arrival.model, [batch.arrival.key])
+    if kept.path != batch.path:
+        remove_landed(platform, batch.arrival)
+
+
+def remove_landed(platform: Platform, arrival: Arrival) -> None:
+    """Remove a handled arrival's file from the landing zone; its other rows stand in the kept bytes."""
+    (platform.settings.landing / arrival.model / arrival.name).unlink(missing_ok=True)
 
 
 def _published(batch: RawBatch, done: datasets.Publication) -> BatchResult:
@@ -310,9 +416,19 @@ def _quarantine(platform: Platform, batch: RawBatch, report: validation.Report) 
     if not report.findings and report.problem is None:
         return
     findings = report.findings or [validation.Finding(None, "", "volume", str(report.problem), "")]
+    keep_findings(platform, batch, findings, commit=batch.sha256, release=0)
+
+
+def keep_findings(
+    platform: Platform, batch: RawBatch, findings: list[validation.Finding], *, commit: str, release: int
+) -> None:
+    """Append findings on an arrival to the quarantine, once by the name of the commit."""
+    import pyarrow as pa
+
     rows = validation.findings_table(findings)
+    rows = rows.append_column(datasets.RELEASE, pa.array([release] * rows.num_rows, pa.int64()))
     table = platform.quarantine(batch.arrival.model)
-    datasets.publish(table, rows, arrival=batch.arrival.key, sha256=batch.sha256, notes={})
+    datasets.publish(table, rows, arrival=batch.arrival.key, sha256=commit, notes={})
 
 
 def _result(
@@ -608,6 +724,7 @@ def _status_of(platform: Platform, model: str) -> dict[str, Any]:
             "reason": candidate.lineage.reason,
             "dataset_version": candidate.lineage.dataset_version,
             "dataset_digest": candidate.lineage.dataset_digest,
+            "reproducible": candidate.forgotten_at is None,
         }
         if candidate
         else None,

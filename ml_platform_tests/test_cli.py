@@ -1,15 +1,20 @@
+import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from ml_platform import workflows
+from ml_platform import corrections, workflows
 from ml_platform.cli import app
+from ml_platform.demo import exports
 from ml_platform.errors import LandingZoneError
+from ml_platform.model_spec import ModelSpec
 from ml_platform.workflows import Platform
 from ml_platform_tests import fakes
 
@@ -154,3 +159,62 @@ def test_an_empty_landing_zone_is_said_and_is_no_success(platform: Platform) -> 
 
     assert done.returncode == 2
     assert f"The landing zone {folder} is empty. Drop a file there" in done.stderr
+
+
+def churn_batch(platform: Platform, bad: int) -> None:
+    """Publish 100 customers, some of which bring a plan that the contract does not know."""
+    from ml_platform.defs.models.churn import churn
+
+    rows = pd.read_parquet(io.BytesIO(next(iter(exports().values())))).head(100)
+    rows.loc[: bad - 1, "voice_mail_plan"] = "maybe"
+    (platform.settings.landing / "churn").mkdir(parents=True)
+    fakes.drop(platform, "monday.parquet", rows, model="churn")
+    keys = [arrival.key for arrival in workflows.waiting_arrivals(platform, "churn")]
+    workflows.keep_raw_batches(platform, "churn", keys)
+    workflows.publish_batches(platform, churn, keys)
+
+
+def test_the_quarantine_is_explained_and_what_still_fails_stays(platform: Platform) -> None:
+    empty = call("quarantine", "show", "churn"), call("quarantine", "release", "churn")
+    churn_batch(platform, bad=2)
+
+    status, shown = call("quarantine", "show", "churn")
+    ((arrival,),) = (json.loads(call("quarantine", "show", "churn", "--json")[1]),)
+    refused, table = call("quarantine", "release", "churn", "monday.parquet")
+
+    assert empty == ((0, "Nothing of churn is quarantined.\n"), (0, "Nothing of churn is quarantined.\n"))
+    assert status == 0
+    assert "2 of 100 rows quarantined" in shown
+    assert "voice_mail_plan" in shown
+    assert "row 1: maybe" in shown
+    assert arrival["findings"][0]["examples"] == [{"row": 0, "value": "maybe"}, {"row": 1, "value": "maybe"}]
+    assert refused == 1
+    assert "monday.parquet" in table
+
+
+def test_a_released_arrival_ends_with_success(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    churn_batch(platform, bad=2)
+    released = {"name": "monday.parquet", "outcome": "published", "released_rows": 2, "quarantined_rows": 0}
+    asked = []
+
+    def release(_: Platform, spec: ModelSpec, wanted: list[str], *, actor: str) -> list[dict[str, Any]]:
+        asked.append((spec.name, wanted, "@" in actor))
+        return [{**released, "reason": "2 rows [released]", "stays": False}]
+
+    monkeypatch.setattr(corrections, "release", release)
+
+    assert call("quarantine", "release", "churn", "monday.parquet")[0] == 0
+    assert "2 rows [released]" in call("quarantine", "release", "churn")[1]
+    assert asked == [("churn", ["monday.parquet"], True), ("churn", [], True)]
+
+
+def test_forgetting_counts_and_names_what_it_could_not_search(platform: Platform) -> None:
+    churn_batch(platform, bad=2)
+    (platform.settings.landing / "churn" / "notes.txt").write_text("customer 1 called")
+
+    status, said = call("forget", "churn", "3", "--reason", "request 17")
+
+    assert status == 1
+    assert "1 rows of the table" in said
+    assert "notes.txt" in said
+    assert platform.database.tombstones("churn")[0].reason == "request 17"

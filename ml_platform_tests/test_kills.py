@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS = 600
 BAD_ROWS = 2
 EVERY_STEP = [
-    ("ml_platform.stages.arrivals:_copy", "after"),
+    ("ml_platform.stages._landing:LocalZone.copy", "after"),
     ("ml_platform.database:Database.record_raw_batch", "after"),
     ("deltalake:write_deltalake", "after"),
     ("ml_platform.database:Database.record_outcome", "after"),

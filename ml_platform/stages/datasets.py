@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ARRIVAL = "_arrival"
+# In the quarantine: after which of the arrival's releases the finding was made; 0 is when it came.
+RELEASE = "_release"
 ATTEMPTS = 20
 # A single feature this good is not signal but the label in disguise.
 GIVEAWAY = 0.99
@@ -140,6 +142,34 @@ def _commit(opened: Any, data: "pa.Table", arrival: str, sha256: str, notes: dic
     return True
 
 
+def rows_of(table: Path, spec: ModelSpec, entity: str) -> "pd.DataFrame | None":
+    """Return all rows of an entity, given as text, with the columns of the contract; ``None`` without a table."""
+    opened = _open(table)
+    if opened is None:
+        return None
+    rows: pd.DataFrame = opened.to_pyarrow_table(columns=spec.columns).to_pandas()
+    return rows[rows[spec.entity].astype(str) == entity]
+
+
+def commit_nothing(table: Path) -> None:
+    """Make a version that differs in nothing, so that whoever read an earlier one has to look again."""
+    from deltalake import CommitProperties, write_deltalake
+    from deltalake.exceptions import CommitFailedError
+
+    for _ in range(ATTEMPTS):
+        opened = _open(table)
+        if opened is None:
+            return
+        none = opened.to_pyarrow_dataset().schema.empty_table()
+        try:
+            properties = CommitProperties(custom_metadata={"rows": "none"}, max_commit_retries=0)
+            write_deltalake(opened, none, mode="append", commit_properties=properties)
+        except CommitFailedError:
+            continue
+        return
+    raise ConflictError(f"Others wrote to {table} {ATTEMPTS} times meanwhile. Run it again.")
+
+
 def _require_columns(opened: Any, names: list[str]) -> None:
     there = {field.name for field in opened.schema().fields}
     if there != set(names):
@@ -172,6 +202,19 @@ def what_is_published(table: Path, spec: ModelSpec, version: int | None = None) 
     frame = opened.to_pyarrow_table(columns=[spec.entity, spec.event_time]).to_pandas()
     newest = None if frame.empty else frame.groupby(spec.entity)[spec.event_time].max()
     return Published(version=opened.version(), newest=newest)
+
+
+def findings(table: Path, arrivals: list[str], release: int) -> list[dict[str, Any]]:
+    """Return what stands in a quarantine table against arrivals since one of their releases, 0 since they came.
+
+    Earlier findings stay in the table: a release supersedes them and takes nothing away.
+    """
+    opened = _open(table)
+    if opened is None:
+        return []
+    wanted = [(ARRIVAL, "in", arrivals), (RELEASE, "=", release)]
+    rows: list[dict[str, Any]] = opened.to_pyarrow_table(filters=wanted).to_pylist()
+    return rows
 
 
 def pin(table: Path, spec: ModelSpec, version: int | None = None) -> tuple[DatasetVersion, "pd.DataFrame"]:

@@ -30,8 +30,20 @@ def upgrade() -> None:
         sa.Column("rules", sa.Text, nullable=False),
         sa.Column("examples", sa.Text, nullable=False),
         sa.Column("recorded_at", sa.DateTime),
+        sa.Column("released_rows", sa.BigInteger, nullable=False),
+        sa.Column("removed", sa.Text, nullable=False),
     )
     op.create_index("ix_arrivals_sha256", "arrivals", ["sha256"])
+    op.create_table(
+        "releases",
+        sa.Column("model", sa.String(40), primary_key=True),
+        sa.Column("arrival", sa.String(64), primary_key=True),
+        sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("rows", sa.BigInteger, nullable=False),
+        sa.Column("dataset_version", sa.BigInteger),
+        sa.Column("actor", sa.String(255), nullable=False),
+        sa.Column("released_at", sa.DateTime, nullable=False),
+    )
     op.create_table(
         "datasets",
         sa.Column("model", sa.String(40), primary_key=True),
@@ -39,6 +51,7 @@ def upgrade() -> None:
         sa.Column("digest", sa.String(64), nullable=False),
         sa.Column("rows", sa.BigInteger, nullable=False),
         sa.Column("pinned_at", sa.DateTime, nullable=False),
+        sa.Column("forgotten_at", sa.DateTime),
     )
     op.create_table(
         "candidates",
@@ -53,6 +66,18 @@ def upgrade() -> None:
         sa.Column("run_id", sa.String(64)),
         sa.Column("mlflow_run_id", sa.String(64)),
         sa.Column("trained_at", sa.DateTime, nullable=False),
+        sa.Column("forgotten_at", sa.DateTime),
+    )
+    op.create_table(
+        "tombstones",
+        sa.Column("model", sa.String(40), primary_key=True),
+        sa.Column("digest", sa.String(64), primary_key=True),
+        sa.Column("key_digest", sa.String(64), nullable=False),
+        sa.Column("reason", sa.Text, nullable=False),
+        sa.Column("actor", sa.String(255), nullable=False),
+        sa.Column("asked_at", sa.DateTime, nullable=False),
+        sa.Column("completed_at", sa.DateTime),
+        sa.Column("figures", sa.Text, nullable=False),
     )
     op.create_index("ix_candidates_model", "candidates", ["model"])
     op.create_index("ix_candidates_run_id", "candidates", ["run_id"])
@@ -88,5 +113,14 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for table in ("ledger", "registrations", "verdicts", "candidates", "datasets", "arrivals"):
+    for table in (
+        "ledger",
+        "registrations",
+        "verdicts",
+        "tombstones",
+        "candidates",
+        "datasets",
+        "releases",
+        "arrivals",
+    ):
         op.drop_table(table)

@@ -50,7 +50,8 @@ def killed(platform: Platform, where: str, when: str) -> None:
 
 
 def versions_in_mlflow(platform: Platform) -> dict[int, str]:
-    client = MlflowClient(platform.settings.tracking_uri)
+    # Both addresses: a registry that another test named would be taken for this one.
+    client = MlflowClient(platform.settings.tracking_uri, platform.settings.tracking_uri)
     found = client.search_model_versions("name = 'visits'")
     return {int(version.version): version.tags["ml_platform.candidate"] for version in found}
 

@@ -35,7 +35,8 @@ class Deployment:
         return found[0]
 
     def champion_in_mlflow(self) -> Any:
-        client = MlflowClient(f"sqlite:///{self.folder}/var/mlflow.db")
+        address = f"sqlite:///{self.folder}/var/mlflow.db"
+        client = MlflowClient(address, address)
         return client.get_model_version_by_alias("churn", "champion")
 
 

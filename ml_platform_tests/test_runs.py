@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def test_a_person_who_asks_at_once_takes_what_two_looks_found_unchanged(
         assert seconds == platform.settings.settle_seconds
         growing.write_text("more")
 
-    monkeypatch.setattr(runs.time, "sleep", write_on)
+    monkeypatch.setattr(time, "sleep", write_on)
     with caplog.at_level("INFO", "ml_platform"):
         found = runs._look_twice(platform, "visits")
 

@@ -65,7 +65,7 @@ faults: .venv/.dev ## Every fault of docs/faults.md with its tests and their res
 
 bench-arrivals: .venv/.dev ## One tick of the arrival sensor with 100,000 files waiting, in a folder and in a bucket
 	for kind in folder manifests bucket bucket-manifests; do \
-		$(BIN)/python -W ignore benchmarks/arrivals/bench.py $(FILES) $$kind || exit 1; done
+		$(BIN)/python -W ignore benchmarks/arrivals/bench.py $(or $(FILES),100000) $$kind || exit 1; done
 
 bench-loop: .venv/.dev ## CPU of the main job against a plain script that does the same steps
 	$(BIN)/python benchmarks/loop/bench.py

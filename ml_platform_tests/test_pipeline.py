@@ -333,7 +333,12 @@ def test_a_hundred_thousand_files_drain_a_bounded_number_a_tick(
 ) -> None:
     folder = fakes.landing(platform) / "visits"
     for number in range(100_000):
-        os.close(os.open(folder / f"{number:06}.csv", os.O_CREAT | os.O_WRONLY))
+        # Links to few files are quicker to make than files, and look the same.
+        name = folder / f"{number:06}.csv"
+        if number % 10_000:
+            os.link(folder / f"{number // 10_000 * 10_000:06}.csv", name)
+        else:
+            name.touch()
     sensor = fakes.visits_spec(), "visits_arrivals", instance
     waiting = {arrival.key: arrival for arrival in workflows.waiting_arrivals(platform, "visits")}
 

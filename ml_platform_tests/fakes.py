@@ -95,13 +95,18 @@ def visits_spec(**changes: Any) -> ModelSpec:
 def platform_in(folder: Path) -> Platform:
     """Return a platform whose state stands in a folder, whatever the environment says."""
     settings = Settings(home=folder, code_revision="0" * 40)
-    (settings.landing / "visits").mkdir(parents=True, exist_ok=True)
+    (folder / "landing" / "visits").mkdir(parents=True, exist_ok=True)
     return Platform(settings.model_copy(update={"mlflow_tracking_uri": None, "database_url": None}))
+
+
+def landing(platform: Platform) -> Path:
+    """Return the folder that is a platform's landing zone."""
+    return Path(platform.settings.landing)
 
 
 def drop(platform: Platform, name: str, rows: pd.DataFrame, model: str = "visits") -> Path:
     """Write rows into the landing zone as the format that the name says."""
-    path = platform.settings.landing / model / name
+    path = landing(platform) / model / name
     writers: dict[str, Any] = {".parquet": rows.to_parquet, ".csv": rows.to_csv}
     writers[path.suffix](path, index=False)
     return path

@@ -88,7 +88,7 @@ def test_landing_a_file_twice_leaves_it_alone(platform: Platform, tmp_path: Path
 
     assert first == (0, "monday.parquet: landed\n")
     assert again == (0, "monday.parquet: is there already\n")
-    assert sorted(path.name for path in (platform.settings.landing / "churn").iterdir()) == [
+    assert sorted(path.name for path in (fakes.landing(platform) / "churn").iterdir()) == [
         "monday.parquet",
         "monday.parquet.manifest.json",
     ]
@@ -100,7 +100,7 @@ def test_a_file_whose_name_is_unsafe_is_not_landed(platform: Platform, tmp_path:
 
     with pytest.raises(LandingZoneError, match="file name must consist of"):
         call("land", str(file), "--model", "churn")
-    assert not (platform.settings.landing / "churn").exists()
+    assert not (fakes.landing(platform) / "churn").exists()
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_an_unreachable_mlflow_fails_the_run_and_promotes_nothing(platform: Plat
 
 
 def test_an_empty_landing_zone_is_said_and_is_no_success(platform: Platform) -> None:
-    folder = platform.settings.landing / "churn"
+    folder = fakes.landing(platform) / "churn"
     folder.mkdir()
 
     done = program("ingest", "churn", DAGSTER_HOME=str(ROOT))

@@ -1,10 +1,12 @@
 """The graph as Dagster runs it: real runs in this process, on an instance in a folder."""
 
+import gzip
+import io
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import pytest
@@ -24,11 +26,15 @@ from ml_platform.pipeline import (
     process_tag,
     range_tags,
 )
-from ml_platform.records import now
+from ml_platform.records import Arrival, now
 from ml_platform.runs import QUIET, root_cause
-from ml_platform.stages.arrivals import ARRIVALS_A_RUN
+from ml_platform.stages._landing import open_zone
+from ml_platform.stages.arrivals import ARRIVALS_A_RUN, Manifest
 from ml_platform.workflows import Platform
-from ml_platform_tests import fakes
+from ml_platform_tests import fakes, s3
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 GRAPH = Path(__file__).parent / "snapshots" / "graph.txt"
 
@@ -329,29 +335,34 @@ def test_a_tick_changes_nothing_but_its_cursor(platform: Platform, instance: dg.
 def test_a_hundred_thousand_files_drain_a_bounded_number_a_tick(
     platform: Platform, instance: dg.DagsterInstance
 ) -> None:
-    folder = platform.settings.landing / "visits"
+    folder = fakes.landing(platform) / "visits"
     for number in range(100_000):
-        os.close(os.open(folder / f"{number:06}.csv", os.O_CREAT | os.O_WRONLY))
+        # Links to few files are quicker to make than files, and look the same.
+        name = folder / f"{number:06}.csv"
+        if number % 10_000:
+            os.link(folder / f"{number // 10_000 * 10_000:06}.csv", name)
+        else:
+            name.touch()
     sensor = fakes.visits_spec(), "visits_arrivals", instance
+    waiting = {arrival.key: arrival for arrival in workflows.waiting_arrivals(platform, "visits")}
 
     _, cursor = tick_after(None, *sensor)
     asked: list[str] = []
-    for _ in range(3):
+    for _ in range(2):
         found, cursor = tick_after(cursor, *sensor)
         keys = keys_of(found)
         asked += keys
-        handle(platform, keys)
+        handle(platform, [waiting[key] for key in keys])
         assert len(keys) == ARRIVALS_A_RUN
         assert len(found.run_requests) == 1
         assert len(cursor or "") < 100 * ARRIVALS_A_RUN
 
-    assert len(set(asked)) == len(asked) == 3 * ARRIVALS_A_RUN
+    assert asked == list(waiting)[: 2 * ARRIVALS_A_RUN]
     assert len(workflows.waiting_arrivals(platform, "visits")) == 100_000 - len(asked)
 
 
-def handle(platform: Platform, keys: list[str]) -> None:
+def handle(platform: Platform, handled: list[Arrival]) -> None:
     """Give arrivals an outcome without reading them."""
-    wanted = set(keys)
     rows = [
         {
             **asdict(arrival),
@@ -361,8 +372,7 @@ def handle(platform: Platform, keys: list[str]) -> None:
             "found_at": now(),
             "outcome": "quarantined",
         }
-        for arrival in workflows.waiting_arrivals(platform, "visits")
-        if arrival.key in wanted
+        for arrival in handled
     ]
     with platform.database.engine.begin() as connection:
         connection.execute(arrivals_table.insert(), rows)
@@ -381,7 +391,7 @@ def test_deleting_the_run_history_publishes_nothing_again(platform: Platform, in
 def test_a_missing_landing_zone_is_an_error_and_not_no_new_files(
     platform: Platform, instance: dg.DagsterInstance
 ) -> None:
-    (platform.settings.landing / "visits").rmdir()
+    (fakes.landing(platform) / "visits").rmdir()
 
     with pytest.raises(LandingZoneError, match="cannot be listed"):
         tick(fakes.visits_spec(), "visits_arrivals", instance)
@@ -420,3 +430,94 @@ def test_every_monday_at_two_utc_a_retraining_is_due() -> None:
     assert schedule.cron_schedule == "0 2 * * 1"
     assert schedule.execution_timezone == "UTC"
     assert schedule.default_status is dg.DefaultScheduleStatus.RUNNING
+
+
+# Every kind of landing zone
+
+
+def parquet(rows: "pd.DataFrame") -> bytes:
+    buffer = io.BytesIO()
+    rows.to_parquet(buffer, index=False)
+    return buffer.getvalue()
+
+
+def ingest_what_is_asked_for(instance: dg.DagsterInstance, cursor: str | None = None) -> str | None:
+    """Do what the daemon does with a tick: partitions first, then the runs. Return the cursor."""
+    found, cursor = tick_after(cursor, fakes.visits_spec(), "visits_arrivals", instance)
+    if isinstance(found, dg.SkipReason):
+        return cursor
+    instance.add_dynamic_partitions("visits_arrivals", keys_of(found))
+    for request in found.run_requests or []:
+        result = run("visits_ingest", instance, tags=request.tags)
+        assert result.success, why(result)
+    return cursor
+
+
+def test_from_any_landing_zone_arrivals_are_published_once_or_quarantined(
+    any_zone: str, platform: Platform, instance: dg.DagsterInstance
+) -> None:
+    zone = open_zone(any_zone)
+    good, bad = fakes.visits(100), fakes.visits(100, first=1_000).drop(columns="pages")
+    zone.write("visits", "good.parquet", parquet(good))
+    zone.write("visits", "bad.parquet", parquet(bad))
+    zone.write("visits", "twin.parquet", parquet(good))
+    zone.write("visits", "good.csv.gz", gzip.compress(fakes.visits(10, first=5_000).to_csv(index=False).encode()))
+    workflows.land_files(Platform(), "visits", {"landed.parquet": parquet(fakes.visits(50, first=9_000))})
+    zone.write("visits", "promised.parquet.manifest.json", Manifest(len(parquet(bad)), "0" * 64).data)
+    zone.write("visits", "promised.parquet", parquet(bad))
+    zone.write("visits", "not for us.txt", b"x")
+
+    cursor = None
+    for _ in range(3):
+        cursor = ingest_what_is_asked_for(instance, cursor)
+
+    handled = {row["name"]: row for row in platform.database.arrival_outcomes("visits")}
+    twins = sorted(handled[name]["outcome"] for name in ("good.parquet", "twin.parquet"))
+    assert twins == ["duplicate", "published"]
+    assert {name: row["outcome"] for name, row in handled.items() if name not in {"good.parquet", "twin.parquet"}} == {
+        "bad.parquet": "quarantined",
+        "good.csv.gz": "published",
+        "landed.parquet": "published",
+        "promised.parquet": "quarantined",
+    }
+    assert "its manifest names sha256 000" in handled["promised.parquet"]["reason"]
+    assert workflows.ignored_files(Platform(), "visits") == ["not for us.txt"]
+    assert workflows.waiting_arrivals(Platform(), "visits") == []
+    assert platform.new_rows("visits") == 160
+
+
+@pytest.mark.fault("S5")
+@pytest.mark.parametrize("wrong", ["secret", "bucket"])
+def test_a_bucket_that_refuses_makes_the_tick_red(
+    seaweedfs: str, platform: Platform, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    del platform
+    for name, value in s3.environment(seaweedfs, "another" if wrong == "secret" else s3.SECRET).items():
+        monkeypatch.setenv(name, value)
+    bucket = "nowhere" if wrong == "bucket" else s3.BUCKET
+    monkeypatch.setenv("ML_PLATFORM_LANDING_ZONE", f"s3://{bucket}/zone")
+
+    with pytest.raises(LandingZoneError, match=r"could not be listed: .*(SignatureDoesNotMatch|NoSuchBucket)"):
+        tick(fakes.visits_spec(), "visits_arrivals", instance)
+
+
+@pytest.mark.fault("S4")
+def test_a_bucket_that_fails_in_a_run_makes_it_red_and_loses_nothing(
+    platform: Platform, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = s3.FaultyS3({"zone/visits/monday.parquet": parquet(fakes.visits(100))})
+    monkeypatch.setenv("ML_PLATFORM_LANDING_ZONE", f"s3://{s3.BUCKET}/zone")
+    with server.running() as endpoint:
+        for name, value in s3.environment(endpoint).items():
+            monkeypatch.setenv(name, value)
+        keys = keys_of(tick(fakes.visits_spec(), "visits_arrivals", instance))
+        instance.add_dynamic_partitions("visits_arrivals", keys)
+        server.spared, server.for_ever = 1, "503"
+        red = run("visits_ingest", instance, tags=range_tags(keys[0], keys[-1]))
+        server.for_ever = ""
+        again = ingest_what_is_asked_for(instance)
+
+    assert not red.success
+    assert "could not give visits/monday.parquet" in why(red)[0]
+    assert again == ""
+    assert [row["outcome"] for row in platform.database.arrival_outcomes("visits")] == ["published"]

@@ -13,7 +13,7 @@ def test_everything_stands_under_the_home(monkeypatch: pytest.MonkeyPatch, tmp_p
     settings = read_settings()
 
     assert settings.home == tmp_path
-    assert settings.landing == tmp_path / "landing"
+    assert settings.landing == str(tmp_path / "landing")
     assert settings.artifacts.is_relative_to(tmp_path)
     assert settings.model_home("visits").is_relative_to(tmp_path)
     assert settings.model_home("visits") != settings.model_home("others")
@@ -36,7 +36,7 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
     settings = read_settings()
 
-    assert settings.landing == tmp_path / "dropped"
+    assert settings.landing == str(tmp_path / "dropped")
     assert settings.database == "postgresql://host/platform"
     assert settings.code_revision == "v1"
     assert settings.tracking_uri == "http://mlflow:5000"
@@ -58,6 +58,21 @@ def test_a_relative_path_is_refused_by_the_name_of_its_variable(monkeypatch: pyt
     monkeypatch.setenv(variable, "some/where")
 
     with pytest.raises(ConfigurationError, match=rf"{variable}.*absolute path.*'some/where'"):
+        read_settings()
+
+
+@pytest.mark.parametrize("address", ["s3://bucket", "s3://my-bucket/", "s3://my.bucket/some/where"])
+def test_the_landing_zone_can_be_in_a_bucket(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("ML_PLATFORM_LANDING_ZONE", address)
+
+    assert read_settings().landing == address
+
+
+@pytest.mark.parametrize("address", ["s3://", "s3:///x", "s3://bucket//x", "s3://bucket/../x", "http://x/y", "s3://B_"])
+def test_an_address_that_is_no_landing_zone_is_refused(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("ML_PLATFORM_LANDING_ZONE", address)
+
+    with pytest.raises(ConfigurationError, match=r"ML_PLATFORM_LANDING_ZONE.*absolute path or s3://bucket/prefix"):
         read_settings()
 
 

@@ -244,7 +244,7 @@ def test_a_landing_zone_that_refuses_a_file_is_said_and_does_not_count_as_gone(
 
 
 def test_files_that_can_be_no_arrival_are_named(platform: Platform) -> None:
-    folder = platform.settings.landing / "visits"
+    folder = fakes.landing(platform) / "visits"
     for name in ("my file.csv", "data.xlsx", ".hidden.csv", "good.csv"):
         (folder / name).write_text("x")
 

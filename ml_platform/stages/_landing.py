@@ -9,15 +9,23 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
 from io import BufferedReader
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from ml_platform.errors import ArrivalChangedError, LandingZoneError
 from ml_platform.records import Arrival
 
 BLOCK = 1 << 20
+# A call to S3 is given up after three attempts, at most half a minute: before the sensor's tick is.
+ATTEMPTS = 3
+CONNECT_SECONDS, READ_SECONDS = 3, 5
+READERS = 16
+GONE = {"404", "NoSuchKey", "412", "PreconditionFailed"}
 REGULAR_FILES_ONLY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
@@ -63,9 +71,9 @@ class LandingZone(Protocol):
         """Make a model's folder where there can be none without it."""
 
 
-def open_zone(address: Path) -> LandingZone:
-    """Return the landing zone at an address; nothing is opened yet."""
-    return LocalZone(address)
+def open_zone(address: str) -> LandingZone:
+    """Return the landing zone at an absolute path or ``s3://bucket/prefix``; nothing is opened yet."""
+    return S3Zone(address) if address.startswith("s3://") else LocalZone(Path(address))
 
 
 def changed(arrival: Arrival) -> ArrivalChangedError:
@@ -168,3 +176,141 @@ def _require_unchanged(arrival: Arrival, reader: BufferedReader) -> None:
     status = os.fstat(reader.fileno())
     if (status.st_size, status.st_mtime_ns) != (arrival.size, arrival.mtime_ns):
         raise changed(arrival)
+
+
+class S3Zone:
+    """A bucket, or a prefix in one; credentials, region and endpoint are those of the usual ``AWS_…`` variables.
+
+    A key is text and nothing more: whatever it holds, no other object and no local file is reached by it. A folder
+    need not be made, so an empty one and a missing one are the same; a missing bucket is an error.
+    """
+
+    shows_whole_files_only = True
+
+    def __init__(self, address: str) -> None:
+        self.address = address.rstrip("/")
+        self.bucket, _, prefix = self.address.removeprefix("s3://").partition("/")
+        self.prefix = f"{prefix}/" if prefix else ""
+
+    @cached_property
+    def _client(self) -> Any:
+        from botocore.config import Config
+        from botocore.session import get_session
+
+        session = get_session()
+        # botocore's own reading of times is half the cost of a long list.
+        session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_read_time)
+        config = Config(
+            connect_timeout=CONNECT_SECONDS,
+            read_timeout=READ_SECONDS,
+            retries={"total_max_attempts": ATTEMPTS, "mode": "standard"},
+            max_pool_connections=READERS,
+            # S3-compatible servers need not know the newer checksums.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        )
+        return session.create_client("s3", config=config)
+
+    def files(self, model: str) -> Iterator[Found]:
+        """List the objects directly under the folder, page by page."""
+        folder = self._key(model, "")
+        with self._asking("be listed"):
+            pages = self._client.get_paginator("list_objects_v2")
+            for page in pages.paginate(Bucket=self.bucket, Prefix=folder, Delimiter="/"):
+                yield from (
+                    _found_object(entry, folder) for entry in page.get("Contents", []) if entry["Key"] != folder
+                )
+
+    def read(self, model: str, names: Iterable[str], longest: int) -> dict[str, bytes]:
+        """Read the beginnings side by side: a round trip each, one after the other, would outlast a tick."""
+        names = list(names)
+        with ThreadPoolExecutor(READERS) as readers:
+            contents = readers.map(lambda name: self._read(model, name, longest), names)
+            return {name: data for name, data in zip(names, contents, strict=True) if data is not None}
+
+    def _read(self, model: str, name: str, longest: int) -> bytes | None:
+        with self._asking(f"give {model}/{name}"):
+            try:
+                body = self._client.get_object(Bucket=self.bucket, Key=self._key(model, name))["Body"]
+            except self._client.exceptions.NoSuchKey:
+                return None
+            with body:
+                return bytes(body.read(longest))
+
+    def copy(self, arrival: Arrival, target: Path) -> str:
+        """Copy and digest the very object that was found; a transfer that breaks off is tried again."""
+        from botocore.exceptions import BotoCoreError
+
+        for attempt in range(ATTEMPTS):
+            with self._asking(f"give {arrival.model}/{arrival.name}"):
+                try:
+                    return self._copy(arrival, target)
+                except BotoCoreError:
+                    if attempt == ATTEMPTS - 1:
+                        raise
+        raise AssertionError("the loop returns or raises")
+
+    def _copy(self, arrival: Arrival, target: Path) -> str:
+        from botocore.exceptions import ClientError
+
+        wanted = {"IfMatch": f'"{arrival.etag}"'} if arrival.etag else {}
+        try:
+            key = self._key(arrival.model, arrival.name)
+            body = self._client.get_object(Bucket=self.bucket, Key=key, **wanted)["Body"]
+        except ClientError as error:
+            if error.response["Error"]["Code"] in GONE:
+                raise changed(arrival) from error
+            raise
+        digest, size = hashlib.sha256(), 0
+        with body, target.open("wb") as writer:
+            for block in body.iter_chunks(BLOCK):
+                digest.update(block)
+                size += writer.write(block)
+            writer.flush()
+            os.fsync(writer.fileno())
+        if size != arrival.size:
+            raise changed(arrival)
+        return digest.hexdigest()
+
+    def write(self, model: str, name: str, data: bytes) -> None:
+        """Put the object; S3 shows it when it is whole."""
+        with self._asking(f"take {model}/{name}"):
+            self._client.put_object(Bucket=self.bucket, Key=self._key(model, name), Body=data)
+
+    def remove(self, model: str, name: str) -> None:
+        """Delete the object."""
+        with self._asking(f"delete {model}/{name}"):
+            self._client.delete_object(Bucket=self.bucket, Key=self._key(model, name))
+
+    def prepare(self, model: str) -> None:
+        """Do nothing: a folder is there with its first object."""
+
+    def _key(self, model: str, name: str) -> str:
+        return f"{self.prefix}{model}/{name}"
+
+    @contextlib.contextmanager
+    def _asking(self, what: str) -> Iterator[None]:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            yield
+        except (BotoCoreError, ClientError) as error:
+            raise LandingZoneError(
+                f"The landing zone {self.address} could not {what}: {error} Check ML_PLATFORM_LANDING_ZONE and the "
+                "AWS_… variables: endpoint, region, credentials and what these may do."
+            ) from error
+
+
+def _found_object(entry: dict[str, Any], folder: str) -> Found:
+    mtime_ns = int(entry["LastModified"].timestamp()) * 10**9
+    return Found(entry["Key"].removeprefix(folder), True, entry["Size"], mtime_ns, entry.get("ETag", "").strip('"'))
+
+
+def _read_time(value: Any) -> datetime:
+    from botocore.utils import parse_timestamp
+
+    try:
+        return datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        parsed: datetime = parse_timestamp(value)
+        return parsed

@@ -15,7 +15,7 @@ from ml_platform import workflows
 from ml_platform.errors import ConflictError, DataError, UnreadableFileError
 from ml_platform.model_spec import ModelSpec
 from ml_platform.records import BatchResult, Outcome, RawBatch, Release, Tombstone, now
-from ml_platform.stages import datasets, erasure, staging, validation
+from ml_platform.stages import datasets, erasure, golden, staging, validation
 from ml_platform.workflows import Platform
 
 if TYPE_CHECKING:
@@ -341,7 +341,13 @@ def _erase(platform: Platform, spec: ModelSpec, entity: str) -> tuple[dict[str, 
         "profiles": _remove_profiles(platform, spec.name),
         "candidates_not_reproducible": marked,
     }
-    return figures, raw.unsearched + unsearched
+    return figures, raw.unsearched + unsearched + _golden_files_with(platform, spec, entity)
+
+
+def _golden_files_with(platform: Platform, spec: ModelSpec, entity: str) -> list[str]:
+    """Return the golden datasets that hold an entity: they stand in the author's repository."""
+    files = [golden.golden_file(platform.settings.golden, spec, named) for named in spec.golden]
+    return [str(file) for file in files if file.is_file() and erasure.without(file, spec, entity.__eq__)[1]]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ variable                           default                      what it is
 ``ML_PLATFORM_HOME``               ``var/`` of the repository   where all state stands
 ``ML_PLATFORM_LANDING_ZONE``       ``<home>/landing``           where people drop files, a folder a model
 ``ML_PLATFORM_DATABASE_URL``       SQLite under the home        arrivals, candidates, verdicts, ledger
+``ML_PLATFORM_GOLDEN``             ``data/golden/``             frozen datasets, a folder a model
 ``ML_PLATFORM_CODE_REVISION``      asked of git                 the commit, where there is no checkout
 ``ML_PLATFORM_MLFLOW_UI``          ``http://127.0.0.1:5000``    what links to MLflow start with
 ``MLFLOW_TRACKING_URI``            SQLite under the home        the model registry
@@ -32,11 +33,12 @@ class Settings(BaseSettings):
     home: Path = PROJECT_ROOT / "var"
     landing_zone: Path | None = None
     database_url: SecretStr | None = None
+    golden: Path = PROJECT_ROOT / "data" / "golden"
     code_revision: str | None = None
     mlflow_ui: str = "http://127.0.0.1:5000"
     mlflow_tracking_uri: SecretStr | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
 
-    @field_validator("home", "landing_zone")
+    @field_validator("home", "landing_zone", "golden")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         if value is not None and not value.is_absolute():

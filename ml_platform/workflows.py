@@ -48,6 +48,8 @@ from ml_platform.stages import (
     erasure,
     evaluation,
     gates,
+    golden,
+    profiles,
     promotion,
     staging,
     training,
@@ -116,6 +118,10 @@ class Platform:
     def candidate_folder(self, candidate: Candidate) -> Path:
         """Return where a candidate's file and golden requests stand."""
         return self.settings.model_home(candidate.model) / "candidates" / candidate.id
+
+    def profile_page(self, dataset: DatasetVersion) -> Path:
+        """Return the path of the page that describes a dataset version."""
+        return self.settings.model_home(dataset.model) / "profiles" / f"{dataset.version}.html"
 
     def model_file(self, candidate: Candidate) -> Path:
         """Return the path of a candidate's stored bytes."""
@@ -418,6 +424,23 @@ def pin_dataset(platform: Platform, spec: ModelSpec) -> DatasetReport:
     for problem in report.problems.values():
         log.info("dataset version %s is refused: %s", dataset.version, problem)
     return report
+
+
+def golden_problems(platform: Platform, spec: ModelSpec) -> dict[str, str]:
+    """Return what is wrong with the golden datasets that a model's author named, by name."""
+    return golden.problems(platform.settings.golden, spec)
+
+
+def profile_dataset(platform: Platform, spec: ModelSpec, dataset: DatasetVersion) -> profiles.Profile:
+    """Describe a dataset version and its change against the one that was pinned before, as figures and as a page."""
+    table, before = platform.rows(spec.name), platform.database.dataset_before(dataset)
+    rows = datasets.read_version(table, spec, dataset.version)
+    earlier = None if before is None else datasets.read_version(table, spec, before.version)
+    profile = profiles.profile(rows, earlier, spec)
+    page = profiles.draw(profile, dataset, before)
+    platform.profile_page(dataset).parent.mkdir(parents=True, exist_ok=True)
+    platform.profile_page(dataset).write_text(page)
+    return profile
 
 
 # Candidates

@@ -230,6 +230,9 @@ def test_after_forgetting_no_byte_holds_the_entity(platform: Platform) -> None:
         home / "landing" / "visits" / "bad.csv.gz", index=False
     )
     fakes.drop(platform, "again.csv", rows.head(1))
+    part = rows.assign(seen_at=rows["seen_at"] + pd.Timedelta("2D"))
+    part.loc[0, "seconds"] = -SECONDS  # quoted in the commit, as an example of what was quarantined
+    fakes.drop(platform, "part.parquet", part)
     bad_text = rows.head(3).astype({"seconds": "str"})
     fakes.drop(platform, "text.csv", bad_text.assign(seconds=[f"{SECONDS} s", "1", "2"]))
     publish(platform)

@@ -347,7 +347,14 @@ def _erase(platform: Platform, spec: ModelSpec, entity: str) -> tuple[dict[str, 
 def _golden_files_with(platform: Platform, spec: ModelSpec, entity: str) -> list[str]:
     """Return the golden datasets that hold an entity: they stand in the author's repository."""
     files = [golden.golden_file(platform.settings.golden, spec, named) for named in spec.golden]
-    return [str(file) for file in files if file.is_file() and erasure.without(file, spec, entity.__eq__)[1]]
+    return [str(file) for file in files if file.is_file() and _may_hold(file, spec, entity)]
+
+
+def _may_hold(file: Path, spec: ModelSpec, entity: str) -> bool:
+    try:
+        return bool(erasure.without(file, spec, entity.__eq__)[1])
+    except DataError:
+        return True
 
 
 @dataclass(frozen=True)

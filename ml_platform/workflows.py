@@ -270,7 +270,12 @@ def _validate(platform: Platform, spec: ModelSpec, batch: RawBatch, there: datas
         rows = validation.read_rows(Path(batch.path), spec)
     except UnreadableFileError as error:
         return validation.unreadable(str(error))
-    return validation.validate(rows, spec, there.newest)
+    report = validation.validate(rows, spec, there.newest)
+    forgotten = is_forgotten(platform, spec)
+    entities = report.valid.column(spec.entity).to_pylist() if forgotten and report.valid.num_rows else []
+    if forgotten and any(forgotten(erasure.canonical(entity, spec)) for entity in entities):
+        return validation.unreadable("someone who was forgotten is in it, and could not be taken out: remove the file")
+    return report
 
 
 def is_forgotten(platform: Platform, spec: ModelSpec) -> Callable[[str], bool] | None:

@@ -393,3 +393,23 @@ def test_a_version_after_a_checkpoint_loses_the_entity_too(platform: Platform) -
 
     assert pinned_rows(platform) == 99
     assert traces(platform.rows("visits"), secret_of(rows)) == []
+
+
+def test_a_file_that_cannot_be_rewritten_does_not_bring_the_entity_back(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = with_secret(100)
+    fakes.drop(platform, "monday.parquet", rows)
+    publish(platform)
+    corrections.forget(platform, SPEC, secret_of(rows), reason="request 17", actor="ann")
+    fakes.drop(platform, "tuesday.parquet", rows.assign(seen_at=rows["seen_at"] + pd.Timedelta("1D")))
+
+    def refuse(*_: Any) -> None:
+        raise DataError
+
+    monkeypatch.setattr(erasure, "without", refuse)
+    (result,) = publish(platform)
+
+    assert result.outcome is Outcome.QUARANTINED
+    assert "someone who was forgotten is in it" in result.reason
+    assert pinned_rows(platform) == 99

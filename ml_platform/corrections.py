@@ -185,7 +185,7 @@ def _validate_and_release(platform: Platform, spec: ModelSpec, again: _Again) ->
     table, key = platform.rows(spec.name), again.before.arrival.key
     done = datasets.published(table, again.commit)  # by a process that died before it could record it
     there = datasets.what_is_published(table, spec, done.version - 1 if done else None)
-    report = _validate_again(platform, spec, again, there)
+    report = workflows.refuse_forgotten(platform, spec, _validate_again(platform, spec, again, there))
     released = int(report.valid.num_rows)
     if report.problem is not None or not released:
         return None

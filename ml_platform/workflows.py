@@ -270,7 +270,11 @@ def _validate(platform: Platform, spec: ModelSpec, batch: RawBatch, there: datas
         rows = validation.read_rows(Path(batch.path), spec)
     except UnreadableFileError as error:
         return validation.unreadable(str(error))
-    report = validation.validate(rows, spec, there.newest)
+    return refuse_forgotten(platform, spec, validation.validate(rows, spec, there.newest))
+
+
+def refuse_forgotten(platform: Platform, spec: ModelSpec, report: validation.Report) -> validation.Report:
+    """Return the report, or one that quarantines the batch whole if a row of someone who was forgotten is valid."""
     forgotten = is_forgotten(platform, spec)
     entities = report.valid.column(spec.entity).to_pylist() if forgotten and report.valid.num_rows else []
     if forgotten and any(forgotten(erasure.canonical(entity, spec)) for entity in entities):

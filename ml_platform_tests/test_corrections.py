@@ -412,4 +412,5 @@ def test_a_file_that_cannot_be_rewritten_does_not_bring_the_entity_back(
 
     assert result.outcome is Outcome.QUARANTINED
     assert "someone who was forgotten is in it" in result.reason
+    assert [row["stays"] for row in corrections.release(platform, SPEC, [], actor="ann")] == [True]
     assert pinned_rows(platform) == 99

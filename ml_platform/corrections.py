@@ -15,7 +15,7 @@ from ml_platform import workflows
 from ml_platform.errors import ConflictError, DataError, UnreadableFileError
 from ml_platform.model_spec import ModelSpec
 from ml_platform.records import BatchResult, Outcome, RawBatch, Release, Tombstone, now
-from ml_platform.stages import datasets, erasure, staging, validation
+from ml_platform.stages import datasets, erasure, golden, staging, validation
 from ml_platform.workflows import Platform
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def _validate_and_release(platform: Platform, spec: ModelSpec, again: _Again) ->
     table, key = platform.rows(spec.name), again.before.arrival.key
     done = datasets.published(table, again.commit)  # by a process that died before it could record it
     there = datasets.what_is_published(table, spec, done.version - 1 if done else None)
-    report = _validate_again(platform, spec, again, there)
+    report = workflows.refuse_forgotten(platform, spec, _validate_again(platform, spec, again, there))
     released = int(report.valid.num_rows)
     if report.problem is not None or not released:
         return None
@@ -341,7 +341,20 @@ def _erase(platform: Platform, spec: ModelSpec, entity: str) -> tuple[dict[str, 
         "profiles": _remove_profiles(platform, spec.name),
         "candidates_not_reproducible": marked,
     }
-    return figures, raw.unsearched + unsearched
+    return figures, raw.unsearched + unsearched + _golden_files_with(platform, spec, entity)
+
+
+def _golden_files_with(platform: Platform, spec: ModelSpec, entity: str) -> list[str]:
+    """Return the golden datasets that hold an entity: they stand in the author's repository."""
+    files = [golden.golden_file(platform.settings.golden, spec, named) for named in spec.golden]
+    return [str(file) for file in files if file.is_file() and _may_hold(file, spec, entity)]
+
+
+def _may_hold(file: Path, spec: ModelSpec, entity: str) -> bool:
+    try:
+        return bool(erasure.without(file, spec, entity.__eq__)[1])
+    except DataError:
+        return True
 
 
 @dataclass(frozen=True)

@@ -467,6 +467,12 @@ class Database:
         row = self._row(query)
         return DatasetVersion(**{k: row[k] for k in ("model", "version", "digest", "rows")}) if row else None
 
+    def dataset_before(self, dataset: DatasetVersion) -> DatasetVersion | None:
+        """Return the newest dataset version that was pinned with a lower number; ``None`` before the second."""
+        earlier = sa.and_(datasets.c.model == dataset.model, datasets.c.version < dataset.version)
+        row = self._row(sa.select(datasets).where(earlier).order_by(datasets.c.version.desc()).limit(1))
+        return DatasetVersion(**{k: row[k] for k in ("model", "version", "digest", "rows")}) if row else None
+
     # Candidates and verdicts
 
     def record_candidate(self, candidate: Candidate) -> None:

@@ -46,6 +46,21 @@ class Gate(_Declared):
         return self.at_most if self.at_least is None else self.at_least  # type: ignore[return-value]
 
 
+class GoldenSet(_Declared):
+    """A frozen dataset, ``data/golden/MODEL/NAME.parquet``, that a model's author names.
+
+    Parameters
+    ----------
+    name : str
+        The file's name without its suffix.
+    sha256 : str
+        Hex sha256 of the file's bytes: nobody changes it unseen.
+    """
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
 DEFAULT_GATES = (
     Gate(metric="auc_roc", at_least=0.80),
     Gate(metric="f1_score", at_least=0.70),
@@ -88,6 +103,8 @@ class ModelSpec(_Declared):
         A dataset version in which a class is rarer is not trained on.
     quarantine_tolerance : float
         A batch with a greater share of bad rows is quarantined whole.
+    golden : tuple of GoldenSet
+        Frozen datasets; a dataset version is refused while one is missing, changed or breaks the contract.
     """
 
     name: str
@@ -106,6 +123,7 @@ class ModelSpec(_Declared):
     least_rows: int = Field(default=500, ge=2)
     least_share_of_a_class: float = Field(default=0.01, ge=0, lt=0.5)
     quarantine_tolerance: float = Field(default=0.05, ge=0, le=1)
+    golden: tuple[GoldenSet, ...] = ()
     task: Literal["binary"] = "binary"
 
     @field_validator("name")
@@ -121,6 +139,14 @@ class ModelSpec(_Declared):
         names = [gate.metric for gate in value]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"gates must name at least one metric, each once. Got {names} instead.")
+        return value
+
+    @field_validator("golden")
+    @classmethod
+    def _golden_sets_are_different(cls, value: tuple[GoldenSet, ...]) -> tuple[GoldenSet, ...]:
+        names = [golden.name for golden in value]
+        if len(set(names)) < len(names):
+            raise ValueError(f"golden must name each set once. Got {names} instead.")
         return value
 
     @model_validator(mode="after")

@@ -26,6 +26,7 @@ from ml_platform.records import BatchResult, Candidate, GateOutcome, LedgerEntry
 from ml_platform.settings import keeps_runs
 from ml_platform.stages.arrivals import Look
 from ml_platform.stages.datasets import DatasetReport
+from ml_platform.stages.profiles import Profile
 from ml_platform.workflows import Judgement, Platform
 
 if TYPE_CHECKING:
@@ -204,23 +205,67 @@ def _training_dataset(spec: ModelSpec) -> dg.AssetsDefinition:
         "training_dataset",
         kinds={"deltalake"},
         deps=[[spec.name, "validated_batches"]],
-        check_specs=[_blocking(spec, "training_dataset", name, text) for name, text in DATASET_CHECKS.items()],
+        check_specs=_dataset_check_specs(spec),
         description="A version of the model's Delta table, pinned by number and digest, and split by entity.",
     )
     def training_dataset(context: dg.AssetExecutionContext, platform: PlatformResource) -> Result:
         _refuse_ephemeral(context)
-        report = workflows.pin_dataset(platform.open(), spec)
-        metadata: dict[str, Any] = {
-            "dagster/row_count": report.dataset.rows,
-            "version": report.dataset.version,
-            "digest": report.dataset.digest,
-            "training_rows": report.training_rows,
-            "holdout_rows": report.holdout_rows,
-            "share_positive": report.share_positive,
-        }
-        return Result(metadata=metadata, check_results=_dataset_checks(report))
+        opened = platform.open()
+        report = workflows.pin_dataset(opened, spec)
+        profile = workflows.profile_dataset(opened, spec, report.dataset)
+        metadata = {**_dataset_metadata(report), **_profile_metadata(opened, report, profile)}
+        checks = [*_dataset_checks(report), _change_check(profile), *_golden_check(opened, spec)]
+        return Result(metadata=metadata, check_results=checks)
 
     return training_dataset
+
+
+def _dataset_check_specs(spec: ModelSpec) -> list[dg.AssetCheckSpec]:
+    blocking = [_blocking(spec, "training_dataset", name, text) for name, text in DATASET_CHECKS.items()]
+    if spec.golden:
+        blocking.append(_blocking(spec, "training_dataset", "golden", "Every golden dataset is what was frozen."))
+    text = "No column's distribution moved far from the version before. Reported; it stops nothing."
+    return [*blocking, dg.AssetCheckSpec("change", asset=[spec.name, "training_dataset"], description=text)]
+
+
+def _dataset_metadata(report: DatasetReport) -> dict[str, Any]:
+    return {
+        "dagster/row_count": report.dataset.rows,
+        "version": report.dataset.version,
+        "digest": report.dataset.digest,
+        "training_rows": report.training_rows,
+        "holdout_rows": report.holdout_rows,
+        "share_positive": report.share_positive,
+    }
+
+
+def _profile_metadata(platform: Platform, report: DatasetReport, profile: Profile) -> dict[str, Any]:
+    records = [
+        dg.TableRecord({"column": c.name, "missing": c.missing, "figures": c.figures, "stability_index": c.psi or 0.0})
+        for c in profile.columns
+    ]
+    page = platform.profile_page(report.dataset)
+    return {"profile": dg.MetadataValue.path(page), "columns": dg.MetadataValue.table(records)}
+
+
+def _change_check(profile: Profile) -> dg.AssetCheckResult:
+    change = profile.change
+    figures: dict[str, Any] = {} if change is None else {**vars(change)}
+    return dg.AssetCheckResult(
+        check_name="change",
+        passed=not profile.moved,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"moved far: {', '.join(profile.moved)}" if profile.moved else None,
+        metadata={**figures, "stability_index": {c.name: c.psi for c in profile.columns if c.psi is not None}},
+    )
+
+
+def _golden_check(platform: Platform, spec: ModelSpec) -> list[dg.AssetCheckResult]:
+    if not spec.golden:
+        return []
+    problems = workflows.golden_problems(platform, spec)
+    said = "; ".join(problems.values()) or None
+    return [dg.AssetCheckResult(check_name="golden", passed=not problems, description=said)]
 
 
 def _dataset_checks(report: DatasetReport) -> list[dg.AssetCheckResult]:

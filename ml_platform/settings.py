@@ -11,6 +11,7 @@ variable                           default                      what it is
                                                                 ``AWS_DEFAULT_REGION``; botocore reads them
 ``ML_PLATFORM_SETTLE_SECONDS``     2                            what `ingest` waits between its two looks
 ``ML_PLATFORM_DATABASE_URL``       SQLite under the home        arrivals, candidates, verdicts, ledger
+``ML_PLATFORM_GOLDEN``             ``data/golden/``             frozen datasets, a folder a model
 ``ML_PLATFORM_CODE_REVISION``      asked of git                 the commit, where there is no checkout
 ``ML_PLATFORM_MLFLOW_UI``          ``http://127.0.0.1:5000``    what links to MLflow start with
 ``MLFLOW_TRACKING_URI``            SQLite under the home        the model registry
@@ -40,11 +41,12 @@ class Settings(BaseSettings):
     landing_zone: str | None = None
     settle_seconds: float = Field(default=2.0, ge=0, le=3600)
     database_url: SecretStr | None = None
+    golden: Path = PROJECT_ROOT / "data" / "golden"
     code_revision: str | None = None
     mlflow_ui: str = "http://127.0.0.1:5000"
     mlflow_tracking_uri: SecretStr | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
 
-    @field_validator("home")
+    @field_validator("home", "golden")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         if not value.is_absolute():

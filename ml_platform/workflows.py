@@ -49,6 +49,8 @@ from ml_platform.stages import (
     erasure,
     evaluation,
     gates,
+    golden,
+    profiles,
     promotion,
     staging,
     training,
@@ -123,6 +125,10 @@ class Platform:
     def candidate_folder(self, candidate: Candidate) -> Path:
         """Return where a candidate's file and golden requests stand."""
         return self.settings.model_home(candidate.model) / "candidates" / candidate.id
+
+    def profile_page(self, dataset: DatasetVersion) -> Path:
+        """Return the path of the page that describes a dataset version."""
+        return self.settings.model_home(dataset.model) / "profiles" / f"{dataset.version}.html"
 
     def model_file(self, candidate: Candidate) -> Path:
         """Return the path of a candidate's stored bytes."""
@@ -311,7 +317,16 @@ def _validate(platform: Platform, spec: ModelSpec, batch: RawBatch, there: datas
         rows = validation.read_rows(Path(batch.path), spec)
     except UnreadableFileError as error:
         return validation.unreadable(str(error))
-    return validation.validate(rows, spec, there.newest)
+    return refuse_forgotten(platform, spec, validation.validate(rows, spec, there.newest))
+
+
+def refuse_forgotten(platform: Platform, spec: ModelSpec, report: validation.Report) -> validation.Report:
+    """Return the report, or one that quarantines the batch whole if a row of someone who was forgotten is valid."""
+    forgotten = is_forgotten(platform, spec)
+    entities = report.valid.column(spec.entity).to_pylist() if forgotten and report.valid.num_rows else []
+    if forgotten and any(forgotten(erasure.canonical(entity, spec)) for entity in entities):
+        return validation.unreadable("someone who was forgotten is in it, and could not be taken out: remove the file")
+    return report
 
 
 def is_forgotten(platform: Platform, spec: ModelSpec) -> Callable[[str], bool] | None:
@@ -465,6 +480,23 @@ def pin_dataset(platform: Platform, spec: ModelSpec) -> DatasetReport:
     for problem in report.problems.values():
         log.info("dataset version %s is refused: %s", dataset.version, problem)
     return report
+
+
+def golden_problems(platform: Platform, spec: ModelSpec) -> dict[str, str]:
+    """Return what is wrong with the golden datasets that a model's author named, by name."""
+    return golden.problems(platform.settings.golden, spec)
+
+
+def profile_dataset(platform: Platform, spec: ModelSpec, dataset: DatasetVersion) -> profiles.Profile:
+    """Describe a dataset version and its change against the one that was pinned before, as figures and as a page."""
+    table, before = platform.rows(spec.name), platform.database.dataset_before(dataset)
+    rows = datasets.read_version(table, spec, dataset.version)
+    earlier = None if before is None else datasets.read_version(table, spec, before.version)
+    profile = profiles.profile(rows, earlier, spec)
+    page = profiles.draw(profile, dataset, before)
+    platform.profile_page(dataset).parent.mkdir(parents=True, exist_ok=True)
+    platform.profile_page(dataset).write_text(page)
+    return profile
 
 
 # Candidates

@@ -230,6 +230,9 @@ def test_after_forgetting_no_byte_holds_the_entity(platform: Platform) -> None:
         home / "landing" / "visits" / "bad.csv.gz", index=False
     )
     fakes.drop(platform, "again.csv", rows.head(1))
+    part = rows.assign(seen_at=rows["seen_at"] + pd.Timedelta("2D"))
+    part.loc[0, "seconds"] = -SECONDS  # quoted in the commit, as an example of what was quarantined
+    fakes.drop(platform, "part.parquet", part)
     bad_text = rows.head(3).astype({"seconds": "str"})
     fakes.drop(platform, "text.csv", bad_text.assign(seconds=[f"{SECONDS} s", "1", "2"]))
     publish(platform)
@@ -390,3 +393,24 @@ def test_a_version_after_a_checkpoint_loses_the_entity_too(platform: Platform) -
 
     assert pinned_rows(platform) == 99
     assert traces(platform.rows("visits"), secret_of(rows)) == []
+
+
+def test_a_file_that_cannot_be_rewritten_does_not_bring_the_entity_back(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = with_secret(100)
+    fakes.drop(platform, "monday.parquet", rows)
+    publish(platform)
+    corrections.forget(platform, SPEC, secret_of(rows), reason="request 17", actor="ann")
+    fakes.drop(platform, "tuesday.parquet", rows.assign(seen_at=rows["seen_at"] + pd.Timedelta("1D")))
+
+    def refuse(*_: Any) -> None:
+        raise DataError
+
+    monkeypatch.setattr(erasure, "without", refuse)
+    (result,) = publish(platform)
+
+    assert result.outcome is Outcome.QUARANTINED
+    assert "someone who was forgotten is in it" in result.reason
+    assert [row["stays"] for row in corrections.release(platform, SPEC, [], actor="ann")] == [True]
+    assert pinned_rows(platform) == 99

@@ -15,7 +15,7 @@ from ml_platform import workflows
 from ml_platform.database import arrivals as arrivals_table
 from ml_platform.definitions import defs
 from ml_platform.errors import EvidenceError, LandingZoneError
-from ml_platform.model_spec import Gate, ModelSpec
+from ml_platform.model_spec import Gate, GoldenSet, ModelSpec
 from ml_platform.pipeline import (
     DATA_CHECKS,
     PROCESS_TAG,
@@ -521,3 +521,39 @@ def test_a_bucket_that_fails_in_a_run_makes_it_red_and_loses_nothing(
     assert "could not give visits/monday.parquet" in why(red)[0]
     assert again == ""
     assert [row["outcome"] for row in platform.database.arrival_outcomes("visits")] == ["published"]
+
+
+def test_a_dataset_version_is_profiled_and_its_change_is_reported_only(
+    platform: Platform, instance: dg.DagsterInstance
+) -> None:
+    fakes.drop(platform, "monday.parquet", fakes.visits(600))
+    ingest(platform, instance)
+    first = run("visits_retrain", instance)
+    moved = fakes.visits(600, day=2)
+    fakes.drop(platform, "tuesday.parquet", moved.assign(seconds=moved["seconds"] + 500))
+    ingest(platform, instance)
+
+    second = run("visits_retrain", instance)
+
+    assert (first.success, second.success) == (True, True), why(first) + why(second)
+    assert (checks_of(first)["change"], checks_of(second)["change"]) == (True, False)
+    pages = platform.settings.model_home("visits") / "profiles"
+    newest = platform.database.newest_dataset("visits")
+    assert newest is not None
+    assert len(list(pages.iterdir())) == 2
+    (event,) = (e for e in second.get_asset_materialization_events() if e.asset_key.path[-1] == "training_dataset")
+    metadata = event.materialization.metadata
+    assert metadata["profile"].value == str(platform.profile_page(newest))
+    assert [record.data["column"] for record in metadata["columns"].records] == ["bought", "pages", "seconds", "plan"]
+
+
+def test_a_golden_set_that_is_missing_stops_the_training(platform: Platform, instance: dg.DagsterInstance) -> None:
+    spec = fakes.visits_spec(golden=(GoldenSet(name="holiday", sha256="0" * 64),))
+    fakes.drop(platform, "monday.parquet", fakes.visits(600))
+    ingest(platform, instance)
+
+    result = run("visits_retrain", instance, spec)
+
+    assert not result.success
+    assert checks_of(result)["golden"] is False
+    assert "trained_model" not in materialised(result)

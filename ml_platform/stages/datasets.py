@@ -255,6 +255,22 @@ def pin(table: Path, spec: ModelSpec, version: int | None = None) -> tuple[Datas
     return dataset, rows.to_pandas()
 
 
+def read_version(table: Path, spec: ModelSpec, version: int) -> "pd.DataFrame":
+    """Read the rows of a pinned version as `pin` does, without computing its digest again.
+
+    Raises
+    ------
+    DatasetError
+        The table or the version is not there.
+    """
+    opened = _open(table)
+    if opened is None:
+        raise DatasetError(f"Nothing was published for {spec.name!r} yet.")
+    _load_version(opened, version)
+    rows: pd.DataFrame = _newest_row_of_each(opened.to_pyarrow_table(columns=spec.columns), spec).to_pandas()
+    return rows
+
+
 def _load_version(opened: Any, version: int) -> None:
     from deltalake.exceptions import DeltaError
 

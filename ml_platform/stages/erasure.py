@@ -100,9 +100,9 @@ def without(source: Path, spec: ModelSpec, forgotten: Callable[[str], bool]) -> 
         if source.suffix == ".parquet":
             return _parquet_without(source, search)
         data = source.read_bytes()
-        text = (gzip.decompress(data) if source.suffix == ".gz" else data).decode()
+        text = (gzip.decompress(data) if source.suffix == ".gz" else data).decode("utf-8-sig")
         kept, removed = _lines_without(text, search) if source.suffix == ".jsonl" else _csv_without(text, search)
-    except (pa.ArrowException, OSError, EOFError, ValueError, KeyError, csv.Error) as error:
+    except (pa.ArrowException, OSError, EOFError, ValueError, KeyError, AttributeError, csv.Error) as error:
         raise DataError(f"{source} cannot be searched for {spec.entity}: {error}.") from error
     if not removed:
         return b"", []
@@ -134,6 +134,8 @@ def _parquet_without(source: Path, search: _Search) -> tuple[bytes, list[int]]:
 
 def _csv_without(text: str, search: _Search) -> tuple[str, list[int]]:
     rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
+    if not rows:
+        return "", []
     column = rows[0].index(search.spec.entity)
     removed = [number for number, row in enumerate(rows[1:]) if column < len(row) and search(row[column])]
     dropped = set(removed)

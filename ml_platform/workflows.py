@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml_platform import provenance
 from ml_platform.database import Database
-from ml_platform.errors import ConflictError, EvidenceError, LandingZoneError, UnreadableFileError
+from ml_platform.errors import ConflictError, EvidenceError, LandingZoneError
 from ml_platform.model_spec import ModelSpec
 from ml_platform.predictor import MODEL_FILE, file_digest, load
 from ml_platform.records import (
@@ -230,11 +230,7 @@ def _complete_quarantine(platform: Platform, spec: ModelSpec, batch: RawBatch, d
 
 
 def _validate(spec: ModelSpec, batch: RawBatch, there: datasets.Published) -> validation.Report:
-    try:
-        rows = validation.read_rows(Path(batch.path), spec)
-    except UnreadableFileError as error:
-        return validation.unreadable(str(error))
-    return validation.validate(rows, spec, there.newest)
+    return validation.validate_file(Path(batch.path), spec, there.newest)
 
 
 def _published(batch: RawBatch, done: datasets.Publication) -> BatchResult:

@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= 1
 export DAGSTER_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-shuffled drop dev test unit lint format lock faults bench-loop clean
+.PHONY: help demo demo-shuffled drop dev test unit lint format lock faults bench-loop bench-validation clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -65,6 +65,10 @@ faults: .venv/.dev ## Every fault of docs/faults.md with its tests and their res
 
 bench-loop: .venv/.dev ## CPU of the main job against a plain script that does the same steps
 	$(BIN)/python benchmarks/loop/bench.py
+
+bench-validation: .venv/.dev ## Parquet file to verdict, beside Great Expectations and Polars by hand (ROWS=10_000_000)
+	$(BIN)/python benchmarks/validation/bench.py --rows $(ROWS)
+ROWS ?= 10_000_000
 
 clean: ## Remove the environment and all state
 	rm -rf .venv var .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -73,5 +73,9 @@ bench-arrivals: .venv/.dev ## One tick of the arrival sensor with 100,000 files 
 bench-loop: .venv/.dev ## CPU of the main job against a plain script that does the same steps
 	$(BIN)/python benchmarks/loop/bench.py
 
+bench-validation: .venv/.dev ## Parquet file to verdict, beside Great Expectations and Polars by hand (ROWS=10_000_000)
+	$(BIN)/python benchmarks/validation/bench.py --rows $(ROWS)
+ROWS ?= 10_000_000
+
 clean: ## Remove the environment and all state
 	rm -rf .venv var .mypy_cache .ruff_cache .pytest_cache .hypothesis

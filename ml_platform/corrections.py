@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import logging
 import re
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -308,8 +309,8 @@ def _bury(platform: Platform, spec: ModelSpec, entity: str, reason: str, actor: 
 def _require_nothing_under_way(platform: Platform, model: str) -> None:
     known = platform.database.known_arrivals(model)
     kept = {batch.arrival.key for batch in platform.database.raw_batches_of(model)}
-    folder = platform.settings.landing / model
-    waiting = {arrival.key for arrival in workflows.waiting_arrivals(platform, model)} if folder.is_dir() else set()
+    platform.zone.prepare(model)
+    waiting = {arrival.key for arrival in workflows.waiting_arrivals(platform, model)}
     if under_way := (kept - known) | waiting:
         raise ConflictError(
             f"{len(under_way)} files of {model!r} wait or are being published, and may hold what is to be forgotten. "
@@ -390,17 +391,19 @@ def _erase_raw(platform: Platform, spec: ModelSpec, entity: str) -> int:
 
 
 def _erase_landed(platform: Platform, spec: ModelSpec, entity: str) -> tuple[int, list[str]]:
-    folder = platform.settings.landing / spec.name
-    if not folder.is_dir():
-        return 0, []
-    removed, unsearched = 0, [str(folder / name) for name in workflows.ignored_files(platform, spec.name)]
-    for file in sorted(folder / arrival.name for arrival in workflows.landed(platform, spec.name)):
-        try:
-            if erasure.without(file, spec, entity.__eq__)[1]:
-                file.unlink()
-                removed += 1
-        except DataError:
-            unsearched.append(str(file))
+    zone = f"{platform.zone.address}/{spec.name}"
+    removed, unsearched = 0, [f"{zone}/{name}" for name in workflows.ignored_files(platform, spec.name)]
+    with tempfile.TemporaryDirectory(prefix="ml-platform-") as folder:
+        for arrival in workflows.landed(platform, spec.name):
+            copy = Path(folder) / arrival.name
+            platform.zone.copy(arrival, copy)
+            try:
+                if erasure.without(copy, spec, entity.__eq__)[1]:
+                    workflows.remove_landed(platform, arrival)
+                    removed += 1
+            except DataError:
+                unsearched.append(f"{zone}/{arrival.name}")
+            copy.unlink()
     return removed, unsearched
 
 

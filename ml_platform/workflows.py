@@ -25,7 +25,6 @@ from ml_platform.errors import (
     DataError,
     EvidenceError,
     LandingZoneError,
-    UnreadableFileError,
 )
 from ml_platform.model_spec import ModelSpec
 from ml_platform.predictor import MODEL_FILE, file_digest, load
@@ -313,11 +312,7 @@ def _complete_quarantine(platform: Platform, spec: ModelSpec, batch: RawBatch, d
 def _validate(platform: Platform, spec: ModelSpec, batch: RawBatch, there: datasets.Published) -> validation.Report:
     # Once more: whoever was forgotten since the batch was looked at was so before the version that it is held against.
     batch = _without_forgotten(platform, spec, batch)
-    try:
-        rows = validation.read_rows(Path(batch.path), spec)
-    except UnreadableFileError as error:
-        return validation.unreadable(str(error))
-    return refuse_forgotten(platform, spec, validation.validate(rows, spec, there.newest))
+    return refuse_forgotten(platform, spec, validation.validate_file(Path(batch.path), spec, there.newest))
 
 
 def refuse_forgotten(platform: Platform, spec: ModelSpec, report: validation.Report) -> validation.Report:
@@ -407,7 +402,8 @@ def _remove_landed_with_forgotten(platform: Platform, batch: RawBatch) -> None:
 
 def remove_landed(platform: Platform, arrival: Arrival) -> None:
     """Remove a handled arrival's file from the landing zone; its other rows stand in the kept bytes."""
-    (platform.settings.landing / arrival.model / arrival.name).unlink(missing_ok=True)
+    for name in (arrival.name, arrival.name + arrivals.MANIFEST_SUFFIX):
+        platform.zone.remove(arrival.model, name)
 
 
 def _published(batch: RawBatch, done: datasets.Publication) -> BatchResult:

@@ -167,7 +167,7 @@ def churn_batch(platform: Platform, bad: int) -> None:
 
     rows = pd.read_parquet(io.BytesIO(next(iter(exports().values())))).head(100)
     rows.loc[: bad - 1, "voice_mail_plan"] = "maybe"
-    (platform.settings.landing / "churn").mkdir(parents=True)
+    (fakes.landing(platform) / "churn").mkdir(parents=True)
     fakes.drop(platform, "monday.parquet", rows, model="churn")
     keys = [arrival.key for arrival in workflows.waiting_arrivals(platform, "churn")]
     workflows.keep_raw_batches(platform, "churn", keys)
@@ -210,7 +210,7 @@ def test_a_released_arrival_ends_with_success(platform: Platform, monkeypatch: p
 
 def test_forgetting_counts_and_names_what_it_could_not_search(platform: Platform) -> None:
     churn_batch(platform, bad=2)
-    (platform.settings.landing / "churn" / "notes.txt").write_text("customer 1 called")
+    (fakes.landing(platform) / "churn" / "notes.txt").write_text("customer 1 called")
 
     status, said = call("forget", "churn", "3", "--reason", "request 17")
 

@@ -58,7 +58,7 @@ def pinned_rows(platform: Platform) -> int:
 def test_the_quarantine_is_explained_from_its_table(platform: Platform) -> None:
     drop_with_trials(platform, "whole.parquet", 60)
     drop_with_trials(platform, "part.csv", 3, first=500)
-    (platform.settings.landing / "visits" / "noise.parquet").write_bytes(b"noise")
+    (fakes.landing(platform) / "visits" / "noise.parquet").write_bytes(b"noise")
     fakes.drop(platform, "good.parquet", fakes.visits(50, first=900))
     publish(platform)
 
@@ -290,7 +290,7 @@ def test_a_file_that_lands_again_does_not_bring_the_entity_back(platform: Platfo
     assert result.outcome is (Outcome.DUPLICATE if name.startswith("monday") else Outcome.PUBLISHED)
     assert pinned_rows(platform) == 99
     assert traces(platform.settings.home / "models", secret_of(rows)) == []
-    assert traces(platform.settings.landing, secret_of(rows)) == []
+    assert traces(fakes.landing(platform), secret_of(rows)) == []
 
 
 def test_rows_are_released_by_their_old_numbers_after_one_was_forgotten(platform: Platform) -> None:
@@ -352,11 +352,11 @@ def test_nothing_is_forgotten_while_files_wait(platform: Platform) -> None:
     corrections.forget(platform, SPEC, secret_of(rows), reason="request 17", actor="ann")
 
     assert pinned_rows(platform) == 99
-    assert traces(platform.settings.landing, secret_of(rows)) == []
+    assert traces(fakes.landing(platform), secret_of(rows)) == []
 
 
 def test_a_file_that_cannot_be_searched_is_named(platform: Platform) -> None:
-    (platform.settings.landing / "visits" / "noise.parquet").write_bytes(b"noise")
+    (fakes.landing(platform) / "visits" / "noise.parquet").write_bytes(b"noise")
     publish(platform)
 
     done = corrections.forget(platform, SPEC, "1", reason="request 17", actor="ann")

@@ -1,19 +1,28 @@
 """Rows against a model's contract: which are valid, which are not, and why."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ml_platform.contracts import Rule, UniqueRule, compile_contract
 from ml_platform.errors import UnreadableFileError
 from ml_platform.model_spec import ModelSpec
+from ml_platform.pages import verify_pages
+from ml_platform.scans import Batch, Broken
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     import pyarrow as pa
+    from numpy.typing import NDArray
 
 EXAMPLES = 5
+# So many rows are named of each broken rule: a batch of ten million bad rows is explained by fewer.
+FINDINGS = 1_000
 
 
 class Finding(NamedTuple):
@@ -38,32 +47,47 @@ class Report:
     ----------
     rows : int
         Rows that came.
-    valid : pyarrow Table
-        Rows that may be published, as they were read; none where the batch is quarantined whole.
     findings : list of Finding
-        Every broken rule, row by row.
+        Every broken rule with the rows that break it; past `FINDINGS` rows a rule, one finding counts the others.
+    counts : Counter
+        How many rows break a rule, exactly, by column, data check and rule.
     problem : str or None
         Why the batch is quarantined whole; ``None`` where it is not.
+    read : callable
+        Returns the rows that came, as they came.
+    bad : ndarray of shape (rows,) or None
+        True where a row breaks a rule; ``None`` where no row was looked at.
     """
 
     rows: int
-    valid: "pa.Table"
     findings: list[Finding]
+    counts: Counter[tuple[str, str, str]]
     problem: str | None = None
+    read: "Callable[[], pa.Table]"
+    bad: "NDArray[np.bool_] | None" = None
+
+    @cached_property
+    def valid(self) -> "pa.Table":
+        """The rows that may be published, as they came; none where the batch is quarantined whole."""
+        import pyarrow as pa
+
+        if self.problem is not None or self.bad is None:
+            return self.read().slice(0, 0)
+        return self.read().filter(pa.array(~self.bad)) if self.bad.any() else self.read()
 
     @property
     def quarantined_rows(self) -> int:
         """Rows that may not be published."""
-        return self.rows - int(self.valid.num_rows)
+        return self.rows if self.problem is not None or self.bad is None else int(self.bad.sum())
 
     @property
     def rules(self) -> dict[str, dict[str, int]]:
-        """Findings by data check and rule."""
-        counts: dict[str, dict[str, int]] = {}
-        for finding in self.findings:
-            rules = counts.setdefault(finding.check, {})
-            rules[finding.rule] = rules.get(finding.rule, 0) + 1
-        return counts
+        """Rows that break a rule, by data check and rule."""
+        by_check: dict[str, dict[str, int]] = {}
+        for (_, check, rule), count in self.counts.items():
+            rules = by_check.setdefault(check, {})
+            rules[rule] = rules.get(rule, 0) + count
+        return by_check
 
     @property
     def examples(self) -> list[str]:
@@ -97,17 +121,29 @@ def read_rows(path: Path, spec: ModelSpec) -> "pa.Table":
         names = list(table.column_names)
     except (pa.ArrowException, OSError, ValueError) as error:
         kind = path.name.partition(".")[2]
-        raise UnreadableFileError(f"it is no readable {kind} file: {str(error).splitlines()[0]}") from error
+        raise UnreadableFileError(f"it is no readable {kind} file: {_first_line(error)}") from error
+    _require_unique(names)
+    return table
+
+
+def _require_unique(names: list[str]) -> None:
     if len(set(names)) < len(names):
         raise UnreadableFileError(f"column names must be unique. Got {names} instead.")
-    return table
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _read_parquet(path: Path) -> "pa.Table":
+    import pyarrow.parquet as pq
+
+    return pq.read_table(path, page_checksum_verification=True).replace_schema_metadata(None)
 
 
 def _read(path: Path, spec: ModelSpec) -> "pa.Table":
     if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        return pq.read_table(path, page_checksum_verification=True)
+        return _read_parquet(path)
     types = arrow_types(spec)
     if path.suffix == ".jsonl":
         import pyarrow.json as pj
@@ -149,7 +185,40 @@ def unreadable(problem: str) -> Report:
     import pyarrow as pa
 
     finding = Finding(None, "", "schema", problem, "")
-    return Report(rows=0, valid=pa.table({}), findings=[finding], problem=problem)
+    counts = Counter({("", "schema", problem): 1})
+    return Report(rows=0, findings=[finding], counts=counts, problem=problem, read=lambda: pa.table({}))
+
+
+def validate_file(path: Path, spec: ModelSpec, newest: "pd.Series[Any] | None" = None) -> Report:
+    """Hold a file against the contract, as `validate` does; a Parquet file is never in memory as a whole.
+
+    Returns
+    -------
+    Report
+        Of an unreadable file too: its problem says what the reader found.
+    """
+    try:
+        if path.suffix != ".parquet":
+            return validate(read_rows(path, spec), spec, newest)
+        return _validate_parquet(path, spec, newest)
+    except UnreadableFileError as error:
+        return unreadable(str(error))
+
+
+def _validate_parquet(path: Path, spec: ModelSpec, newest: "pd.Series[Any] | None") -> Report:
+    import polars as pl
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        metadata = pq.read_metadata(path)
+        schema = metadata.schema.to_arrow_schema().remove_metadata()
+        _require_unique(schema.names)
+        verify_pages(path)
+        batch = Batch(pl.scan_parquet(path, glob=False), metadata.num_rows, schema, FINDINGS)
+        return _validate(batch, spec, newest, partial(_read_parquet, path))
+    except (pa.ArrowException, OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise UnreadableFileError(f"it is no readable parquet file: {_first_line(error)}") from error
 
 
 def validate(rows: "pa.Table", spec: ModelSpec, newest: "pd.Series[Any] | None" = None) -> Report:
@@ -168,35 +237,55 @@ def validate(rows: "pa.Table", spec: ModelSpec, newest: "pd.Series[Any] | None" 
     -------
     Report
     """
-    import pyarrow as pa
+    import polars as pl
 
-    frame = rows.to_pandas()
-    findings = _contract_findings(frame, spec)
-    if all(finding.row is not None for finding in findings):
-        findings += [*_infinite(frame), *_known(frame, spec, newest), *_in_the_future(frame, spec)]
-    bad_rows = {finding.row for finding in findings if finding.row is not None}
-    problem = _problem_of_the_batch(frame, spec, findings, len(bad_rows))
-    keep = [problem is None and row not in bad_rows for row in range(rows.num_rows)]
-    valid = rows.filter(pa.array(keep, pa.bool_()))
-    return Report(rows=rows.num_rows, valid=valid, findings=findings, problem=problem)
+    rows = rows.replace_schema_metadata(None)
+    source = pl.LazyFrame(pl.from_arrow(rows))
+    return _validate(Batch(source, rows.num_rows, rows.schema, FINDINGS), spec, newest, lambda: rows)
 
 
-def _contract_findings(frame: "pd.DataFrame", spec: ModelSpec) -> list[Finding]:
+def _validate(batch: Batch, spec: ModelSpec, newest: "pd.Series[Any] | None", read: "Callable[[], pa.Table]") -> Report:
+    structural = _structural(batch.schema, spec)
+    if structural:
+        return _quarantined_whole(batch, structural, read)
+    broken = _hold(batch, spec, newest)
+    whole = [_finding_of_all(one) for one in broken if not one.examples]
+    if whole:
+        return _quarantined_whole(batch, whole, read)
+    return Report(
+        rows=batch.rows,
+        findings=[finding for one in broken for finding in _findings(one)],
+        counts=Counter({(", ".join(one.columns), one.check, one.name): one.count for one in broken}),
+        problem=_problem_of_the_rows(batch, spec, broken),
+        read=read,
+        bad=batch.bad,
+    )
+
+
+def _quarantined_whole(batch: Batch, findings: list[Finding], read: "Callable[[], pa.Table]") -> Report:
+    counts = Counter((finding.column, finding.check, finding.rule) for finding in findings)
+    problem = "; ".join(sorted({finding.rule for finding in findings})[:EXAMPLES])
+    return Report(rows=batch.rows, findings=findings, counts=counts, problem=problem, read=read)
+
+
+def _structural(schema: "pa.Schema", spec: ModelSpec) -> list[Finding]:
+    """Hold the columns and their types against the contract, as pandera sees them in a frame without rows."""
     from pandera.errors import SchemaErrors
 
+    # pandera hands out the one schema that it keeps.
+    contract = deepcopy(spec.table.to_schema())
+    contract.checks, contract.unique = [], None
+    for column in contract.columns.values():
+        column.checks = []
     try:
-        spec.table.validate(frame, lazy=True)
+        contract.validate(schema.empty_table().to_pandas(), lazy=True)
     except SchemaErrors as errors:
-        return [_finding(case) for case in errors.failure_cases.to_dict("records")]
+        return [_structural_finding(case) for case in errors.failure_cases.to_dict("records")]
     return []
 
 
-def _finding(case: dict[str, Any]) -> Finding:
-    import pandas as pd
-
+def _structural_finding(case: dict[str, Any]) -> Finding:
     rule, value = str(case["check"]), str(case["failure_case"])
-    if case["schema_context"] == "Column" and not pd.isna(case["index"]) and not rule.startswith("dtype"):
-        return Finding(int(case["index"]), str(case["column"]), "values", rule, value)
     column = str(case["column"]) if case["schema_context"] == "Column" else value
     sentences = {
         "column_in_schema": f"column {column!r} is not in the contract",
@@ -206,49 +295,62 @@ def _finding(case: dict[str, Any]) -> Finding:
     return Finding(None, column, "schema", sentence, value)
 
 
-def _infinite(frame: "pd.DataFrame") -> Iterator[Finding]:
-    import numpy as np
-
-    for column in frame.select_dtypes("float"):
-        for row in np.flatnonzero(np.isinf(frame[column])):
-            yield Finding(int(row), str(column), "values", "finite", str(frame[column].iloc[row]))
-
-
-def _known(frame: "pd.DataFrame", spec: ModelSpec, newest: "pd.Series[Any] | None") -> Iterator[Finding]:
-    import numpy as np
-
-    twice = frame.duplicated([spec.entity, spec.event_time])
-    for row in np.flatnonzero(twice):
-        yield Finding(int(row), spec.entity, "keys", "one row a time", str(frame[spec.entity].iloc[row]))
-    if newest is None:
-        return
-    published = frame[spec.entity].map(newest)
-    for row in np.flatnonzero(~twice & (frame[spec.event_time] <= published)):
-        yield Finding(int(row), spec.entity, "keys", "newer than published", str(frame[spec.entity].iloc[row]))
+def _hold(batch: Batch, spec: ModelSpec, newest: "pd.Series[Any] | None") -> list[Broken]:
+    contract = compile_contract(spec.table.to_schema(), batch.schema.names)
+    contract.rules.extend([*_finite(batch.schema), *_not_in_the_future(batch.schema, spec)])
+    columns = (spec.entity, spec.event_time)
+    key = UniqueRule(columns=columns, check="keys", name="one row a time", keep="first", shown=(spec.entity,))
+    return [*batch.hold(contract), *batch.hold_keys(key, newest, "newer than published")]
 
 
-def _in_the_future(frame: "pd.DataFrame", spec: ModelSpec) -> Iterator[Finding]:
-    import numpy as np
+def _finite(schema: "pa.Schema") -> Iterator[Rule]:
+    import polars as pl
+    import pyarrow.types as types
+
+    for column in schema:
+        if types.is_floating(column.type):
+            broken = pl.col(column.name).is_infinite()
+            yield Rule(columns=(column.name,), check="values", name="finite", broken=broken)
+
+
+def _not_in_the_future(schema: "pa.Schema", spec: ModelSpec) -> Iterator[Rule]:
     import pandas as pd
+    import polars as pl
+    import pyarrow.types as types
 
-    times = frame[spec.event_time]
-    # NumPy can write a year that Python's datetime cannot.
-    plain = times.dt.tz_localize(None).to_numpy()
-    for row in np.flatnonzero(times > pd.Timestamp.now(times.dt.tz)):
-        yield Finding(int(row), spec.event_time, "freshness", "not in the future", str(plain[row]))
+    kind = schema.field(spec.event_time).type
+    if types.is_timestamp(kind):
+        moment = pl.lit(pd.Timestamp.now(kind.tz).to_pydatetime())
+        broken = pl.col(spec.event_time) > moment
+        yield Rule(columns=(spec.event_time,), check="freshness", name="not in the future", broken=broken)
 
 
-def _problem_of_the_batch(frame: "pd.DataFrame", spec: ModelSpec, findings: list[Finding], bad_rows: int) -> str | None:
-    structural = sorted({finding.rule for finding in findings if finding.row is None})
-    if structural:
-        return "; ".join(structural[:EXAMPLES])
-    if frame.empty:
+def _finding_of_all(broken: Broken) -> Finding:
+    columns = ", ".join(broken.columns)
+    return Finding(
+        None, columns, broken.check, f"the rows together break {columns or 'the contract'} {broken.name}", ""
+    )
+
+
+def _findings(broken: Broken) -> Iterator[Finding]:
+    """Return the named rows of a broken rule, and one line more for those that were only counted."""
+    columns = ", ".join(broken.columns)
+    for row, value in broken.examples:
+        yield Finding(row, columns, broken.check, broken.name, value)
+    more = broken.count - len(broken.examples)
+    if more and broken.examples:
+        yield Finding(None, columns, broken.check, f"{more:,} more rows: {columns} {broken.name}", "")
+
+
+def _problem_of_the_rows(batch: Batch, spec: ModelSpec, broken: list[Broken]) -> str | None:
+    if not batch.rows:
         return "it has no rows"
-    share = bad_rows / len(frame)
+    bad_rows = int(batch.bad.sum())
+    share = bad_rows / batch.rows
     if share <= spec.quarantine_tolerance:
         return None
-    worst, _ = Counter(f"{finding.column} {finding.rule}" for finding in findings).most_common(1)[0]
+    worst = max(broken, key=lambda one: one.count)
     return (
-        f"{bad_rows} of {len(frame)} rows are bad ({share:.1%}, tolerance {spec.quarantine_tolerance:.1%}), "
-        f"most often: {worst}"
+        f"{bad_rows} of {batch.rows} rows are bad ({share:.1%}, tolerance {spec.quarantine_tolerance:.1%}), "
+        f"most often: {', '.join(worst.columns)} {worst.name}"
     )

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from ml_platform import workflows
+from ml_platform import scans, workflows
 from ml_platform.errors import UnreadableFileError
 from ml_platform.records import BatchResult, Outcome, now
 from ml_platform.stages import datasets, validation
@@ -188,6 +188,9 @@ def test_a_bit_flipped_in_a_page_is_noticed_by_its_checksum(tmp_path: Path, colu
 
     with pytest.raises(UnreadableFileError, match=r"it is no readable parquet file"):
         validation.read_rows(written(tmp_path, "a.parquet", bytes(data)), SPEC)
+    report = validation.validate_file(tmp_path / "a.parquet", SPEC)
+    assert report.problem is not None
+    assert report.problem.startswith("it is no readable parquet file")
 
 
 @pytest.mark.fault("D5")
@@ -313,6 +316,94 @@ def test_the_same_entity_at_another_time_is_no_duplicate() -> None:
     later = ROWS.assign(seen_at=ROWS["seen_at"] + pd.Timedelta(days=1))
 
     assert validate(pd.concat([ROWS, later])).findings == []
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+def test_an_empty_integer_quarantines_its_row_only(tmp_path: Path, name: str) -> None:
+    position = ROWS.columns.get_loc("pages")
+    pages = pa.array([None, *ROWS["pages"].tolist()[1:]], pa.int64())
+    rows = arrow(ROWS).set_column(position, "pages", pages)
+    path = tmp_path / name
+    if name == "a.parquet":
+        pa.parquet.write_table(rows, path)
+    else:
+        emptied = rows.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
+        path.write_text(as_csv(emptied) if name == "a.csv" else as_jsonl(emptied))
+
+    report = validation.validate_file(path, SPEC)
+
+    assert report.problem is None
+    assert report.rules == {"values": {"not_nullable": 1}}
+    assert report.examples == ["row 0: pages not_nullable: got None"]
+    assert report.valid["visitor"].to_pylist() == ROWS["visitor"].tolist()[1:]
+
+
+class Checked(fakes.Visits):
+    """Visits with rules that only pandera can run, on a column, on rows and on the batch."""
+
+    visitor: int = pandera.Field(ge=1, unique=True)
+
+    @pandera.check("pages")
+    def even(cls, pages: "pd.Series[int]") -> Any:  # noqa: N805
+        return pages % 2 == 0
+
+    @pandera.dataframe_check
+    def quick(cls, frame: pd.DataFrame) -> Any:  # type: ignore[misc]  # noqa: N805
+        return frame["seconds"] <= frame["pages"] * 10.0 + 100.0
+
+    @pandera.check("seconds")
+    def busy(cls, seconds: "pd.Series[float]") -> bool:  # noqa: N805
+        return bool(seconds.mean() > 1)
+
+
+CHECKED = fakes.visits_spec(table=Checked, quarantine_tolerance=0.2)
+
+
+@pytest.mark.parametrize("at_once", [7, 250_000])
+def test_a_rule_in_python_names_its_rows(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    monkeypatch.setattr(scans, "ROWS_AT_ONCE", at_once)
+    rows = ROWS.assign(pages=ROWS["pages"] // 2 * 2, visitor=[2, *range(2, 61)])
+    rows.loc[9, "pages"], rows.loc[11, "seconds"] = 7, 5_000.0
+
+    report = validation.validate(arrow(rows), CHECKED)
+
+    assert {(finding.row, finding.rule) for finding in report.findings} == {
+        (9, "even"), (11, "quick"), (0, "field_uniqueness"), (1, "field_uniqueness")
+    }  # fmt: skip
+    assert report.valid.equals(arrow(rows.drop(index=[0, 1, 9, 11])))
+
+
+@pytest.mark.parametrize("at_once", [7, 250_000])
+def test_a_rule_of_the_whole_batch_sees_the_whole_batch(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    monkeypatch.setattr(scans, "ROWS_AT_ONCE", at_once)
+    rows = ROWS.assign(pages=0, seconds=[0.0] * 40 + [60.0] * 20)
+
+    assert validation.validate(arrow(rows), CHECKED).problem is None
+    report = validation.validate(arrow(rows.assign(seconds=0.5)), CHECKED)
+
+    assert report.problem == "the rows together break seconds busy"
+    assert report.valid.num_rows == 0
+
+
+def test_a_bad_batch_of_any_size_names_a_bounded_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "FINDINGS", 10)
+
+    report = validate(with_cell("pages", -7, rows=50))
+
+    assert report.rules == {"values": {"greater_than_or_equal_to(0)": 50}}
+    assert [finding.row for finding in report.findings] == [*range(10), None]
+    assert str(report.findings[-1]) == "40 more rows: pages greater_than_or_equal_to(0)"
+
+
+@pytest.mark.parametrize("keys_at_once", [10, 2**24])
+def test_repeated_keys_are_found_however_many_are_compared_at_once(
+    monkeypatch: pytest.MonkeyPatch, keys_at_once: int
+) -> None:
+    monkeypatch.setattr(scans, "KEYS_AT_ONCE", keys_at_once)
+
+    report = validate(pd.concat([ROWS, ROWS.head(7), ROWS.head(3)], ignore_index=True))
+
+    assert sorted(finding.row for finding in report.findings if finding.row is not None) == list(range(60, 70))
 
 
 # Batches

@@ -12,16 +12,8 @@ import sqlalchemy as sa
 
 from ml_platform import workflows
 from ml_platform.errors import ConfigurationError, PlatformError
-from ml_platform.pipeline import (
-    MODEL_TAG,
-    PROCESS_TAG,
-    REASON_TAG,
-    arrival_requests,
-    arrivals_partition,
-    process_tag,
-    range_tags,
-    report_dead_runs,
-)
+from ml_platform.liveness import PROCESS_TAG, process_tag, report_dead_runs
+from ml_platform.pipeline import MODEL_TAG, REASON_TAG, arrival_requests, arrivals_partition, range_tags
 from ml_platform.settings import require_dagster_home
 from ml_platform.stages.arrivals import ARRIVALS_A_RUN, Look
 from ml_platform.workflows import Platform

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ml_platform.pipeline import _start_of, process_is_gone, process_tag
+from ml_platform.liveness import _start_of, process_is_gone, process_tag
 from ml_platform.stages.registry import Registry
 from ml_platform.workflows import Platform
 from ml_platform_tests import fakes, s3

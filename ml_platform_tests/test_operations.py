@@ -4,7 +4,7 @@ import dagster as dg
 import pytest
 
 from ml_platform.definitions import defs
-from ml_platform.pipeline import PROCESS_TAG, process_tag
+from ml_platform.liveness import PROCESS_TAG, process_tag
 
 
 @pytest.fixture

@@ -12,18 +12,17 @@ import dagster as dg
 import pytest
 
 from ml_platform import workflows
-from ml_platform.database import arrivals as arrivals_table
+from ml_platform.database.tables import arrivals as arrivals_table
 from ml_platform.definitions import defs
 from ml_platform.errors import EvidenceError, LandingZoneError
+from ml_platform.liveness import PROCESS_TAG, process_tag
 from ml_platform.model_spec import Gate, GoldenSet, ModelSpec
 from ml_platform.pipeline import (
     DATA_CHECKS,
-    PROCESS_TAG,
     PlatformResource,
     arrival_requests,
     arrivals_partition,
     model_definitions,
-    process_tag,
     range_tags,
 )
 from ml_platform.records import Arrival, now

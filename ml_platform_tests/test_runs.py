@@ -10,7 +10,7 @@ import pytest
 
 from ml_platform import definitions, runs
 from ml_platform.errors import ConfigurationError, LandingZoneError
-from ml_platform.pipeline import PROCESS_TAG, process_is_gone, process_tag
+from ml_platform.liveness import PROCESS_TAG, process_is_gone, process_tag
 from ml_platform.workflows import Platform
 from ml_platform_tests import fakes
 

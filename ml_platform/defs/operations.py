@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from ml_platform.pipeline import report_dead_runs
+from ml_platform.liveness import report_dead_runs
 
 
 @dg.sensor(

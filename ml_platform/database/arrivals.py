@@ -1,0 +1,165 @@
+"""Records of arrivals, their outcomes and their releases."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import sqlalchemy as sa
+
+from ml_platform.database.storage import Storage
+from ml_platform.database.tables import arrivals, releases, this_arrival
+from ml_platform.records import Arrival, BatchResult, Outcome, RawBatch, Release, now
+
+
+class ArrivalRecords(Storage):
+    """Records of arrivals, their outcomes and their releases."""
+
+    def record_raw_batch(self, batch: RawBatch) -> None:
+        """Store where an arrival's bytes are kept; saying it twice changes nothing."""
+        arrival = batch.arrival
+        row = {
+            **asdict(arrival),
+            "key": arrival.key,
+            "sha256": batch.sha256,
+            "raw_path": batch.path,
+            "promised_sha256": batch.promised_sha256,
+        }
+        with self._transaction() as connection:
+            known = sa.select(arrivals.c.key).where(this_arrival(arrival.model, arrival.key))
+            if connection.scalar(known) is None:
+                connection.execute(arrivals.insert().values(**row, found_at=now()))
+
+    def raw_batches(self, model: str, keys: Iterable[str]) -> list[RawBatch]:
+        """Return the arrivals whose bytes are kept, among the keys given, in the order they came."""
+        query = sa.select(arrivals).where(arrivals.c.model == model, arrivals.c.key.in_(list(keys)))
+        with self._transaction() as connection:
+            rows = connection.execute(query.order_by(arrivals.c.mtime_ns, arrivals.c.name)).all()
+        return [
+            RawBatch(
+                arrival=_arrival(row._asdict()),
+                sha256=row.sha256,
+                path=row.raw_path,
+                promised_sha256=row.promised_sha256,
+                removed=tuple(json.loads(row.removed)),
+            )
+            for row in rows
+        ]
+
+    def raw_batches_of(self, model: str) -> list[RawBatch]:
+        """Return all arrivals whose bytes are kept, in the order they came."""
+        with self._transaction() as connection:
+            keys = list(connection.scalars(sa.select(arrivals.c.key).where(arrivals.c.model == model)))
+        return self.raw_batches(model, keys)
+
+    def record_outcome(self, result: BatchResult) -> None:
+        """Store what became of an arrival; an outcome that is already there stays as it is."""
+        row = {
+            "outcome": result.outcome.value,
+            "rows": result.rows,
+            "quarantined_rows": result.quarantined_rows,
+            "dataset_version": result.dataset_version,
+            "reason": result.reason,
+            "rules": json.dumps(result.rules),
+            "examples": json.dumps(result.examples),
+            "recorded_at": now(),
+        }
+        unhandled = sa.and_(this_arrival(result.arrival.model, result.arrival.key), arrivals.c.outcome.is_(None))
+        with self._transaction() as connection:
+            connection.execute(arrivals.update().where(unhandled).values(row))
+
+    def outcomes(self, model: str, keys: Iterable[str]) -> list[BatchResult]:
+        """Return what became of the handled arrivals among the keys given, in the order they were handled."""
+        wanted = set(keys)
+        return [_batch_result(row) for row in self.arrival_outcomes(model) if row["key"] in wanted]
+
+    def known_arrivals(self, model: str) -> set[str]:
+        """Return the keys of all arrivals that have an outcome."""
+        query = sa.select(arrivals.c.key).where(arrivals.c.model == model, arrivals.c.outcome.is_not(None))
+        with self._transaction() as connection:
+            return set(connection.scalars(query))
+
+    def arrival_outcomes(self, model: str) -> list[dict[str, Any]]:
+        """Return every handled arrival with its outcome, oldest first, as plain rows."""
+        query = sa.select(arrivals).where(arrivals.c.model == model, arrivals.c.outcome.is_not(None))
+        query = query.order_by(arrivals.c.recorded_at, arrivals.c.key)
+        with self._transaction() as connection:
+            return [dict(row._mapping) for row in connection.execute(query)]
+
+    def publication_of(self, model: str, sha256: str) -> str | None:
+        """Return the key of the arrival whose equal bytes were published; ``None`` if there is none."""
+        query = sa.select(arrivals.c.key).where(
+            arrivals.c.model == model,
+            arrivals.c.sha256 == sha256,
+            arrivals.c.outcome == Outcome.PUBLISHED.value,
+        )
+        with self._transaction() as connection:
+            return connection.scalar(query)
+
+    def newest_publication(self, model: str) -> int | None:
+        """Return the newest table version that an arrival was published in; ``None`` before the first."""
+        came = sa.select(arrivals.c.dataset_version).where(arrivals.c.model == model)
+        released = sa.select(releases.c.dataset_version).where(releases.c.model == model)
+        query = sa.select(sa.func.max(sa.union_all(came, released).subquery().c.dataset_version))
+        with self._transaction() as connection:
+            version: int | None = connection.scalar(query)
+            return version
+
+    def rows_published_after(self, model: str, version: int | None) -> int:
+        """Count the rows that were published after a table version; after the beginning where it is ``None``."""
+        since = -1 if version is None else version
+        at_once = arrivals.c.rows - arrivals.c.quarantined_rows - arrivals.c.released_rows
+        came = sa.select(sa.func.sum(at_once)).where(
+            arrivals.c.model == model,
+            arrivals.c.outcome == Outcome.PUBLISHED.value,
+            arrivals.c.dataset_version > since,
+        )
+        later = sa.select(sa.func.sum(releases.c.rows)).where(
+            releases.c.model == model, releases.c.dataset_version > since
+        )
+        with self._transaction() as connection:
+            return int(connection.scalar(came) or 0) + int(connection.scalar(later) or 0)
+
+    def releases(self, model: str, arrival: str) -> list[Release]:
+        """Return the releases of one arrival, oldest first."""
+        query = sa.select(releases).where(releases.c.model == model, releases.c.arrival == arrival)
+        with self._transaction() as connection:
+            rows = connection.execute(query.order_by(releases.c.number)).all()
+        return [Release(**row._mapping) for row in rows]
+
+    def record_release(self, release: Release, result: BatchResult) -> None:
+        """Store a release and what became of its arrival, together; saying it twice changes nothing."""
+        this = sa.and_(releases.c.model == release.model, releases.c.arrival == release.arrival)
+        known = sa.select(releases.c.number).where(this, releases.c.number == release.number)
+        row = {
+            "outcome": result.outcome.value,
+            "rows": result.rows,
+            "quarantined_rows": result.quarantined_rows,
+            "released_rows": arrivals.c.released_rows + release.rows,
+            "dataset_version": sa.func.coalesce(arrivals.c.dataset_version, result.dataset_version),
+            "reason": result.reason,
+            "rules": json.dumps(result.rules),
+            "examples": json.dumps(result.examples),
+        }
+        with self._transaction() as connection:
+            if connection.scalar(known) is None:
+                connection.execute(releases.insert().values(asdict(release)))
+                connection.execute(arrivals.update().where(this_arrival(release.model, release.arrival)).values(row))
+
+
+def _arrival(row: Mapping[str, Any]) -> Arrival:
+    return Arrival(**{name: row[name] for name in Arrival.__dataclass_fields__})
+
+
+def _batch_result(row: dict[str, Any]) -> BatchResult:
+    return BatchResult(
+        arrival=_arrival(row),
+        sha256=row["sha256"],
+        outcome=Outcome(row["outcome"]),
+        rows=row["rows"],
+        quarantined_rows=row["quarantined_rows"],
+        dataset_version=row["dataset_version"],
+        reason=row["reason"],
+        rules=json.loads(row["rules"]),
+        examples=json.loads(row["examples"]),
+    )

@@ -1,0 +1,175 @@
+"""Records of dataset versions, candidates, verdicts and registrations."""
+
+from dataclasses import asdict
+from typing import Any
+
+import sqlalchemy as sa
+
+from ml_platform.database.storage import Storage
+from ml_platform.database.tables import candidates, datasets, ledger, registrations, verdicts
+from ml_platform.errors import ConflictError, EvidenceError, ForgottenError
+from ml_platform.records import Candidate, DatasetVersion, Lineage, Registration, Verdict, now
+
+
+class CandidateRecords(Storage):
+    """Records of dataset versions, candidates, verdicts and registrations."""
+
+    def record_dataset(self, dataset: DatasetVersion) -> None:
+        """Pin a dataset version.
+
+        Raises
+        ------
+        ConflictError
+            The version is pinned already under another digest: its rows have changed.
+        ForgottenError
+            They have because someone was forgotten.
+        """
+        with self._transaction() as connection:
+            query = sa.select(datasets.c.digest, datasets.c.forgotten_at).where(
+                datasets.c.model == dataset.model, datasets.c.version == dataset.version
+            )
+            digest, forgotten_at = connection.execute(query).first() or (None, None)
+            if digest is None:
+                connection.execute(datasets.insert().values(**asdict(dataset), pinned_at=now()))
+            elif forgotten_at is not None:
+                raise ForgottenError(
+                    f"Version {dataset.version} of the dataset of {dataset.model!r} lost rows on "
+                    f"{forgotten_at:%Y-%m-%d} because a person's data was forgotten: it cannot be reproduced. "
+                    f"Train on a newer version: ml-platform retrain {dataset.model}."
+                )
+            elif digest != dataset.digest:
+                raise ConflictError(
+                    f"Version {dataset.version} of the dataset of {dataset.model!r} was pinned with digest "
+                    f"{digest[:12]} and now has {dataset.digest[:12]}: its files were changed. Restore them."
+                )
+
+    def newest_dataset(self, model: str) -> DatasetVersion | None:
+        """Return the dataset version that was pinned last; ``None`` before the first."""
+        query = sa.select(datasets).where(datasets.c.model == model).order_by(datasets.c.version.desc()).limit(1)
+        row = self._row(query)
+        return DatasetVersion(**{k: row[k] for k in ("model", "version", "digest", "rows")}) if row else None
+
+    def dataset_before(self, dataset: DatasetVersion) -> DatasetVersion | None:
+        """Return the newest dataset version that was pinned with a lower number; ``None`` before the second."""
+        earlier = sa.and_(datasets.c.model == dataset.model, datasets.c.version < dataset.version)
+        row = self._row(sa.select(datasets).where(earlier).order_by(datasets.c.version.desc()).limit(1))
+        return DatasetVersion(**{k: row[k] for k in ("model", "version", "digest", "rows")}) if row else None
+
+    def record_candidate(self, candidate: Candidate) -> None:
+        """Store a candidate; its identifier must be new."""
+        fields = {**asdict(candidate), **asdict(candidate.lineage)}
+        del fields["lineage"]
+        with self._transaction() as connection:
+            connection.execute(candidates.insert().values(fields))
+
+    def link_mlflow_run(self, candidate: str, run_id: str) -> None:
+        """Remember which MLflow run shows a candidate."""
+        with self._transaction() as connection:
+            connection.execute(candidates.update().where(candidates.c.id == candidate).values(mlflow_run_id=run_id))
+
+    def candidate(self, identifier: str) -> Candidate:
+        """Return one candidate.
+
+        Raises
+        ------
+        EvidenceError
+            There is no such candidate.
+        """
+        row = self._row(sa.select(candidates).where(candidates.c.id == identifier))
+        if row is None:
+            raise EvidenceError(f"There is no candidate {identifier!r}. Train one: ml-platform retrain MODEL.")
+        return _candidate(row)
+
+    def newest_candidate(self, model: str, run_id: str | None = None) -> Candidate | None:
+        """Return the candidate that was trained last, by one Dagster run where it is named; ``None`` if none was."""
+        query = sa.select(candidates).where(candidates.c.model == model)
+        if run_id is not None:
+            query = query.where(candidates.c.run_id == run_id)
+        row = self._row(query.order_by(candidates.c.trained_at.desc()).limit(1))
+        return _candidate(row) if row else None
+
+    def newest_settled_candidate(self, model: str) -> Candidate | None:
+        """Return the newest candidate that was refused or promoted; ``None`` if there is none.
+
+        One that passed its gates and got no further, or was never judged, is not settled: its run died.
+        """
+        refused = sa.select(verdicts.c.candidate).where(verdicts.c.passed.is_(False))
+        promoted = sa.select(ledger.c.candidate)
+        settled = sa.or_(candidates.c.id.in_(refused), candidates.c.id.in_(promoted))
+        query = sa.select(candidates).where(candidates.c.model == model, settled)
+        row = self._row(query.order_by(candidates.c.trained_at.desc()).limit(1))
+        return _candidate(row) if row else None
+
+    def candidates_of(self, model: str, dataset_version: int) -> int:
+        """Count the candidates that were trained on a dataset version."""
+        of_version = sa.and_(candidates.c.model == model, candidates.c.dataset_version == dataset_version)
+        with self._transaction() as connection:
+            return int(connection.scalar(sa.select(sa.func.count()).where(of_version)) or 0)
+
+    def record_verdict(self, verdict: Verdict) -> None:
+        """Store a verdict under its digest; storing the same again changes nothing."""
+        with self._transaction() as connection:
+            if connection.scalar(sa.select(verdicts.c.digest).where(verdicts.c.digest == verdict.digest)) is None:
+                connection.execute(
+                    verdicts.insert().values(
+                        digest=verdict.digest,
+                        candidate=verdict.candidate,
+                        passed=verdict.passed,
+                        document=verdict.document,
+                        judged_at=now(),
+                    )
+                )
+
+    def verdict_on(self, candidate: str) -> Verdict | None:
+        """Return the newest verdict on a candidate; ``None`` if it was never judged.
+
+        Raises
+        ------
+        EvidenceError
+            The stored document does not have the digest that it was stored under.
+        """
+        query = sa.select(verdicts).where(verdicts.c.candidate == candidate).order_by(verdicts.c.judged_at.desc())
+        row = self._row(query.limit(1))
+        if row is None:
+            return None
+        verdict = Verdict.from_document(row["document"])
+        if verdict.digest != row["digest"]:
+            raise EvidenceError(
+                f"The verdict on candidate {candidate!r} has been changed since it was stored: digest "
+                f"{verdict.digest[:12]} instead of {row['digest'][:12]}. Judge the candidate again."
+            )
+        return verdict
+
+    def record_registration(self, registration: Registration) -> None:
+        """Remember the number that a candidate has in the registry; saying it twice changes nothing."""
+        if self.registration_of(registration.candidate) is None:
+            with self._transaction() as connection:
+                connection.execute(registrations.insert().values(asdict(registration)))
+
+    def registration_of(self, candidate: str) -> Registration | None:
+        """Return a candidate's number in the registry; ``None`` if it has none."""
+        row = self._row(sa.select(registrations).where(registrations.c.candidate == candidate))
+        return _registration(row) if row else None
+
+    def mark_staged(self, registration: Registration) -> None:
+        """Record that a version passed its integration tests."""
+        with self._transaction() as connection:
+            connection.execute(
+                registrations.update()
+                .where(registrations.c.candidate == registration.candidate)
+                .values(staged_at=now())
+            )
+
+    def is_staged(self, registration: Registration) -> bool:
+        """Whether a version passed its integration tests."""
+        row = self._row(sa.select(registrations).where(registrations.c.candidate == registration.candidate))
+        return bool(row and row["staged_at"])
+
+
+def _candidate(row: dict[str, Any]) -> Candidate:
+    lineage = {name: row.pop(name) for name in Lineage.__dataclass_fields__}
+    return Candidate(**row, lineage=Lineage(**lineage))
+
+
+def _registration(row: dict[str, Any]) -> Registration:
+    return Registration(model=row["model"], version=row["version"], candidate=row["candidate"])

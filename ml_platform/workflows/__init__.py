@@ -1,0 +1,66 @@
+"""The stages composed, without Dagster: what `pipeline.py` puts into assets and the command line calls.
+
+Each function is one step of a model's life. It can be run again after a crash at any point: what was done is found
+and not done twice.
+"""
+
+from ml_platform.workflows.candidates import (
+    current_candidate,
+    golden_problems,
+    pin_dataset,
+    profile_dataset,
+    train_candidate,
+)
+from ml_platform.workflows.evidence import evidence
+from ml_platform.workflows.forgotten import (
+    is_forgotten,
+    original_numbers,
+    refuse_forgotten,
+    remove_from_raw_batch,
+)
+from ml_platform.workflows.ingestion import keep_findings, keep_raw_batches, publish_batches
+from ml_platform.workflows.judging import CURVES, Judgement, curves_of, judge_candidate
+from ml_platform.workflows.landing import (
+    ignored_files,
+    land_files,
+    landed,
+    look_for_arrivals,
+    remove_landed,
+    waiting_arrivals,
+)
+from ml_platform.workflows.platform import FORGET_KEY, Platform
+from ml_platform.workflows.promotion import promote_version, register_candidate, show_champion, stage_version
+from ml_platform.workflows.status import status
+
+__all__ = [
+    "CURVES",
+    "FORGET_KEY",
+    "Judgement",
+    "Platform",
+    "current_candidate",
+    "curves_of",
+    "evidence",
+    "golden_problems",
+    "ignored_files",
+    "is_forgotten",
+    "judge_candidate",
+    "keep_findings",
+    "keep_raw_batches",
+    "land_files",
+    "landed",
+    "look_for_arrivals",
+    "original_numbers",
+    "pin_dataset",
+    "profile_dataset",
+    "promote_version",
+    "publish_batches",
+    "refuse_forgotten",
+    "register_candidate",
+    "remove_from_raw_batch",
+    "remove_landed",
+    "show_champion",
+    "stage_version",
+    "status",
+    "train_candidate",
+    "waiting_arrivals",
+]

@@ -131,7 +131,7 @@ def test_a_process_that_died_behind_its_commit_has_published_once(
     fakes.drop(platform, "monday.parquet", rows)
 
     with monkeypatch.context() as died:
-        died.setattr(workflows, "_quarantine", die)
+        died.setattr("ml_platform.workflows.ingestion._quarantine", die)
         with pytest.raises(ProcessDiedError):
             publish(platform)
     (result,) = publish(platform)

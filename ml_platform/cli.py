@@ -22,6 +22,7 @@ from rich.table import Table
 
 from ml_platform.errors import ConfigurationError, LandingZoneError, PlatformError
 from ml_platform.model_spec import ModelSpec
+from ml_platform.settings import require_dagster_home
 from ml_platform.workflows import Platform, ignored_files, land_files, show_champion, waiting_arrivals
 from ml_platform.workflows import status as model_status
 
@@ -240,9 +241,12 @@ def forget(
     json: AsJson = False,
 ) -> None:
     """Delete one entity's data everywhere, in every version; it outranks every retention and cannot be undone."""
-    from ml_platform import corrections
+    from ml_platform import corrections, history
 
-    done = corrections.forget(Platform(), _spec(model), entity, reason=reason, actor=_person())
+    platform, spec = Platform(), _spec(model)
+    require_dagster_home()
+    done = corrections.forget(platform, spec, entity, reason=reason, actor=_person())
+    done["figures"]["runs_of_dagster"] = history.forget_runs(platform, spec)
     if json:
         output.print_json(data=done)
     else:

@@ -1,10 +1,9 @@
 """Launch Dagster runs in this process: what `ml-platform ingest`, `retrain` and `demo` need Dagster for."""
 
-import contextlib
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import dagster as dg
@@ -12,9 +11,8 @@ import sqlalchemy as sa
 
 from ml_platform import workflows
 from ml_platform.errors import ConfigurationError, PlatformError
-from ml_platform.liveness import PROCESS_TAG, process_tag, report_dead_runs
+from ml_platform.liveness import PROCESS_TAG, opened_instance, process_tag
 from ml_platform.pipeline import MODEL_TAG, REASON_TAG, arrival_requests, arrivals_partition, range_tags
-from ml_platform.settings import require_dagster_home
 from ml_platform.stages.arrivals import ARRIVALS_A_RUN, Look
 from ml_platform.workflows import Platform
 
@@ -47,7 +45,7 @@ def ingest(platform: Platform, model: str) -> list[str]:
     keys = [arrival.key for arrival in _look_twice(platform, model).complete]
     if not keys:
         return []
-    with _instance() as instance:
+    with opened_instance() as instance:
         for start in range(0, len(keys), ARRIVALS_A_RUN):
             some = keys[start : start + ARRIVALS_A_RUN]
             ranges = arrival_requests(instance, model, some)
@@ -84,7 +82,7 @@ def retrain(model: str, reason: str) -> list[str]:
         The run failed for another reason than a failed check.
     """
     job = _job(f"{model}_retrain", model)
-    with _instance() as instance:
+    with opened_instance() as instance:
         return _execute(job, instance, {REASON_TAG: reason, MODEL_TAG: model})
 
 
@@ -109,14 +107,6 @@ def _repository() -> dg.RepositoryDefinition:
         raise ConfigurationError(
             f"{where}. {type(cause).__name__}: {cause}. Mend the file; no run was started."
         ) from error
-
-
-@contextlib.contextmanager
-def _instance() -> Iterator[dg.DagsterInstance]:
-    # dagster.yaml names var/ relative to the folder that it stands in.
-    with contextlib.chdir(require_dagster_home()), dg.DagsterInstance.get() as instance:
-        report_dead_runs(instance)
-        yield instance
 
 
 def _add_partitions(instance: dg.DagsterInstance, name: str, keys: Sequence[str]) -> None:

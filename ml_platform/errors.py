@@ -16,6 +16,7 @@
     │   └── UntrustedModelError   the file asks for types outside the platform's trust list
     ├── EvidenceError             a step was asked for without the evidence that it needs
     ├── ConflictError             somebody else changed the same thing first
+    ├── AlertError                an alert that could not be sent
     └── RegistryError             MLflow refused
         └── RegistryUnavailableError   MLflow could not be reached
 
@@ -78,6 +79,10 @@ class EvidenceError(PlatformError):
 
 class ConflictError(PlatformError):
     """Somebody else changed the same thing first."""
+
+
+class AlertError(PlatformError):
+    """An alert that could not be sent."""
 
 
 class RegistryError(PlatformError):

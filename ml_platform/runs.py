@@ -9,7 +9,7 @@ from functools import partial
 import dagster as dg
 import sqlalchemy as sa
 
-from ml_platform import workflows
+from ml_platform import views, workflows
 from ml_platform.errors import ConfigurationError, PlatformError
 from ml_platform.liveness import PROCESS_TAG, opened_instance, process_tag
 from ml_platform.pipeline import MODEL_TAG, REASON_TAG, arrival_requests, arrivals_partition, range_tags
@@ -20,7 +20,6 @@ log = logging.getLogger("ml_platform")
 
 # Dagster's own log would bury what a person at a terminal wants to read; it stands in the UI.
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-INTERRUPTED = "dagster._core.errors.DagsterExecutionInterruptedError"
 
 
 class RunFailedError(PlatformError):
@@ -140,14 +139,6 @@ def _said(check: dg.AssetCheckEvaluation) -> str:
 
 
 def root_cause(event: dg.DagsterEvent) -> str:
-    """Return the platform's own error where there is one in the chain, else the innermost error."""
-    error, text = event.step_failure_data.error, "no reason was recorded"
-    while error is not None:
-        text = error.message.strip()
-        if text.startswith(INTERRUPTED):
-            return "Interrupted. What was finished is kept; run it again to go on."
-        # Dagster writes "package.module.Class: message"; the platform's own errors speak for themselves.
-        if text.startswith("ml_platform.errors."):
-            return text.split(": ", 1)[-1]
-        error = error.cause
-    return f"{event.step_key}: {text}"
+    """Return the platform's own error where there is one in the chain, else the step and its innermost error."""
+    ours, text = views.innermost(event.step_failure_data.error)
+    return text if ours else f"{event.step_key}: {text}"

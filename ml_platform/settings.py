@@ -14,6 +14,7 @@ variable                           default                      what it is
 ``ML_PLATFORM_GOLDEN``             ``data/golden/``             frozen datasets, a folder a model
 ``ML_PLATFORM_CODE_REVISION``      asked of git                 the commit, where there is no checkout
 ``ML_PLATFORM_MLFLOW_UI``          ``http://127.0.0.1:5000``    what links to MLflow start with
+``ML_PLATFORM_ALERTMANAGER_URL``   none: alerts are logged      where alerts are sent too, ``http://host:9093``
 ``MLFLOW_TRACKING_URI``            SQLite under the home        the model registry
 ``DAGSTER_HOME``                   none                         the folder that holds ``dagster.yaml``
 =================================  ===========================  ===========================================
@@ -44,6 +45,7 @@ class Settings(BaseSettings):
     golden: Path = PROJECT_ROOT / "data" / "golden"
     code_revision: str | None = None
     mlflow_ui: str = "http://127.0.0.1:5000"
+    alertmanager_url: SecretStr | None = None
     mlflow_tracking_uri: SecretStr | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
 
     @field_validator("home", "golden")
@@ -59,6 +61,18 @@ class Settings(BaseSettings):
         if value is not None and not Path(value).is_absolute() and not S3_ADDRESS.fullmatch(value):
             raise ValueError(f"must be an absolute path or s3://bucket/prefix. Got {value!r} instead.")
         return value
+
+    @field_validator("alertmanager_url")
+    @classmethod
+    def _web_address(cls, value: SecretStr | None) -> SecretStr | None:
+        if value and not value.get_secret_value().startswith(("http://", "https://")):
+            raise ValueError("must start with http:// or https://. Its value is not shown: it may hold a password.")
+        return value
+
+    @property
+    def alertmanager(self) -> str | None:
+        """Alertmanager's address, which may hold a password; ``None`` where alerts are only logged."""
+        return (self.alertmanager_url.get_secret_value() if self.alertmanager_url else None) or None
 
     @property
     def landing(self) -> str:

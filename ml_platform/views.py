@@ -3,7 +3,7 @@
 import base64
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import dagster as dg
 
@@ -15,6 +15,7 @@ from ml_platform.stages.previews import Preview
 from ml_platform.stages.profiles import Profile
 from ml_platform.workflows import Judgement, Platform
 
+INTERRUPTED = "dagster._core.errors.DagsterExecutionInterruptedError"
 EXAMPLES = 5
 LONGEST_VALUE = 60
 
@@ -218,3 +219,29 @@ DATASET_CHECKS = {
     "disjoint_split": "No entity is both in the training rows and in the holdout.",
     "leakage": "No single feature gives the label away.",
 }
+
+
+class RecordedError(Protocol):
+    """An error as Dagster keeps it: ``package.module.Class: message``, and what caused it."""
+
+    @property
+    def message(self) -> str:
+        """Class and message."""
+
+    @property
+    def cause(self) -> "RecordedError | None":
+        """The error that it was raised from; ``None`` for the first."""
+
+
+def innermost(error: RecordedError | None) -> tuple[bool, str]:
+    """Return whether the platform's own error is in a chain, and what it says; else what the innermost error says."""
+    text = "no reason was recorded"
+    while error is not None:
+        text = error.message.strip()
+        if text.startswith(INTERRUPTED):
+            return True, "Interrupted. What was finished is kept; run it again to go on."
+        # The platform's own errors speak for themselves.
+        if text.startswith("ml_platform.errors."):
+            return True, text.split(": ", 1)[-1]
+        error = error.cause
+    return False, text

@@ -189,8 +189,17 @@ def unreadable(problem: str) -> Report:
     return Report(rows=0, findings=[finding], counts=counts, problem=problem, read=lambda: pa.table({}))
 
 
-def validate_file(path: Path, spec: ModelSpec, newest: "pd.Series[Any] | None" = None) -> Report:
+def validate_file(
+    path: Path, spec: ModelSpec, newest: "pd.Series[Any] | None" = None, *, named: int | None = None
+) -> Report:
     """Hold a file against the contract, as `validate` does; a Parquet file is never in memory as a whole.
+
+    Parameters
+    ----------
+    path, spec, newest
+        As of `read_rows` and `validate`.
+    named : int or None
+        So many rows are named of each broken rule, the others are counted; ``None`` names `FINDINGS`.
 
     Returns
     -------
@@ -199,13 +208,13 @@ def validate_file(path: Path, spec: ModelSpec, newest: "pd.Series[Any] | None" =
     """
     try:
         if path.suffix != ".parquet":
-            return validate(read_rows(path, spec), spec, newest)
-        return _validate_parquet(path, spec, newest)
+            return validate(read_rows(path, spec), spec, newest, named=named)
+        return _validate_parquet(path, spec, newest, FINDINGS if named is None else named)
     except UnreadableFileError as error:
         return unreadable(str(error))
 
 
-def _validate_parquet(path: Path, spec: ModelSpec, newest: "pd.Series[Any] | None") -> Report:
+def _validate_parquet(path: Path, spec: ModelSpec, newest: "pd.Series[Any] | None", named: int) -> Report:
     import polars as pl
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -215,13 +224,17 @@ def _validate_parquet(path: Path, spec: ModelSpec, newest: "pd.Series[Any] | Non
         schema = metadata.schema.to_arrow_schema().remove_metadata()
         _require_unique(schema.names)
         verify_pages(path)
-        batch = Batch(pl.scan_parquet(path, glob=False), metadata.num_rows, schema, FINDINGS)
+        # What a file says of the values in it is not covered by a checksum: no row is skipped because of it.
+        source = pl.scan_parquet(path, glob=False, use_statistics=False)
+        batch = Batch(source, metadata.num_rows, schema, named)
         return _validate(batch, spec, newest, partial(_read_parquet, path))
     except (pa.ArrowException, OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise UnreadableFileError(f"it is no readable parquet file: {_first_line(error)}") from error
 
 
-def validate(rows: "pa.Table", spec: ModelSpec, newest: "pd.Series[Any] | None" = None) -> Report:
+def validate(
+    rows: "pa.Table", spec: ModelSpec, newest: "pd.Series[Any] | None" = None, *, named: int | None = None
+) -> Report:
     """Hold a batch against the contract and against what a contract cannot say.
 
     Parameters
@@ -232,6 +245,8 @@ def validate(rows: "pa.Table", spec: ModelSpec, newest: "pd.Series[Any] | None" 
         Its table is the contract; its `quarantine_tolerance` decides when a batch is quarantined whole.
     newest : Series or None
         The newest published event time by entity: a row must be newer. ``None`` where nothing was published.
+    named : int or None
+        So many rows are named of each broken rule, the others are counted; ``None`` names `FINDINGS`.
 
     Returns
     -------
@@ -241,7 +256,8 @@ def validate(rows: "pa.Table", spec: ModelSpec, newest: "pd.Series[Any] | None" 
 
     rows = rows.replace_schema_metadata(None)
     source = pl.LazyFrame(pl.from_arrow(rows))
-    return _validate(Batch(source, rows.num_rows, rows.schema, FINDINGS), spec, newest, lambda: rows)
+    batch = Batch(source, rows.num_rows, rows.schema, FINDINGS if named is None else named)
+    return _validate(batch, spec, newest, lambda: rows)
 
 
 def _validate(batch: Batch, spec: ModelSpec, newest: "pd.Series[Any] | None", read: "Callable[[], pa.Table]") -> Report:

@@ -28,13 +28,17 @@ ROWS_AT_ONCE = 250_000
 
 @dataclass(frozen=True)
 class Broken:
-    """How often a rule is broken in all, and by which rows first, with their values."""
+    """How often a rule is broken in all, and by which rows first, with their values.
+
+    Rows and values are two lists: a million pairs would be as many objects more for the garbage collector to visit.
+    """
 
     columns: tuple[str, ...]
     check: str
     name: str
     count: int = 0
-    examples: list[tuple[int, str]] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    values: list[str] = field(default_factory=list)
 
 
 class Batch:
@@ -87,9 +91,10 @@ class Batch:
         return found
 
     def _more(self, broken: Broken, part: pl.DataFrame, count: int) -> Broken:
-        shown = part.head(max(self.limit - len(broken.examples), 0))
-        examples = list(zip(shown[ROW].to_list(), _texts(shown, broken.columns), strict=True))
-        return Broken(broken.columns, broken.check, broken.name, broken.count + count, broken.examples + examples)
+        shown = part.head(max(self.limit - len(broken.rows), 0))
+        broken.rows.extend(shown[ROW].to_list())
+        broken.values.extend(_texts(shown, broken.columns))
+        return replace(broken, count=broken.count + count)
 
     def _mark(self, of: UniqueRule, parts: Iterable[pl.DataFrame]) -> Broken:
         broken = Broken(of.shown or of.columns, of.check, of.name)

@@ -265,7 +265,7 @@ def _validate(batch: Batch, spec: ModelSpec, newest: "pd.Series[Any] | None", re
     if structural:
         return _quarantined_whole(batch, structural, read)
     broken = _hold(batch, spec, newest)
-    whole = [_finding_of_all(one) for one in broken if not one.examples]
+    whole = [_finding_of_all(one) for one in broken if not one.rows]
     if whole:
         return _quarantined_whole(batch, whole, read)
     return Report(
@@ -351,10 +351,10 @@ def _finding_of_all(broken: Broken) -> Finding:
 def _findings(broken: Broken) -> Iterator[Finding]:
     """Return the named rows of a broken rule, and one line more for those that were only counted."""
     columns = ", ".join(broken.columns)
-    for row, value in broken.examples:
+    for row, value in zip(broken.rows, broken.values, strict=True):
         yield Finding(row, columns, broken.check, broken.name, value)
-    more = broken.count - len(broken.examples)
-    if more and broken.examples:
+    more = broken.count - len(broken.rows)
+    if more and broken.rows:
         yield Finding(None, columns, broken.check, f"{more:,} more rows: {columns} {broken.name}", "")
 
 

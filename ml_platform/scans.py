@@ -18,21 +18,27 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ROW = "_row"
-# Keys are told apart by 64 bits of hash, so many at a time: 8 bytes each, sorted.
-KEYS_AT_ONCE = 2**24
+# Keys are told apart by 64 bits of hash, so many at a time: 8 bytes each, sorted. More are looked for by reading again.
+KEYS_AT_ONCE = 2**26
+# So many rows whose hash comes twice are compared by value at once.
+TWINS_AT_ONCE = 2**22
 # What pandera sees at once of the checks that only it can run.
 ROWS_AT_ONCE = 250_000
 
 
 @dataclass(frozen=True)
 class Broken:
-    """How often a rule is broken in all, and by which rows first, with their values."""
+    """How often a rule is broken in all, and by which rows first, with their values.
+
+    Rows and values are two lists: a million pairs would be as many objects more for the garbage collector to visit.
+    """
 
     columns: tuple[str, ...]
     check: str
     name: str
     count: int = 0
-    examples: list[tuple[int, str]] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    values: list[str] = field(default_factory=list)
 
 
 class Batch:
@@ -54,6 +60,7 @@ class Batch:
         self.source = source.with_row_index(ROW)
         self.rows, self.schema, self.limit = rows, schema, limit
         self.bad: NDArray[np.bool_] = np.zeros(rows, dtype=bool)
+        self._twins: dict[tuple[str, ...], list[pl.DataFrame]] = {}
 
     def hold(self, contract: Contract) -> list[Broken]:
         """Hold all rows against a contract; `bad` is then true where a row broke a rule.
@@ -69,11 +76,10 @@ class Batch:
         if not rules:
             return []
         marks = [f"_broken_{number}" for number in range(len(rules))]
-        marked = self.source.with_columns(
-            rule.broken.fill_null(value=False).alias(mark) for rule, mark in zip(rules, marks, strict=True)
-        )
         values = sorted({name for rule in rules for name in rule.columns})
-        query = marked.filter(pl.any_horizontal(marks)).select(ROW, *values, *marks)
+        # Few rows are bad: which rules they broke is asked of them only.
+        marked = [rule.broken.fill_null(value=False).alias(mark) for rule, mark in zip(rules, marks, strict=True)]
+        query = self.source.filter(pl.any_horizontal(rule.broken for rule in rules)).select(ROW, *values, *marked)
         found = [Broken(rule.columns, rule.check, rule.name) for rule in rules]
         for part in query.collect_batches(chunk_size=ROWS_AT_ONCE, engine="streaming"):
             self.bad[part[ROW].to_numpy()] = True
@@ -85,9 +91,10 @@ class Batch:
         return found
 
     def _more(self, broken: Broken, part: pl.DataFrame, count: int) -> Broken:
-        shown = part.head(max(self.limit - len(broken.examples), 0))
-        examples = list(zip(shown[ROW].to_list(), _texts(shown, broken.columns), strict=True))
-        return Broken(broken.columns, broken.check, broken.name, broken.count + count, broken.examples + examples)
+        shown = part.head(max(self.limit - len(broken.rows), 0))
+        broken.rows.extend(shown[ROW].to_list())
+        broken.values.extend(_texts(shown, broken.columns))
+        return replace(broken, count=broken.count + count)
 
     def _mark(self, of: UniqueRule, parts: Iterable[pl.DataFrame]) -> Broken:
         broken = Broken(of.shown or of.columns, of.check, of.name)
@@ -100,22 +107,53 @@ class Batch:
         return self._mark(rule, self._repeated(rule))
 
     def _repeated(self, rule: UniqueRule) -> Iterator[pl.DataFrame]:
-        """Return the rows whose key came before, after or at all, for some of the keys at a time.
+        """Return the rows whose key came before, after or at all, for some of the keys at a time."""
+        names = tuple(sorted(rule.columns))
+        for part in self._twins[names] if names in self._twins else self._read_twins(names):
+            yield _excess(part, names, rule)
+
+    def _read_twins(self, names: tuple[str, ...]) -> Iterator[pl.DataFrame]:
+        """Return the rows that share a hash of some columns with others; few are kept for the next rule that asks.
 
         Equal keys have equal hashes, so that only the rows behind a hash that comes twice are compared by value.
         """
-        names = list(rule.columns)
-        dtypes = self.source.select(names).collect_schema()
-        keys = self.source.select(ROW, *(_without_nan(name, dtypes[name]) for name in names))
-        keys = keys.filter(~pl.all_horizontal(pl.col(names).is_null()))
-        hashed = keys.with_columns(pl.struct(names).hash().alias("_hash"))
+        hashed = self._hashed(names)
+        kept: list[pl.DataFrame] = []
+        rows = 0
+        for hashes in self._come_twice(hashed.select("_hash")):
+            twins = hashed.filter(pl.col("_hash").is_in(hashes.implode())).drop("_hash")
+            part = twins.collect(engine="streaming").sort(ROW)
+            yield part
+            rows += part.height
+            if rows <= ROWS_AT_ONCE:
+                kept.append(part)
+        if rows <= ROWS_AT_ONCE:
+            self._twins[names] = kept
+
+    def _come_twice(self, hashed: pl.LazyFrame) -> Iterator[pl.Series]:
+        """Return the hashes that come more than once, in parts that stand for about `TWINS_AT_ONCE` rows each."""
         passes = -(-self.rows // KEYS_AT_ONCE)
         for number in range(passes):
             part = hashed if passes == 1 else hashed.filter(pl.col("_hash") % passes == number)
-            twice = _come_twice(part)
-            if twice.len():
-                there = part.filter(pl.col("_hash").is_in(twice.implode())).drop("_hash")
-                yield _excess(there.collect(engine="streaming").sort(ROW), names, rule)
+            again = _repetitions(self._sorted(part))
+            parts = -(-len(again) // TWINS_AT_ONCE)
+            yield from map(pl.Series, np.array_split(np.unique(again), parts) if parts else [])
+
+    def _sorted(self, hashed: pl.LazyFrame) -> "NDArray[np.uint64]":
+        # Filled part by part and sorted in place: a column that is collected would be there twice.
+        hashes = np.empty(self.rows, dtype=np.uint64)
+        end = 0
+        for part in hashed.collect_batches(chunk_size=ROWS_AT_ONCE, maintain_order=False, engine="streaming"):
+            start, end = end, end + part.height
+            hashes[start:end] = part["_hash"].to_numpy()
+        hashes[:end].sort()
+        return hashes[:end]
+
+    def _hashed(self, names: Sequence[str]) -> pl.LazyFrame:
+        dtypes = self.source.select(names).collect_schema()
+        keys = self.source.select(ROW, *(_without_nan(name, dtypes[name]) for name in names))
+        keys = keys.filter(~pl.all_horizontal(pl.col(names).is_null()))
+        return keys.with_columns(pl.struct(names).hash().alias("_hash"))
 
     def hold_keys(self, rule: UniqueRule, newest: "pd.Series[Any] | None", name: str) -> list[Broken]:
         """Hold rows, by a rule of entity and time, against each other and against what is published.
@@ -199,13 +237,13 @@ def _without_nan(name: str, dtype: pl.DataType) -> pl.Expr:
     return pl.col(name).fill_nan(None) if dtype.is_float() else pl.col(name)
 
 
-def _come_twice(part: pl.LazyFrame) -> pl.Series:
-    """Return each hash that comes more than once."""
-    hashes = np.sort(part.select("_hash").collect(engine="streaming")["_hash"].to_numpy())
-    return pl.Series(np.unique(hashes[1:][hashes[1:] == hashes[:-1]]), dtype=pl.UInt64)
+def _repetitions(hashes: "NDArray[np.uint64]") -> "NDArray[np.uint64]":
+    """Return sorted hashes without the first of each."""
+    again: NDArray[np.uint64] = hashes[1:][hashes[1:] == hashes[:-1]]
+    return again
 
 
-def _excess(rows: pl.DataFrame, names: list[str], rule: UniqueRule) -> pl.DataFrame:
+def _excess(rows: pl.DataFrame, names: Sequence[str], rule: UniqueRule) -> pl.DataFrame:
     """Return, of rows in their order, those that a rule does not let pass."""
     key = pl.struct(names)
     bad = {"first": ~key.is_first_distinct(), "last": ~key.is_last_distinct(), "none": key.is_duplicated()}
@@ -228,8 +266,8 @@ def _texts(rows: pl.DataFrame, columns: Sequence[str]) -> list[str]:
     """Return the values of some columns, row by row, as people read them."""
     if not columns:
         return [""] * rows.height
-    texts = [[str(value) for value in _plain(rows[name])] for name in columns]
-    return [", ".join(row) for row in zip(*texts, strict=True)]
+    texts = [list(map(str, _plain(rows[name]))) for name in columns]
+    return texts[0] if len(texts) == 1 else list(map(", ".join, zip(*texts, strict=True)))
 
 
 def _plain(values: pl.Series) -> Iterable[object]:

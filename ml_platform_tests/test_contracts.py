@@ -103,7 +103,7 @@ def held(rows: Any, schema: Any = SCHEMA, *, native: bool = True) -> tuple[Named
     """Return the rows that break each rule, and all of them, as the platform finds them."""
     batch = Batch(pl.LazyFrame(pl.from_arrow(rows)), rows.num_rows, rows.schema, 1_000)
     found = batch.hold(compile_contract(schema, rows.schema.names, native=native))
-    named = {f"{', '.join(one.columns)} {one.name}": {row for row, _ in one.examples} for one in found}
+    named = {f"{', '.join(one.columns)} {one.name}": set(one.rows) for one in found}
     assert {name: len(there) for name, there in named.items()} == {
         f"{', '.join(one.columns)} {one.name}": one.count for one in found
     }

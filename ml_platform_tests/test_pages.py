@@ -1,5 +1,6 @@
 """Every byte of a page is covered by its checksum."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ml_platform import pages
 from ml_platform.errors import UnreadableFileError
 from ml_platform.pages import verify_pages
 from ml_platform_tests import fakes
@@ -35,6 +37,37 @@ def test_whole_pages_pass(tmp_path: Path, version: str, codec: str, checksums: b
             write_page_checksum=checksums,
         )
     )
+
+
+@pytest.mark.parametrize(("name", "at_once"), [("HEADER", 1), ("HEADER", 8), ("AT_ONCE", 1), ("AT_ONCE", 100)])
+@pytest.mark.parametrize("flipped", [False, True])
+def test_headers_and_pages_may_be_longer_than_what_is_read_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, at_once: int, flipped: bool
+) -> None:
+    monkeypatch.setattr(pages, name, at_once)
+    path = written(tmp_path, write_page_checksum=True)
+    column = pq.read_metadata(path).row_group(0).column(0)
+    data = bytearray(path.read_bytes())
+    data[column.dictionary_page_offset + column.total_compressed_size - 1] ^= flipped
+    path.write_bytes(data)
+
+    with pytest.raises(UnreadableFileError) if flipped else nullcontext():
+        verify_pages(path)
+
+
+@pytest.mark.fault("D5")
+@pytest.mark.parametrize("byte", [0x00, 0x16, 0x1C, 0x18, 0x1F, 0xFF])
+def test_what_is_no_header_is_unreadable(tmp_path: Path, byte: int) -> None:
+    path = written(tmp_path, data_page_size=100_000, use_dictionary=False)
+    column = pq.read_metadata(path).row_group(0).column(0)
+    data = bytearray(path.read_bytes())
+    data[column.data_page_offset : column.data_page_offset + column.total_compressed_size] = (
+        bytes([byte]) * column.total_compressed_size
+    )
+    path.write_bytes(data)
+
+    with pytest.raises(UnreadableFileError, match="is not what was written"):
+        verify_pages(path)
 
 
 @pytest.fixture(scope="module")

@@ -194,8 +194,17 @@ def unreadable(problem: str) -> Report:
     return Report(rows=0, findings=[finding], counts=counts, problem=problem, read=lambda: pa.table({}))
 
 
-def validate_file(path: Path, spec: ModelSpec, newest: "pd.Series[Any] | None" = None) -> Report:
+def validate_file(
+    path: Path, spec: ModelSpec, newest: "pd.Series[Any] | None" = None, *, named: int | None = None
+) -> Report:
     """Hold a file against the contract, as `validate` does; a Parquet file is never in memory as a whole.
+
+    Parameters
+    ----------
+    path, spec, newest
+        As of `read_rows` and `validate`.
+    named : int or None
+        So many rows are named of each broken rule, the others are counted; ``None`` names `FINDINGS`.
 
     Returns
     -------
@@ -204,13 +213,13 @@ def validate_file(path: Path, spec: ModelSpec, newest: "pd.Series[Any] | None" =
     """
     try:
         if path.suffix != ".parquet":
-            return validate(read_rows(path, spec), spec, newest)
-        return _validate_parquet(path, spec, newest)
+            return validate(read_rows(path, spec), spec, newest, named=named)
+        return _validate_parquet(path, spec, newest, FINDINGS if named is None else named)
     except UnreadableFileError as error:
         return unreadable(str(error))
 
 
-def _validate_parquet(path: Path, spec: ModelSpec, newest: "pd.Series[Any] | None") -> Report:
+def _validate_parquet(path: Path, spec: ModelSpec, newest: "pd.Series[Any] | None", named: int) -> Report:
     import polars as pl
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -220,13 +229,17 @@ def _validate_parquet(path: Path, spec: ModelSpec, newest: "pd.Series[Any] | Non
         schema = metadata.schema.to_arrow_schema().remove_metadata()
         _require_unique(schema.names)
         verify_pages(path)
-        batch = Batch(pl.scan_parquet(path, glob=False), metadata.num_rows, schema, FINDINGS)
+        # What a file says of the values in it is not covered by a checksum: no row is skipped because of it.
+        source = pl.scan_parquet(path, glob=False, use_statistics=False)
+        batch = Batch(source, metadata.num_rows, schema, named)
         return _validate(batch, spec, newest, partial(_read_parquet, path))
     except (pa.ArrowException, OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise UnreadableFileError(f"it is no readable parquet file: {_first_line(error)}") from error
 
 
-def validate(rows: "pa.Table", spec: ModelSpec, newest: "pd.Series[Any] | None" = None) -> Report:
+def validate(
+    rows: "pa.Table", spec: ModelSpec, newest: "pd.Series[Any] | None" = None, *, named: int | None = None
+) -> Report:
     """Hold a batch against the contract and against what a contract cannot say.
 
     Parameters
@@ -237,6 +250,8 @@ def validate(rows: "pa.Table", spec: ModelSpec, newest: "pd.Series[Any] | None" 
         Its table is the contract; its `quarantine_tolerance` decides when a batch is quarantined whole.
     newest : Series or None
         The newest published event time by entity: a row must be newer. ``None`` where nothing was published.
+    named : int or None
+        So many rows are named of each broken rule, the others are counted; ``None`` names `FINDINGS`.
 
     Returns
     -------
@@ -246,7 +261,8 @@ def validate(rows: "pa.Table", spec: ModelSpec, newest: "pd.Series[Any] | None" 
 
     rows = rows.replace_schema_metadata(None)
     source = pl.LazyFrame(pl.from_arrow(rows))
-    return _validate(Batch(source, rows.num_rows, rows.schema, FINDINGS), spec, newest, lambda: rows)
+    batch = Batch(source, rows.num_rows, rows.schema, FINDINGS if named is None else named)
+    return _validate(batch, spec, newest, lambda: rows)
 
 
 def _validate(batch: Batch, spec: ModelSpec, newest: "pd.Series[Any] | None", read: "Callable[[], pa.Table]") -> Report:
@@ -254,7 +270,7 @@ def _validate(batch: Batch, spec: ModelSpec, newest: "pd.Series[Any] | None", re
     if structural:
         return _quarantined_whole(batch, structural, read)
     broken = _hold(batch, spec, newest)
-    whole = [_finding_of_all(one) for one in broken if not one.examples]
+    whole = [_finding_of_all(one) for one in broken if not one.rows]
     if whole:
         return _quarantined_whole(batch, whole, read)
     return Report(
@@ -340,10 +356,10 @@ def _finding_of_all(broken: Broken) -> Finding:
 def _findings(broken: Broken) -> Iterator[Finding]:
     """Return the named rows of a broken rule, and one line more for those that were only counted."""
     columns = ", ".join(broken.columns)
-    for row, value in broken.examples:
+    for row, value in zip(broken.rows, broken.values, strict=True):
         yield Finding(row, columns, broken.check, broken.name, value)
-    more = broken.count - len(broken.examples)
-    if more and broken.examples:
+    more = broken.count - len(broken.rows)
+    if more and broken.rows:
         yield Finding(None, columns, broken.check, f"{more:,} more rows: {columns} {broken.name}", "")
 
 

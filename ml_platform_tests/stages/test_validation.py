@@ -3,7 +3,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -395,15 +395,68 @@ def test_a_bad_batch_of_any_size_names_a_bounded_number_of_rows(monkeypatch: pyt
     assert str(report.findings[-1]) == "40 more rows: pages greater_than_or_equal_to(0)"
 
 
-@pytest.mark.parametrize("keys_at_once", [10, 2**24])
+def test_as_many_rows_are_named_as_the_caller_asks_for(tmp_path: Path) -> None:
+    for name, data in {
+        "a.parquet": as_parquet(with_cell("pages", -7, rows=3)),
+        "a.csv": as_csv(with_cell("pages", -7, rows=3)).encode(),
+    }.items():
+        report = validation.validate_file(written(tmp_path, name, data), SPEC, named=2)
+
+        assert [finding.row for finding in report.findings] == [0, 1, None]
+
+
+class Keyed(fakes.Visits):
+    """Visits whose author says what the platform asks anyway, in another way."""
+
+    class Config:
+        strict = True
+        unique = ["seen_at", "visitor"]  # noqa: RUF012
+
+
+@pytest.mark.parametrize("name", ["KEYS_AT_ONCE", "TWINS_AT_ONCE", "ROWS_AT_ONCE"])
+@pytest.mark.parametrize("at_once", [2, 10, 2**24])
 def test_repeated_keys_are_found_however_many_are_compared_at_once(
-    monkeypatch: pytest.MonkeyPatch, keys_at_once: int
+    monkeypatch: pytest.MonkeyPatch, name: str, at_once: int
 ) -> None:
-    monkeypatch.setattr(scans, "KEYS_AT_ONCE", keys_at_once)
+    monkeypatch.setattr(scans, name, at_once)
+    rows = pd.concat([ROWS, ROWS.head(7), ROWS.head(3)], ignore_index=True)
 
-    report = validate(pd.concat([ROWS, ROWS.head(7), ROWS.head(3)], ignore_index=True))
+    report = validation.validate(arrow(rows), fakes.visits_spec(table=Keyed))
 
-    assert sorted(finding.row for finding in report.findings if finding.row is not None) == list(range(60, 70))
+    named: dict[str, list[int | None]] = {}
+    for finding in report.findings:
+        named.setdefault(finding.rule, []).append(finding.row)
+    assert {rule: sorted(filter(None, found)) for rule, found in named.items()} == {
+        "multiple_fields_uniqueness": [*range(1, 7), *range(60, 70)],
+        "one row a time": [*range(60, 70)],
+    }
+    assert report.bad is not None
+    assert report.bad[0]
+
+
+class Counted(pandera.DataFrameModel):
+    """Visits without fractions: every rule could be answered from the least and the greatest value."""
+
+    visitor: int = pandera.Field(ge=1)
+    seen_at: Annotated[pd.DatetimeTZDtype, "us", "UTC"]
+    pages: int = pandera.Field(ge=0)
+    bought: str
+
+    class Config:
+        strict = True
+
+
+@pytest.mark.fault("D5")
+def test_what_a_file_says_of_its_values_is_not_believed(tmp_path: Path) -> None:
+    data = as_parquet(with_cell("pages", -7).drop(columns=["seconds", "plan"]))
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    least = (-7).to_bytes(8, "little", signed=True)
+    assert least in data[footer:]
+    path = written(tmp_path, "a.parquet", data[:footer] + data[footer:].replace(least, bytes(8)))
+
+    report = validation.validate_file(path, fakes.visits_spec(table=Counted))
+
+    assert report.rules == {"values": {"greater_than_or_equal_to(0)": 1}}
 
 
 # Batches

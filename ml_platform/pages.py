@@ -37,7 +37,7 @@ def _verify_chunk(data: mmap.mmap, place: int, end: int, column: str) -> None:
     while place < end:
         try:
             fields, start = _struct(data, place)
-        except (IndexError, ValueError) as error:
+        except (IndexError, ValueError, RecursionError) as error:  # structs in structs in structs
             raise _unreadable(column, place) from error
         place = start + fields.get(COMPRESSED_SIZE, -1)
         if not start <= place <= end:

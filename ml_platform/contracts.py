@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
+from zoneinfo import available_timezones
 
 import polars as pl
 
@@ -25,6 +26,8 @@ COMPARE: dict[str, tuple[Callable[[pl.Expr, pl.Expr], pl.Expr], str]] = {
     "less_than_or_equal_to": (operator.le, "max_value"),
 }
 FEW_VALUES = 8
+# What an author's check may raise for what it is shown: that is no fault of the platform.
+RAISED_BY_CHECKS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 # What Python and Rust read alike: no look-around, no alternatives, no \d or \w, whose Unicode versions differ.
 PLAIN_PATTERN = re.compile(
     r"\^?(?:(?:[A-Za-z0-9 _@:;,/<>=!#%'\"~`&-]|\\[.+*?()\[\]{}|$^/-]|\[\^?(?:[A-Za-z0-9_ ]|[A-Z]-[A-Z]|[a-z]-[a-z]"
@@ -106,7 +109,7 @@ def compile_contract(schema: Any, names: Sequence[str], *, native: bool = True) 
     contract = Contract()
     for name, column in _columns(schema, names):
         _compile_column(contract, name, column, native)
-    for check in schema.checks:
+    for check in _deciding(schema.checks):
         rule = _compile_row_check(contract, schema, check) if native else None
         if rule is None:
             contract.left_over.append(PanderaRule(column=None, name=rule_name(check), check=check))
@@ -152,6 +155,11 @@ def _columns(schema: Any, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
             yield pattern, column
 
 
+def _deciding(checks: Sequence[Any]) -> list[Any]:
+    """Return the checks that reject something: an author may declare one that only warns."""
+    return [check for check in checks if not check.raise_warning]
+
+
 def _unique_groups(schema: Any, names: Sequence[str]) -> list[tuple[str, ...]]:
     declared = schema.unique or []
     groups = [declared] if all(isinstance(name, str) for name in declared) else declared
@@ -165,7 +173,7 @@ def _compile_column(contract: Contract, name: str, column: Any, native: bool) ->
         empty = missing(name, kind)
         contract.empty[name] = empty
         contract.rules.append(Rule(columns=(name,), check="values", name="not_nullable", broken=empty))
-    for check in column.checks:
+    for check in _deciding(column.checks):
         broken = _broken(name, kind, column, check) if native else None
         if broken is None:
             contract.left_over.append(PanderaRule(column=name, name=rule_name(check), check=check))
@@ -244,7 +252,7 @@ def _text(column: pl.Expr, name: str, said: dict[str, Any]) -> pl.Expr | None:
 
 
 def _length(length: pl.Expr, said: dict[str, Any]) -> pl.Expr:
-    exact, least, most = (said[bound] for bound in ("exact_value", "min_value", "max_value"))
+    exact, least, most = (said.get(bound) for bound in ("exact_value", "min_value", "max_value"))
     if exact is not None:
         return length == pl.lit(exact)
     above = pl.lit(value=True) if least is None else length >= pl.lit(least)
@@ -279,6 +287,8 @@ def _moment(value: datetime, column: Any) -> pl.Expr | None:
     import pandas as pd
 
     zone = getattr(column.dtype.type, "tz", None)
+    if zone is not None and str(zone) not in available_timezones():
+        return None  # Polars knows no fixed offset
     if (zone is None) != (value.tzinfo is None) or (isinstance(value, pd.Timestamp) and value.nanosecond):
         return None
     plain = pl.lit(datetime.fromisoformat(value.isoformat()))
@@ -350,7 +360,7 @@ def _compile_row_check(contract: Contract, schema: Any, check: Any) -> Rule | No
     }
     try:
         traced = check._check_fn(frame)
-    except (TypeError, AttributeError, ValueError, LookupError, NotImplementedError):
+    except RAISED_BY_CHECKS:
         return None
     if not isinstance(traced, _Traced) or traced.dtype is not None:
         return None

@@ -4,19 +4,21 @@ Like `workflows`, each function can be run again after a crash at any point.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import logging
 import re
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml_platform import workflows
-from ml_platform.errors import ConflictError, DataError, UnreadableFileError
+from ml_platform.errors import ArrivalChangedError, ConflictError, DataError, UnreadableFileError
 from ml_platform.model_spec import ModelSpec
 from ml_platform.records import BatchResult, Outcome, RawBatch, Release, Tombstone, now
-from ml_platform.stages import datasets, erasure, golden, staging, validation
+from ml_platform.stages import arrivals, datasets, erasure, golden, staging, validation
 from ml_platform.workflows import Platform
 
 if TYPE_CHECKING:
@@ -111,8 +113,29 @@ def release(platform: Platform, spec: ModelSpec, wanted: list[str], *, actor: st
         There is no handled arrival of that name.
     DatasetError
         The contract has other columns than the model's table.
+    ConflictError
+        Somebody else releases or forgets data of the model at the same time.
     """
-    return [_release(platform, spec, result, actor) for result in _wanted(platform, spec.name, wanted)]
+    with _alone(platform, spec.name):
+        return [_release(platform, spec, result, actor) for result in _wanted(platform, spec.name, wanted)]
+
+
+@contextlib.contextmanager
+def _alone(platform: Platform, model: str) -> Iterator[None]:
+    """Keep others from releasing and forgetting of this model meanwhile; the lock goes with the process.
+
+    Two deletions would rewrite the same entries of a table's log, and a release note values that are being deleted.
+    """
+    home = platform.settings.model_home(model)
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "corrections.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConflictError(
+                f"Somebody releases or forgets data of {model!r} now. Run it again after them; nothing was done."
+            ) from None
+        yield
 
 
 def _wanted(platform: Platform, model: str, wanted: list[str]) -> list[BatchResult]:
@@ -187,18 +210,21 @@ def _validate_and_release(platform: Platform, spec: ModelSpec, again: _Again) ->
     done = datasets.published(table, again.commit)  # by a process that died before it could record it
     there = datasets.what_is_published(table, spec, done.version - 1 if done else None)
     report = workflows.refuse_forgotten(platform, spec, _validate_again(platform, spec, again, there))
-    released = int(report.valid.num_rows)
-    if report.problem is not None or not released:
+    if done is None and (report.problem is not None or not report.valid.num_rows):
         return None
+    notes = {"rows": report.valid.num_rows}
     done = done or datasets.publish(
-        table, report.valid, arrival=key, sha256=again.commit, notes={"rows": released}, read_at=there.version
+        table, report.valid, arrival=key, sha256=again.commit, notes=notes, read_at=there.version
     )
+    released = int(done.notes["rows"])  # by another contract, where a process died and the author went on
     if report.findings:
         workflows.keep_findings(platform, again.batch, report.findings, commit=again.commit, release=again.number)
-    return _record(platform, again, _result(again.before, report, done.version), rows=released), released
+    return _record(platform, again, _result(again.before, report, done), rows=released), released
 
 
 def _validate_again(platform: Platform, spec: ModelSpec, again: _Again, there: datasets.Published) -> validation.Report:
+    if again.batch.promised_sha256 not in {None, again.batch.sha256}:
+        return validation.unreadable("its bytes are not those that its manifest names: land it under another name")
     try:
         rows = validation.read_rows(Path(again.batch.path), spec)
     except UnreadableFileError as error:
@@ -206,8 +232,23 @@ def _validate_again(platform: Platform, spec: ModelSpec, again: _Again, there: d
     numbers = workflows.original_numbers(again.batch, range(rows.num_rows))
     if again.before.outcome is Outcome.QUARANTINED:
         return _numbered(validation.validate(rows, spec, there.newest), numbers)
-    bad = {finding["row"] for finding in _findings(platform, again.before)}
-    return _validate_some(rows, [row for row, number in enumerate(numbers) if number in bad], numbers, spec, there)
+    published = datasets.keys_published_from(platform.rows(spec.name), spec, again.batch.arrival.key, there.version)
+    return _validate_some(rows, _unpublished(rows, published, spec), numbers, spec, there)
+
+
+def _unpublished(rows: "pa.Table", published: "pa.Table", spec: ModelSpec) -> list[int]:
+    """Return the numbers of the rows that were quarantined: findings name the first thousand of a rule only.
+
+    Of the rows of one entity at one time no other than the first can have been published.
+    """
+    import polars as pl
+
+    names = [spec.entity, spec.event_time]
+    there = pl.DataFrame(pl.from_arrow(published))
+    batch = pl.DataFrame(pl.from_arrow(rows.select(names))).with_row_index("_row")
+    first = batch.filter(pl.struct(names).is_first_distinct()).cast(there.schema)
+    held = first.join(there, on=names, how="semi", nulls_equal=True)
+    return batch.filter(~pl.col("_row").is_in(held["_row"].implode()))["_row"].to_list()
 
 
 def _validate_some(
@@ -224,16 +265,17 @@ def _numbered(report: validation.Report, numbers: list[int]) -> validation.Repor
     return replace(report, findings=findings)
 
 
-def _result(before: BatchResult, report: validation.Report, version: int) -> BatchResult:
-    reason = f"{report.valid.num_rows:,} rows released in version {version}"
-    if report.quarantined_rows:
-        reason += f", {report.quarantined_rows:,} quarantined"
+def _result(before: BatchResult, report: validation.Report, done: datasets.Publication) -> BatchResult:
+    released, stay = done.notes["rows"], max(report.rows - done.notes["rows"], 0)
+    reason = f"{released:,} rows released in version {done.version}"
+    if stay:
+        reason += f", {stay:,} quarantined"
     return replace(
         before,
         outcome=Outcome.PUBLISHED,
         rows=report.rows if before.outcome is Outcome.QUARANTINED else before.rows,
-        quarantined_rows=report.quarantined_rows,
-        dataset_version=version,
+        quarantined_rows=stay,
+        dataset_version=done.version,
         reason=reason,
         rules=report.rules,
         examples=report.examples,
@@ -274,10 +316,24 @@ def forget(platform: Platform, spec: ModelSpec, entity: str, *, reason: str, act
         The reason says who.
     ConflictError
         Files wait or are being published. From now on they come in without the entity; run it again after them.
+        Or somebody else releases or forgets data of the model at the same time.
+    LandingZoneError
+        The landing zone cannot be listed: it may hold the entity.
     """
     name = erasure.canonical(entity, spec)
-    if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", reason):
+    if _says(reason, {name, entity.strip()}) or name in {
+        erasure.canonical(word, spec) for word in re.findall(r"\w+", reason)
+    }:
         raise DataError("The reason is kept and must not say who is forgotten. Give another; nothing was deleted.")
+    with _alone(platform, spec.name):
+        return _forget(platform, spec, name, reason, actor)
+
+
+def _says(text: str, names: set[str]) -> bool:
+    return any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE) for name in names)
+
+
+def _forget(platform: Platform, spec: ModelSpec, name: str, reason: str, actor: str) -> dict[str, Any]:
     digest = _bury(platform, spec, name, reason, actor)
     _require_nothing_under_way(platform, spec.name)
     for table in (platform.rows(spec.name), platform.quarantine(spec.name)):
@@ -309,7 +365,6 @@ def _bury(platform: Platform, spec: ModelSpec, entity: str, reason: str, actor: 
 def _require_nothing_under_way(platform: Platform, model: str) -> None:
     known = platform.database.known_arrivals(model)
     kept = {batch.arrival.key for batch in platform.database.raw_batches_of(model)}
-    platform.zone.prepare(model)
     waiting = {arrival.key for arrival in workflows.waiting_arrivals(platform, model)}
     if under_way := (kept - known) | waiting:
         raise ConflictError(
@@ -383,28 +438,40 @@ def _erase_raw(platform: Platform, spec: ModelSpec, entity: str) -> int:
             done.add(batch.path)
             with contextlib.suppress(DataError):  # named already, as not searched
                 rows += len(workflows.remove_from_raw_batch(platform, spec, batch, entity.__eq__))
+    # In this order: a file that is being kept meanwhile is named before it is asked for.
+    files = list((platform.settings.model_home(spec.name) / "raw").glob("*"))
     named = {batch.path for batch in platform.database.raw_batches_of(spec.name)}
-    for file in (platform.settings.model_home(spec.name) / "raw").glob("*"):
+    for file in files:
         if str(file) not in named:
-            file.unlink()  # left behind by a process that died
+            file.unlink(missing_ok=True)  # left behind by a process that died
     return rows
 
 
 def _erase_landed(platform: Platform, spec: ModelSpec, entity: str) -> tuple[int, list[str]]:
     zone = f"{platform.zone.address}/{spec.name}"
-    removed, unsearched = 0, [f"{zone}/{name}" for name in workflows.ignored_files(platform, spec.name)]
+    removed, unsearched = 0, [f"{zone}/{name}" for name in _not_arrivals(platform, spec.name)]
+    arrived = workflows.landed(platform, spec.name)
+    known = platform.database.known_arrivals(spec.name)
     with tempfile.TemporaryDirectory(prefix="ml-platform-") as folder:
-        for arrival in workflows.landed(platform, spec.name):
-            copy = Path(folder) / arrival.name
-            platform.zone.copy(arrival, copy)
+        # One that landed meanwhile comes in without the entity, and is then removed if it held it.
+        for arrival in (arrival for arrival in arrived if arrival.key in known):
+            copy = Path(folder) / f"copy{arrivals.suffix_of(arrival.name)}"
             try:
+                platform.zone.copy(arrival, copy)
                 if erasure.without(copy, spec, entity.__eq__)[1]:
-                    workflows.remove_landed(platform, arrival)
+                    arrivals.remove(platform.zone, arrival)
                     removed += 1
+            except ArrivalChangedError:
+                continue  # another file now, which is to come
             except DataError:
                 unsearched.append(f"{zone}/{arrival.name}")
-            copy.unlink()
     return removed, unsearched
+
+
+def _not_arrivals(platform: Platform, model: str) -> list[str]:
+    """Return the names that are no arrivals, hidden ones too: they may be copies that broke off."""
+    hidden = [found.name for found in platform.zone.files(model) if found.regular and found.name.startswith(".")]
+    return [*workflows.ignored_files(platform, model), *sorted(hidden)]
 
 
 def _erase_requests(platform: Platform, spec: ModelSpec, entity: str) -> int:

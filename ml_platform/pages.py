@@ -52,7 +52,7 @@ def _verify_chunk(file: FileIO, buffer: memoryview, place: int, end: int, column
     while place < end:
         try:
             fields, length = _header(file, place, end)
-        except (IndexError, ValueError, RecursionError) as error:
+        except (IndexError, ValueError, RecursionError) as error:  # structs in structs in structs
             raise _unreadable(column, place) from error
         start = place + length
         place = start + fields.get(COMPRESSED_SIZE, -1)

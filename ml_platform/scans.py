@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from ml_platform.contracts import Contract, PanderaRule, Rule, UniqueRule
+from ml_platform.contracts import RAISED_BY_CHECKS, Contract, PanderaRule, Rule, UniqueRule
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -180,8 +180,16 @@ class Batch:
     # What only pandera can say
 
     def _hold_pandera(self, rule: PanderaRule, contract: Contract) -> Broken:
-        query = self._seen_by_pandera(rule, contract)
         broken = Broken((rule.column,) if rule.column else (), "values", rule.name)
+        try:
+            return self._ask_pandera(rule, self._seen_by_pandera(rule, contract), broken)
+        except _CheckRaisedError as error:
+            # As pandera has it, the batch breaks the check. What was raised may quote a value: its kind must do.
+            return replace(broken, name=f"{rule.name}, which raised {error}", count=1)
+
+    def _ask_pandera(self, rule: PanderaRule, query: pl.LazyFrame, broken: Broken) -> Broken:
+        if rule.check.groupby:
+            return self._hold_whole(rule, query, broken)
         for part in query.collect_batches(chunk_size=ROWS_AT_ONCE, engine="streaming"):
             answer = _answer(rule, self._to_pandas(part, rule.column)) if part.height else True
             if answer is False or (answer is True and self.rows > ROWS_AT_ONCE and part.height):
@@ -194,11 +202,14 @@ class Batch:
 
     def _hold_whole(self, rule: PanderaRule, query: pl.LazyFrame, broken: Broken) -> Broken:
         """Ask a check that answers for all of its rows at once: it must have seen all of them."""
-        kept = _answer(rule, self._to_pandas(query.collect(engine="streaming"), rule.column))
+        column = None if rule.check.groupby else rule.column
+        kept = _answer(rule, self._to_pandas(query.collect(engine="streaming"), column))
         return replace(broken, count=0 if np.all(kept) else 1)
 
     def _seen_by_pandera(self, rule: PanderaRule, contract: Contract) -> pl.LazyFrame:
         """Return the rows without what is missing: pandas would turn integers into fractions to say so."""
+        if rule.column is not None and rule.check.groupby:
+            return self.source
         if rule.column is None:
             return self.source.filter(~pl.any_horizontal(contract.empty.values())) if contract.empty else self.source
         rows = self.source.select(ROW, rule.column)
@@ -217,9 +228,16 @@ class Batch:
         return frame if column is None else frame[column]
 
 
+class _CheckRaisedError(Exception):
+    """An author's check raised; the message says what kind of error."""
+
+
 def _answer(rule: PanderaRule, seen: Any) -> "NDArray[np.bool_] | bool":
     """Return what a check says of each row, or one answer for all of them."""
-    output = rule.check(seen).check_output
+    try:
+        output = rule.check(seen, rule.column if rule.check.groupby else None).check_output
+    except RAISED_BY_CHECKS as error:
+        raise _CheckRaisedError(type(error).__name__) from error
     if getattr(output, "ndim", 0) == 2:
         output = output.all(axis="columns")
     if getattr(output, "ndim", 0) == 1 and output.index.equals(seen.index):

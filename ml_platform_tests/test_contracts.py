@@ -162,3 +162,73 @@ def test_what_is_left_to_pandera_in_parts_names_the_same_rows(rows: Any, at_once
 
     assert of_columns(slow) == of_columns(fast)
     assert slow_bad == fast_bad
+
+
+# What only pandera can say, and what it says in its own way
+
+
+def checked(column: Any, values: list[Any], kind: Any) -> tuple[Named, set[int]]:
+    """Return what is found in one column ``x``, that pandera finds in it too."""
+    schema = pandera.DataFrameSchema({"x": column})
+    rows = pa.table({"x": pa.array(values, kind)})
+    found = held(rows, schema)
+    try:
+        schema.validate(rows.to_pandas(), lazy=True)
+        accepted = True
+    except pandera.errors.SchemaErrors:
+        accepted = False
+    assert accepted == (found == ({}, set()))
+    return found
+
+
+def test_a_check_that_only_warns_rejects_nothing() -> None:
+    warns = pandera.Check.ge(2, raise_warning=True)
+    with pytest.warns(pandera.errors.SchemaWarning):
+        assert checked(pandera.Column(int, warns), [1, 2], pa.int64()) == ({}, set())
+
+
+def test_a_text_may_have_one_exact_length() -> None:
+    found = checked(pandera.Column(str, pandera.Check.str_length(exact_value=2)), ["ab", "a", "abc"], pa.string())
+
+    assert found[1] == {1, 2}
+
+
+def test_a_zone_that_is_an_offset_is_left_to_pandera() -> None:
+    column = pandera.Column(pd.DatetimeTZDtype("us", "+02:00"), pandera.Check.ge(NEW_YEAR))
+
+    found = checked(column, [NEW_YEAR, datetime(2023, 12, 31, tzinfo=UTC)], pa.timestamp("us", "+02:00"))
+
+    assert found[1] == {1}
+
+
+@pytest.mark.parametrize("least", [0, 3])
+def test_a_check_of_groups_sees_all_of_their_rows(monkeypatch: pytest.MonkeyPatch, least: int) -> None:
+    monkeypatch.setattr(scans, "ROWS_AT_ONCE", 2)
+    enough = pandera.Check(lambda groups: groups["a"].sum() >= least, groupby="group", name="enough")
+    schema = pandera.DataFrameSchema({"x": pandera.Column(int, enough), "group": pandera.Column(str)})
+    batch = Batch(pl.LazyFrame({"x": [1, 0, 0, 1], "group": ["a", "b", "b", "a"]}), 4, GROUPED, 10)
+
+    found = batch.hold(compile_contract(schema, GROUPED.names))
+
+    assert [(one.name, one.count, one.examples) for one in found] == ([("enough", 1, [])] if least else [])
+
+
+GROUPED = pa.schema({"x": pa.int64(), "group": pa.string()})
+
+
+@pytest.mark.parametrize(
+    "raised", [ZeroDivisionError, AssertionError, KeyError, AttributeError, RecursionError, TypeError, ValueError]
+)
+@pytest.mark.parametrize("where", ["column", "row"])
+def test_a_check_that_raises_rejects_the_batch(raised: type[Exception], where: str) -> None:
+    def check(_: Any) -> Any:
+        raise raised("secret")
+
+    one = pandera.Check(check, name="mine")
+    schema = pandera.DataFrameSchema({"x": pandera.Column(int, one if where == "column" else None)})
+    schema.checks = [one] if where == "row" else []
+    batch = Batch(pl.LazyFrame({"x": [1, 2]}), 2, pa.schema({"x": pa.int64()}), 10)
+
+    (found,) = batch.hold(compile_contract(schema, ["x"]))
+
+    assert (found.name, found.count, found.examples) == (f"mine, which raised {raised.__name__}", 1, [])

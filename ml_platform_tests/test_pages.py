@@ -90,3 +90,16 @@ def test_any_bit_flipped_in_a_page_is_noticed(folder: Path, data: st.DataObject)
 
     with pytest.raises(UnreadableFileError, match="is not what was written"):
         verify_pages(path)
+
+
+@pytest.mark.fault("D18")
+def test_structs_within_structs_without_end_are_no_page(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"a": ["x" * 50_000]}), path, compression="none", use_dictionary=False)
+    start = pq.read_metadata(path).row_group(0).column(0).data_page_offset
+    changed = bytearray(path.read_bytes())
+    changed[start : start + 40_000] = b"\x1c" * 40_000
+    path.write_bytes(changed)
+
+    with pytest.raises(UnreadableFileError, match="is not what was written"):
+        verify_pages(path)

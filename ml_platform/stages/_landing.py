@@ -5,6 +5,7 @@ arrival, is said in `arrivals`.
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import stat
@@ -25,7 +26,11 @@ BLOCK = 1 << 20
 ATTEMPTS = 3
 CONNECT_SECONDS, READ_SECONDS = 3, 5
 READERS = 16
+# What a landing zone in S3 holds so that an empty one differs from a mistyped prefix.
+MARKER, MARK = ".landing-zone", b"ml-platform\n"
 GONE = {"404", "NoSuchKey", "412", "PreconditionFailed"}
+# 0 is that of `_open_regular`; a link is ELOOP, a folder's pipe that nobody writes ENXIO.
+NOT_THERE = {0, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EISDIR}
 REGULAR_FILES_ONLY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
@@ -67,8 +72,11 @@ class LandingZone(Protocol):
     def remove(self, model: str, name: str) -> None:
         """Remove a file if it is there."""
 
+    def remove_arrival(self, arrival: Arrival) -> None:
+        """Remove an arrival's file if it is there; refuse one that changed."""
+
     def prepare(self, model: str) -> None:
-        """Make a model's folder where there can be none without it."""
+        """Make the place and a model's folder in it where they cannot be there without it."""
 
 
 def open_zone(address: str) -> LandingZone:
@@ -101,8 +109,8 @@ class LocalZone:
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if not entry.is_dir(follow_symlinks=True):
-                        with contextlib.suppress(FileNotFoundError):
+                    with contextlib.suppress(FileNotFoundError):
+                        if not _is_folder(entry):
                             yield _found(entry)
         except OSError as error:
             raise LandingZoneError(
@@ -111,12 +119,15 @@ class LocalZone:
             ) from error
 
     def read(self, model: str, names: Iterable[str], longest: int) -> dict[str, bytes]:
-        """Read the beginning of each file that is regular."""
-        contents = {}
-        for name in names:
-            with contextlib.suppress(OSError), _open_regular(self.folder / model / name) as reader:
-                contents[name] = reader.read(longest)
-        return contents
+        """Read the beginning of each file that is regular; one that is there and cannot be read is empty."""
+        return {name: data for name in names if (data := self._read(model, name, longest)) is not None}
+
+    def _read(self, model: str, name: str, longest: int) -> bytes | None:
+        try:
+            with _open_regular(self.folder / model / name) as reader:
+                return reader.read(longest)
+        except OSError as error:
+            return None if error.errno in NOT_THERE else b""
 
     def copy(self, arrival: Arrival, target: Path) -> str:
         """Copy and digest; size and time are compared on the open file, before and after."""
@@ -151,9 +162,30 @@ class LocalZone:
         """Unlink the file."""
         (self.folder / model / name).unlink(missing_ok=True)
 
+    def remove_arrival(self, arrival: Arrival) -> None:
+        """Compare size and time, then unlink."""
+        try:
+            reader = _open_regular(self.folder / arrival.model / arrival.name)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise changed(arrival) from error
+        with reader:
+            _require_unchanged(arrival, reader)
+        self.remove(arrival.model, arrival.name)
+
     def prepare(self, model: str) -> None:
         """Make the folder."""
         (self.folder / model).mkdir(parents=True, exist_ok=True)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=True)
+    except OSError:
+        if entry.is_symlink():  # one that leads nowhere, to itself for instance, hides no other file
+            return False
+        raise
 
 
 def _found(entry: os.DirEntry[str]) -> Found:
@@ -182,7 +214,8 @@ class S3Zone:
     """A bucket, or a prefix in one; credentials, region and endpoint are those of the usual ``AWS_…`` variables.
 
     A key is text and nothing more: whatever it holds, no other object and no local file is reached by it. A folder
-    need not be made, so an empty one and a missing one are the same; a missing bucket is an error.
+    need not be made, so an empty one and a missing one are the same. A missing bucket is an error, and so is a prefix
+    that has no object at all, not even the marker that `prepare` leaves: it is mistyped.
     """
 
     shows_whole_files_only = True
@@ -215,11 +248,22 @@ class S3Zone:
         """List the objects directly under the folder, page by page."""
         folder = self._key(model, "")
         with self._asking("be listed"):
-            pages = self._client.get_paginator("list_objects_v2")
+            pages, there = self._client.get_paginator("list_objects_v2"), False
             for page in pages.paginate(Bucket=self.bucket, Prefix=folder, Delimiter="/"):
-                yield from (
-                    _found_object(entry, folder) for entry in page.get("Contents", []) if entry["Key"] != folder
-                )
+                entries = page.get("Contents", [])
+                there = there or bool(entries)
+                yield from (_found_object(entry, folder) for entry in entries if entry["Key"] != folder)
+            if not there:
+                self._require_an_object(model)
+
+    def _require_an_object(self, model: str) -> None:
+        answer = self._client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
+        if not answer.get("Contents"):
+            raise LandingZoneError(
+                f"The landing zone {self.address} is not there: nothing in the bucket {self.bucket!r} begins with "
+                f"{self.prefix!r}. Check ML_PLATFORM_LANDING_ZONE. If the place is right, make it a landing zone: "
+                f"`ml-platform land FILE --model {model}`, or put an object {self.prefix + MARKER!r}."
+            )
 
     def read(self, model: str, names: Iterable[str], longest: int) -> dict[str, bytes]:
         """Read the beginnings side by side: a round trip each, one after the other, would outlast a tick."""
@@ -282,8 +326,30 @@ class S3Zone:
         with self._asking(f"delete {model}/{name}"):
             self._client.delete_object(Bucket=self.bucket, Key=self._key(model, name))
 
-    def prepare(self, model: str) -> None:
-        """Do nothing: a folder is there with its first object."""
+    def remove_arrival(self, arrival: Arrival) -> None:
+        """Compare the ETag, then delete; not every server can do both at once."""
+        from botocore.exceptions import ClientError
+
+        key = self._key(arrival.model, arrival.name)
+        with self._asking(f"delete {arrival.model}/{arrival.name}"):
+            try:
+                found = self._client.head_object(Bucket=self.bucket, Key=key)
+            except ClientError as error:
+                if error.response["Error"]["Code"] in GONE:
+                    return
+                raise
+            if found["ETag"].strip('"') != arrival.etag:
+                raise changed(arrival)
+            self._client.delete_object(Bucket=self.bucket, Key=key)
+
+    def prepare(self, model: str) -> None:  # noqa: ARG002 - a folder is there with its first object
+        """Mark the place as a landing zone, once."""
+        marker = self.prefix + MARKER
+        with self._asking(f"take {MARKER}"):
+            try:
+                self._client.get_object(Bucket=self.bucket, Key=marker)["Body"].close()
+            except self._client.exceptions.NoSuchKey:
+                self._client.put_object(Bucket=self.bucket, Key=marker, Body=MARK)
 
     def _key(self, model: str, name: str) -> str:
         return f"{self.prefix}{model}/{name}"

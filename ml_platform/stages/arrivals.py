@@ -25,6 +25,8 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 ARRIVALS_A_RUN = 500
 # Nobody has written for so long: a person who asks for a file now need not wait for a second look.
 SECONDS_OF_REST = 60
+# A file that its manifest does not fit for so long will not become complete by waiting: somebody must look.
+STUCK_HOURS = 24.0
 EXAMPLES = 5
 
 
@@ -59,18 +61,26 @@ class Look:
     """What one look at the waiting files found.
 
     `complete` are arrivals; `held` are the keys of files that are complete if the next look finds them unchanged;
-    `incomplete` counts the others and `examples` says of a few what they wait for.
+    `incomplete` counts the others and `examples` says of a few what they wait for. Of the incomplete, `stuck` names
+    those whose manifest has not fitted for so long that they wait in vain; they come first in `examples`.
     """
 
     complete: list[Arrival] = field(default_factory=list)
     held: list[str] = field(default_factory=list)
     incomplete: int = 0
     examples: list[str] = field(default_factory=list)
+    stuck: list[str] = field(default_factory=list)
 
     def _add_incomplete(self, name: str, why: str) -> None:
         self.incomplete += 1
         if len(self.examples) < EXAMPLES:
             self.examples.append(f"{name}: {why}")
+
+    def _add_stuck(self, name: str, why: str, hours: float) -> None:
+        self.incomplete += 1
+        self.examples.insert(len(self.stuck), f"{name}: stuck, unchanged for more than {hours:g} h: {why}")
+        self.stuck.append(name)
+        del self.examples[EXAMPLES:]
 
 
 def list_files(zone: LandingZone, model: str) -> Listing:
@@ -109,6 +119,7 @@ def look(
     seen: Iterable[str] = (),
     at_rest: bool = False,
     limit: int = ARRIVALS_A_RUN,
+    stuck_hours: float = STUCK_HOURS,
 ) -> Look:
     """Tell which of the waiting files are complete.
 
@@ -129,6 +140,8 @@ def look(
         Whether a file that was last written `SECONDS_OF_REST` ago or earlier is complete at once.
     limit : int
         The most that are returned as complete, and as held.
+    stuck_hours : float
+        A file that is not what its manifest says is stuck so long after its last change, or if that lies so far ahead.
     """
     result, before = Look(), set(seen)
     latest = time.time_ns() - SECONDS_OF_REST * 10**9
@@ -140,7 +153,7 @@ def look(
         manifests = _read_manifests(zone, some[0].model, named)
         for arrival in some:
             if arrival.name in manifests:
-                _judge_by_manifest(result, arrival, manifests[arrival.name])
+                _judge_by_manifest(result, arrival, manifests[arrival.name], stuck_hours)
             elif arrival.name not in with_manifest:
                 rested = zone.shows_whole_files_only or (at_rest and arrival.mtime_ns <= latest)
                 _judge_by_rest(result, arrival, rested or arrival.key in before, limit)
@@ -153,13 +166,22 @@ def _in_parts(waiting: Sequence[Arrival], size: int) -> Iterator[Sequence[Arriva
         yield waiting[start : start + size]
 
 
-def _judge_by_manifest(result: Look, arrival: Arrival, manifest: Manifest | None) -> None:
-    if manifest is None:
-        result._add_incomplete(arrival.name, "its manifest is no JSON object with size and sha256")
-    elif manifest.size != arrival.size:
-        result._add_incomplete(arrival.name, f"{arrival.size:,} of the {manifest.size:,} bytes that its manifest names")
-    else:
+def _judge_by_manifest(result: Look, arrival: Arrival, manifest: Manifest | None, stuck_hours: float) -> None:
+    why = _misfit(arrival, manifest)
+    if why is None:
         result.complete.append(arrival)
+    elif abs(time.time_ns() - arrival.mtime_ns) > stuck_hours * 3600 * 10**9:
+        result._add_stuck(arrival.name, why, stuck_hours)
+    else:
+        result._add_incomplete(arrival.name, why)
+
+
+def _misfit(arrival: Arrival, manifest: Manifest | None) -> str | None:
+    if manifest is None:
+        return "its manifest is no JSON object with size and sha256"
+    if manifest.size != arrival.size:
+        return f"{arrival.size:,} of the {manifest.size:,} bytes that its manifest names"
+    return None
 
 
 def _judge_by_rest(result: Look, arrival: Arrival, is_whole: bool, limit: int) -> None:
@@ -249,13 +271,39 @@ def keep_bytes(arrival: Arrival, zone: LandingZone, store: Path) -> RawBatch:
     temporary = store / f".{arrival.key}.{os.getpid()}"
     try:
         sha256 = zone.copy(arrival, temporary)
-        manifest = _read_manifests(zone, arrival.model, [arrival.name])[arrival.name]
+        manifest = _manifest_of(zone, arrival)
         if manifest and manifest.size != arrival.size:
             raise changed(arrival)
-        suffix = next(s for s in sorted(SUFFIXES, key=len, reverse=True) if arrival.name.lower().endswith(s))
-        target = store / f"{sha256}{suffix}"
+        target = store / f"{sha256}{suffix_of(arrival.name)}"
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
     promised = manifest.sha256 if manifest else None
     return RawBatch(arrival=arrival, sha256=sha256, path=str(target), promised_sha256=promised)
+
+
+def _manifest_of(zone: LandingZone, arrival: Arrival) -> Manifest | None:
+    """Return the manifest of an arrival, ``None`` if it has none; one that cannot be read promises something too."""
+    name = arrival.name + MANIFEST_SUFFIX
+    data = zone.read(arrival.model, [name], LONGEST_MANIFEST).get(name)
+    manifest = None if data is None else _manifest(data)
+    if data is not None and manifest is None:
+        raise changed(arrival)
+    return manifest
+
+
+def suffix_of(name: str) -> str:
+    """Return the suffix that says what a file is, in small letters; its name is a safe one."""
+    return next(s for s in sorted(SUFFIXES, key=len, reverse=True) if name.lower().endswith(s))
+
+
+def remove(zone: LandingZone, arrival: Arrival) -> None:
+    """Remove an arrival's file and its manifest from the landing zone.
+
+    Raises
+    ------
+    ArrivalChangedError
+        Another file has its name by now, which was not handled: both stay.
+    """
+    zone.remove_arrival(arrival)
+    zone.remove(arrival.model, arrival.name + MANIFEST_SUFFIX)

@@ -217,6 +217,17 @@ def findings(table: Path, arrivals: list[str], release: int) -> list[dict[str, A
     return rows
 
 
+def keys_published_from(table: Path, spec: ModelSpec, arrival: str, version: int) -> "pa.Table":
+    """Return entity and event time of the rows of one arrival that one version of a table holds."""
+    opened = _open(table)
+    if opened is None:
+        raise DatasetError(f"Nothing was published for {spec.name!r} yet.")
+    _load_version(opened, version)
+    columns, wanted = [spec.entity, spec.event_time], [(ARRIVAL, "=", arrival)]
+    rows: pa.Table = opened.to_pyarrow_table(columns=columns, filters=wanted)
+    return rows
+
+
 def pin(table: Path, spec: ModelSpec, version: int | None = None) -> tuple[DatasetVersion, "pd.DataFrame"]:
     """Read one version of a model's table: each entity's newest row, ordered by entity.
 

@@ -3,6 +3,7 @@
 A text's bytes are compared as the contract's type has them: ``007`` and ``7.0`` are ``7`` in a column of integers.
 """
 
+import contextlib
 import csv
 import gzip
 import hashlib
@@ -10,11 +11,14 @@ import hmac
 import io
 import json
 import os
+import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
+from decimal import Decimal
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ml_platform.errors import ConfigurationError, DataError, DatasetError
 from ml_platform.model_spec import ModelSpec
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
 
 WITHHELD = "withheld: it quoted rows of someone who was forgotten"
 KEY_BYTES = 32
+PLAIN_INTEGER = re.compile("-?[0-9]{1,19}")
+LONGEST_INTEGER = 40
 
 
 # Who
@@ -32,13 +38,23 @@ KEY_BYTES = 32
 
 def canonical(value: object, spec: ModelSpec) -> str:
     """Return an entity as text, as the contract's type of the entity column has it."""
-    text = str(value)
-    if "int" not in str(spec.table.to_schema().columns[spec.entity].dtype).lower():
+    text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    if not _are_numbers(cast("Hashable", spec.table), spec.entity):
         return text
     try:
-        return str(int(text.strip().removesuffix(".0")))
-    except ValueError:
+        if PLAIN_INTEGER.fullmatch(text):
+            return str(int(text))
+        # A file of other types is quarantined and kept: databases export 7 as 7.00, and 10^16 may come as 1e+16.
+        number = Decimal(text.strip())
+        return str(int(number)) if abs(number.adjusted()) < LONGEST_INTEGER and number == int(number) else text
+    except (ArithmeticError, ValueError):
         return text
+
+
+@cache
+def _are_numbers(table: Any, column: str) -> bool:
+    # Asked for every row, and pandera's answer takes ten times longer than the rest.
+    return "int" in str(table.to_schema().columns[column].dtype).lower()
 
 
 def read_key(file: Path, *, make: bool) -> bytes:
@@ -54,20 +70,35 @@ def read_key(file: Path, *, make: bool) -> bytes:
     Raises
     ------
     ConfigurationError
-        It is missing, and may not be made: then nobody could tell who was forgotten.
+        It is missing, and may not be made, or is cut: then nobody could tell who was forgotten.
     """
     if make and not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as writer:
-            writer.write(os.urandom(KEY_BYTES))
+        _make_key(file)
     try:
-        return file.read_bytes()
+        key = file.read_bytes()
     except OSError as error:
         raise ConfigurationError(
             f"The key {file} cannot be read: {error.strerror}. Without it nobody can tell who was forgotten, and "
             "their data would come back with the next file. Restore it from its backup."
         ) from error
+    if len(key) != KEY_BYTES:
+        raise ConfigurationError(f"The key {file} must have {KEY_BYTES} bytes. Got {len(key)}. Restore it.")
+    return key
+
+
+def _make_key(file: Path) -> None:
+    """Make a key file, whole or not at all: half a key could be guessed. Of two processes the first wins."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+    try:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as writer:
+            writer.write(os.urandom(KEY_BYTES))
+            writer.flush()
+            os.fsync(writer.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def keyed_digest(key: bytes, model: str, entity: str) -> str:
@@ -128,16 +159,30 @@ def _parquet_without(source: Path, search: _Search) -> tuple[bytes, list[int]]:
     if not removed:
         return b"", []
     written = io.BytesIO()
-    pq.write_table(rows.filter(pa.array(keep, pa.bool_())), written)
+    pq.write_table(_unpacked(rows.filter(pa.array(keep, pa.bool_()))), written)
     return written.getvalue(), removed
+
+
+def _unpacked(rows: "pa.Table") -> "pa.Table":
+    """Return rows with dictionaries of the values that are left in them: Arrow would write those of all rows."""
+    import pyarrow.compute as pc
+    import pyarrow.types as types
+
+    for place, field in enumerate(rows.schema):
+        if types.is_dictionary(field.type):
+            plain = pc.cast(rows.column(place), field.type.value_type)
+            rows = rows.set_column(place, field, plain.dictionary_encode().cast(field.type))
+    return rows
 
 
 def _csv_without(text: str, search: _Search) -> tuple[str, list[int]]:
     rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
     if not rows:
         return "", []
-    column = rows[0].index(search.spec.entity)
-    removed = [number for number, row in enumerate(rows[1:]) if column < len(row) and search(row[column])]
+    columns = [place for place, name in enumerate(rows[0]) if name == search.spec.entity]
+    if not columns:
+        raise KeyError(search.spec.entity)
+    removed = [number for number, row in enumerate(rows[1:]) if any(search(row[c]) for c in columns if c < len(row))]
     dropped = set(removed)
     written = io.StringIO(newline="")
     kept = [rows[0], *(row for number, row in enumerate(rows[1:]) if number not in dropped)]
@@ -186,11 +231,13 @@ def erase(table: Path, change: Callable[["pa.Table"], "pa.Table"], arrivals: set
     """
     import pyarrow.parquet as pq
 
+    _remove_leftovers(table)
     changed = _changed_files(table, change)
     entries, lost = dict[str, dict[str, Any]](), 0
     for name, (before, rows) in changed.items():
-        new = f"part-{uuid.uuid4()}.parquet"
-        pq.write_table(rows, table / new)
+        new, written = f"part-{uuid.uuid4()}.parquet", io.BytesIO()
+        pq.write_table(_unpacked(rows), written)
+        write_whole(table / new, written.getvalue())
         stats = json.dumps({"numRecords": rows.num_rows})
         entries[name] = {"path": new, "size": (table / new).stat().st_size, "stats": stats}
         lost += before - rows.num_rows
@@ -198,6 +245,31 @@ def erase(table: Path, change: Callable[["pa.Table"], "pa.Table"], arrivals: set
     for name in changed:
         (table / name).unlink()
     return lost
+
+
+def write_whole(file: Path, data: bytes) -> None:
+    """Write a file, whole or not at all, so that it is on the disk before anything points at it."""
+    temporary = _hidden(file)
+    with temporary.open("wb") as writer:
+        writer.write(data)
+        writer.flush()
+        os.fsync(writer.fileno())
+    temporary.replace(file)
+
+
+def _hidden(file: Path) -> Path:
+    return file.with_name(f".{file.name}.part")
+
+
+def _remove_leftovers(table: Path) -> None:
+    """Remove what writers that died left in a table's folders: rows, and entries with statistics that quote them.
+
+    Delta stages a file under its name with ``#`` and a number, and leaves a link to a commit there.
+    """
+    for folder in (table, table / "_delta_log"):
+        for file in folder.glob("*"):
+            if file.is_file() and (file.name.startswith(".") or "#" in file.name):
+                file.unlink()
 
 
 def _changed_files(table: Path, change: Callable[["pa.Table"], "pa.Table"]) -> dict[str, tuple[int, "pa.Table"]]:
@@ -231,9 +303,7 @@ def _rewrite_log(table: Path, entries: dict[str, dict[str, Any]], arrivals: set[
         before = commit.read_text()
         after = "\n".join(_rewritten(line, entries, arrivals) for line in before.splitlines()) + "\n"
         if after.strip() != before.strip():
-            temporary = commit.with_name(f".{commit.name}.{os.getpid()}")
-            temporary.write_text(after)
-            temporary.replace(commit)
+            write_whole(commit, after.encode())
     if entries:
         (table / "_delta_log" / "_last_checkpoint").unlink(missing_ok=True)
         for checkpoint in (table / "_delta_log").glob("*.checkpoint*.parquet"):
@@ -242,9 +312,14 @@ def _rewrite_log(table: Path, entries: dict[str, dict[str, Any]], arrivals: set[
 
 def _rewritten(line: str, entries: dict[str, dict[str, Any]], arrivals: set[str]) -> str:
     action = json.loads(line)
-    added, commit = action.get("add"), action.get("commitInfo", {})
+    added, removed, commit = action.get("add"), action.get("remove"), action.get("commitInfo", {})
     if added and added["path"] in entries:
         added.update(entries[added["path"]])
+        return json.dumps(action)
+    if removed and removed["path"] in entries:
+        new = entries[removed["path"]]
+        removed.update({"path": new["path"], "size": new["size"]})
+        removed.pop("stats", None)
         return json.dumps(action)
     if commit.get("arrival") in arrivals and "examples" in (notes := json.loads(commit["notes"])):
         commit["notes"] = json.dumps({**notes, "examples": {}})
@@ -304,15 +379,44 @@ def requests_without(folder: Path, names: tuple[str, str], features: "pd.DataFra
     """
     import pandas as pd
 
-    file, answers_file = folder / names[0], folder / names[1]
-    if not file.is_file() or features.empty:
+    files = _Pair(folder / names[0], folder / names[1])
+    files.finish()
+    if not files.requests.is_file() or features.empty:
         return 0
-    requests = pd.read_parquet(file)
-    known = set(map(tuple, features[list(requests)].astype(str).to_numpy()))
-    keep = [tuple(row) not in known for row in requests.astype(str).to_numpy()]
+    requests = pd.read_parquet(files.requests)
+    # A candidate of an older contract has other columns: rather one request too many than one too few.
+    shared = [name for name in requests if name in features]
+    known = set(map(tuple, features[shared].astype(str).to_numpy()))
+    keep = [tuple(row) not in known for row in requests[shared].astype(str).to_numpy()]
     if not all(keep):
-        answers = json.loads(answers_file.read_text())
+        answers = json.loads(files.answers.read_text())
         left = {name: [v for v, kept in zip(values, keep, strict=True) if kept] for name, values in answers.items()}
-        answers_file.write_text(json.dumps(left))
-        requests[keep].to_parquet(file, index=False)
+        files.replace(requests[keep].to_parquet(index=False), json.dumps(left).encode())
     return keep.count(False)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Golden requests and their answers, replaced together: whoever finds one new file alone finishes with it."""
+
+    requests: Path
+    answers: Path
+
+    def replace(self, requests: bytes, answers: bytes) -> None:
+        write_whole(_new(self.answers), answers)
+        write_whole(_new(self.requests), requests)
+        self.finish()
+
+    def finish(self) -> None:
+        """Put new files in place, the answers first, unless a process died before both were written."""
+        if _new(self.requests).exists():
+            with contextlib.suppress(FileNotFoundError):  # in place already
+                _new(self.answers).replace(self.answers)
+            _new(self.requests).replace(self.requests)
+        for file in (_new(self.answers), _new(self.requests)):
+            for left in (file, _hidden(file)):
+                left.unlink(missing_ok=True)
+
+
+def _new(file: Path) -> Path:
+    return file.with_name(f"{file.name}.new")

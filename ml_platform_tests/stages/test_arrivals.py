@@ -1,5 +1,7 @@
+import errno
 import hashlib
 import json
+import math
 import os
 import time
 from dataclasses import replace
@@ -158,6 +160,8 @@ def test_unsafe_names_links_pipes_and_folders_are_not_found(landing: Path, tmp_p
 def look(landing: Path, **options: Any) -> arrivals.Look:
     zone = LocalZone(landing)
     listing = arrivals.list_files(zone, "visits")
+    # These files are of 2024: how long they wait matters to the tests of that only.
+    options.setdefault("stuck_hours", math.inf)
     return arrivals.look(zone, listing.arrivals, listing.with_manifest, **options)
 
 
@@ -222,6 +226,40 @@ def test_a_file_whose_manifest_cannot_be_read_waits_for_it(landing: Path, conten
 
     assert names(found) == []
     assert found.examples == ["a.csv: its manifest is no JSON object with size and sha256"]
+
+
+@pytest.mark.fault("D1")
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_file_that_its_manifest_does_not_fit_for_long_is_named_first(landing: Path, ahead: bool) -> None:
+    hour = 3600 * 10**9
+    names_and_ages = [("fresh.csv", 1), ("old.csv", 25), ("broken.csv", 26), *((f"{n}.csv", 2) for n in range(5))]
+    for name, age in names_and_ages:
+        path = put(landing, name, b"123")
+        os.utime(path, ns=(time.time_ns(), time.time_ns() + (age if ahead else -age) * hour))
+        manifest(landing, name, b"12345")
+    manifest(landing, "broken.csv", b"").write_text("{")
+
+    found = look(landing, seen=[], at_rest=True, stuck_hours=24)
+
+    assert names(found) == []
+    assert sorted(found.stuck) == ["broken.csv", "old.csv"]
+    assert found.incomplete == 8
+    assert len(found.examples) == arrivals.EXAMPLES
+    assert sorted(found.examples[:2]) == [
+        "broken.csv: stuck, unchanged for more than 24 h: its manifest is no JSON object with size and sha256",
+        "old.csv: stuck, unchanged for more than 24 h: 3 of the 5 bytes that its manifest names",
+    ]
+
+
+@pytest.mark.fault("D17")
+def test_a_link_to_itself_hides_no_file(landing: Path) -> None:
+    (landing / "visits" / "loop").symlink_to("loop")
+    put(landing, "a.csv", b"12345")
+
+    listing = arrivals.list_files(LocalZone(landing), "visits")
+
+    assert [arrival.name for arrival in listing.arrivals] == ["a.csv"]
+    assert listing.ignored == ["loop"]
 
 
 @pytest.mark.fault("D17")
@@ -312,6 +350,54 @@ def test_a_file_whose_manifest_names_another_size_meanwhile_is_not_taken(landing
     with pytest.raises(ArrivalChangedError):
         arrivals.keep_bytes(only(landing), LocalZone(landing), tmp_path / "raw")
     assert list((tmp_path / "raw").iterdir()) == []
+
+
+@pytest.mark.fault("D1")
+def test_a_file_whose_manifest_is_being_written_again_is_not_taken(landing: Path, tmp_path: Path) -> None:
+    put(landing, "a.csv", b"12345")
+    manifest(landing, "a.csv", b"12345").write_text('{"size": 5, "sha')
+
+    with pytest.raises(ArrivalChangedError):
+        arrivals.keep_bytes(only(landing), LocalZone(landing), tmp_path / "raw")
+    assert list((tmp_path / "raw").iterdir()) == []
+
+
+@pytest.mark.fault("D1")
+def test_a_manifest_that_cannot_be_read_is_not_a_missing_one(
+    landing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(landing, "a.csv", b"12345")
+    broken = manifest(landing, "a.csv", b"12345")
+    real = os.open
+
+    def failing(path: Any, *options: Any, **more: Any) -> int:
+        if Path(path) == broken:
+            raise OSError(errno.EIO, "the disk is broken")
+        return real(path, *options, **more)
+
+    monkeypatch.setattr(os, "open", failing)
+    with pytest.raises(ArrivalChangedError):
+        arrivals.keep_bytes(only(landing), LocalZone(landing), tmp_path / "raw")
+
+
+@pytest.mark.fault("D3")
+def test_only_the_arrival_itself_is_removed(landing: Path, tmp_path: Path) -> None:
+    zone, beside = LocalZone(landing), manifest(landing, "a.csv", b"12345")
+    path = put(landing, "a.csv", b"12345")
+    first = only(landing)
+    put(landing, "a.csv", b"another")
+
+    with pytest.raises(ArrivalChangedError):
+        arrivals.remove(zone, first)
+    assert path.read_bytes() == b"another"
+    assert beside.exists()
+    arrivals.remove(zone, only(landing))
+    assert list((landing / "visits").iterdir()) == []
+    arrivals.remove(zone, first)
+    path.symlink_to(tmp_path)
+    with pytest.raises(ArrivalChangedError):
+        arrivals.remove(zone, first)
+    assert path.is_symlink()
 
 
 def test_the_bytes_are_kept_under_their_digest(landing: Path, tmp_path: Path) -> None:

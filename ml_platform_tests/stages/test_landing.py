@@ -1,6 +1,8 @@
 """A landing zone in S3: real requests to a server on loopback that fails as it is told."""
 
 import hashlib
+import math
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,7 +54,7 @@ def test_an_object_waits_for_the_size_that_its_manifest_names(zone: LandingZone,
         server.objects[f"zone/visits/{name}.manifest.json"] = arrivals.Manifest(size, "0" * 64).data
 
     listing = arrivals.list_files(zone, "visits")
-    look = arrivals.look(zone, listing.arrivals, listing.with_manifest)
+    look = arrivals.look(zone, listing.arrivals, listing.with_manifest, stuck_hours=math.inf)
 
     assert [arrival.name for arrival in look.complete] == ["a.csv", "c.csv"]
     assert look.examples == ["b.csv: 1 of the 2 bytes that its manifest names"]
@@ -165,3 +167,73 @@ def test_no_credentials_are_an_error(zone: LandingZone, monkeypatch: pytest.Monk
 
     with pytest.raises(LandingZoneError, match="Unable to locate credentials"):
         found(zone)
+
+
+@pytest.mark.fault("S4")
+def test_a_manifest_whose_transfer_breaks_off_is_not_a_missing_one(
+    zone: LandingZone, server: s3.FaultyS3, tmp_path: Path
+) -> None:
+    server.objects["zone/visits/a.csv.manifest.json"] = arrivals.Manifest(5, "0" * 64).data
+    arrival = found(zone)[0]
+    server.spared, server.for_ever = 1, "cut"
+
+    with pytest.raises(LandingZoneError):
+        arrivals.keep_bytes(arrival, zone, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+# On a real server
+
+
+@pytest.fixture
+def bucket(seaweedfs: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    for name, value in s3.environment(seaweedfs).items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{s3.BUCKET}/{uuid.uuid4().hex}"
+
+
+@pytest.mark.fault("S5")
+def test_a_prefix_without_any_object_is_not_an_empty_landing_zone(bucket: str) -> None:
+    open_zone(f"{bucket}/landing").write("visits", "a.csv", b"1")
+
+    for address in (f"{bucket}/landng", f"{bucket}/landin", f"{bucket}/landing/visits/a.csv"):
+        with pytest.raises(
+            LandingZoneError, match="is not there: nothing in the bucket 'landing' begins with"
+        ) as caught:
+            found(open_zone(address))
+        assert "`ml-platform land FILE --model visits`" in str(caught.value)
+
+
+def test_a_prepared_landing_zone_is_empty(bucket: str) -> None:
+    zone = open_zone(bucket)
+
+    for _ in range(2):
+        zone.prepare("visits")
+        assert found(zone) == []
+    assert arrivals.list_files(zone, "others").ignored == []
+
+
+@pytest.mark.parametrize("key", ["others/a.csv", ".landing-zone", "visits/"])
+def test_any_object_of_a_landing_zone_shows_that_it_is_there(bucket: str, seaweedfs: str, key: str) -> None:
+    prefix = bucket.removeprefix(f"s3://{s3.BUCKET}/")
+    s3.client(seaweedfs).put_object(Bucket=s3.BUCKET, Key=f"{prefix}/{key}", Body=b"")
+
+    assert found(open_zone(bucket)) == []
+
+
+@pytest.mark.fault("D3")
+def test_only_the_object_that_arrived_is_removed(bucket: str) -> None:
+    zone = open_zone(bucket)
+    zone.write("visits", "a.csv", b"1")
+    zone.write("visits", "a.csv.manifest.json", b"{}")
+    first = found(zone)[0]
+    zone.write("visits", "a.csv", b"2")
+
+    with pytest.raises(ArrivalChangedError):
+        arrivals.remove(zone, first)
+    (second,) = found(zone)
+    for _ in range(2):
+        arrivals.remove(zone, second)
+
+    zone.prepare("visits")
+    assert list(zone.files("visits")) == []

@@ -210,7 +210,7 @@ def test_a_check_of_groups_sees_all_of_their_rows(monkeypatch: pytest.MonkeyPatc
 
     found = batch.hold(compile_contract(schema, GROUPED.names))
 
-    assert [(one.name, one.count, one.examples) for one in found] == ([("enough", 1, [])] if least else [])
+    assert [(one.name, one.count, one.rows) for one in found] == ([("enough", 1, [])] if least else [])
 
 
 GROUPED = pa.schema({"x": pa.int64(), "group": pa.string()})
@@ -231,4 +231,4 @@ def test_a_check_that_raises_rejects_the_batch(raised: type[Exception], where: s
 
     (found,) = batch.hold(compile_contract(schema, ["x"]))
 
-    assert (found.name, found.count, found.examples) == (f"mine, which raised {raised.__name__}", 1, [])
+    assert (found.name, found.count, found.rows) == (f"mine, which raised {raised.__name__}", 1, [])

@@ -5,6 +5,7 @@ through here, never through an IO manager, so that a step can be run again in an
 """
 
 import json
+import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from ml_platform import durable
 from ml_platform.errors import ConfigurationError, ConflictError, EvidenceError, ForgottenError
 from ml_platform.records import (
     Arrival,
@@ -34,6 +36,8 @@ from ml_platform.records import (
 # The newest migration; a test compares it with ml_platform/migrations, so that opening an up-to-date database
 # does not pay for importing Alembic.
 HEAD = "0001"
+# SQLite's word for a disk that is full, read-only or broken; not for a database that another process holds.
+DISK_ERRORS = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
 
 
 class UtcDateTime(sa.TypeDecorator[datetime]):
@@ -190,8 +194,13 @@ class Database:
 
     @contextmanager
     def _transaction(self) -> Iterator[sa.Connection]:
-        with self.engine.begin() as connection:
-            yield connection
+        try:
+            with self.engine.begin() as connection:
+                yield connection
+        except sa.exc.OperationalError as error:
+            if isinstance(error.orig, sqlite3.Error) and error.orig.sqlite_errorcode & 0xFF in DISK_ERRORS:
+                raise durable.refused(self.url.database, str(error.orig)) from error
+            raise
 
     def _migrate(self) -> None:
         if self.revision() == HEAD:

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ml_platform import provenance
+from ml_platform import durable, provenance
 from ml_platform.database import Database
 from ml_platform.errors import (
     ArrivalChangedError,
@@ -233,7 +233,8 @@ def keep_raw_batches(platform: Platform, model: str, keys: Iterable[str]) -> tup
     for arrival in arrivals.list_files(platform.zone, model).arrivals:
         if arrival.key in wanted - kept:
             try:
-                platform.database.record_raw_batch(arrivals.keep_bytes(arrival, platform.zone, store))
+                kept_bytes = arrivals.keep_bytes(arrival, platform.zone, store, platform.settings.most_bytes)
+                platform.database.record_raw_batch(kept_bytes)
             except ArrivalChangedError as error:
                 gone.append(str(error))
     batches = platform.database.raw_batches(model, wanted)
@@ -312,7 +313,8 @@ def _complete_quarantine(platform: Platform, spec: ModelSpec, batch: RawBatch, d
 def _validate(platform: Platform, spec: ModelSpec, batch: RawBatch, there: datasets.Published) -> validation.Report:
     # Once more: whoever was forgotten since the batch was looked at was so before the version that it is held against.
     batch = _without_forgotten(platform, spec, batch)
-    return refuse_forgotten(platform, spec, validation.validate_file(Path(batch.path), spec, there.newest))
+    most = platform.settings.most_bytes
+    return refuse_forgotten(platform, spec, validation.validate_file(Path(batch.path), spec, there.newest, most))
 
 
 def refuse_forgotten(platform: Platform, spec: ModelSpec, report: validation.Report) -> validation.Report:
@@ -374,12 +376,12 @@ def remove_from_raw_batch(
         The bytes cannot be searched.
     """
     path = Path(batch.path)
-    data, removed = erasure.without(path, spec, forgotten)
+    data, removed = erasure.without(path, spec, forgotten, platform.settings.most_bytes)
     if not removed:
         return set()
     gone = original_numbers(batch, removed)
     changed = path.with_name(f"{batch.sha256}-{uuid.uuid4().hex[:8]}.{path.name.partition('.')[2]}")
-    changed.write_bytes(data)
+    durable.write(changed, data)
     platform.database.replace_raw_batch(batch, str(changed), sorted({*batch.removed, *gone}))
     path.unlink()
     return set(gone)
@@ -490,8 +492,7 @@ def profile_dataset(platform: Platform, spec: ModelSpec, dataset: DatasetVersion
     earlier = None if before is None else datasets.read_version(table, spec, before.version)
     profile = profiles.profile(rows, earlier, spec)
     page = profiles.draw(profile, dataset, before)
-    platform.profile_page(dataset).parent.mkdir(parents=True, exist_ok=True)
-    platform.profile_page(dataset).write_text(page)
+    durable.write(platform.profile_page(dataset), page.encode())
     return profile
 
 
@@ -586,7 +587,7 @@ def judge_candidate(platform: Platform, spec: ModelSpec, candidate: Candidate) -
     platform.database.record_verdict(verdict)
     curves = evaluation.draw_curves(measured)
     if curves is not None:
-        (platform.candidate_folder(candidate) / CURVES).write_bytes(curves)
+        durable.write(platform.candidate_folder(candidate) / CURVES, curves)
     run_id = _show_in_mlflow(platform, candidate, verdict, features, curves)
     show_champion(platform, spec.name)
     for result in verdict.results:

@@ -16,8 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ml_platform import durable
 from ml_platform.errors import ConfigurationError, DataError, DatasetError
 from ml_platform.model_spec import ModelSpec
+from ml_platform.settings import MOST_BYTES
+from ml_platform.volumes import is_note, require_bounded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,6 +64,8 @@ def read_key(file: Path, *, make: bool) -> bytes:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as writer:
             writer.write(os.urandom(KEY_BYTES))
+        durable.sync(file)
+        durable.sync(file.parent)
     try:
         return file.read_bytes()
     except OSError as error:
@@ -78,7 +83,9 @@ def keyed_digest(key: bytes, model: str, entity: str) -> str:
 # Files of rows
 
 
-def without(source: Path, spec: ModelSpec, forgotten: Callable[[str], bool]) -> tuple[bytes, list[int]]:
+def without(
+    source: Path, spec: ModelSpec, forgotten: Callable[[str], bool], most_bytes: int = MOST_BYTES
+) -> tuple[bytes, list[int]]:
     """Read a Parquet, CSV or JSON Lines file without the rows of some entities; text stays as it was written.
 
     Returns
@@ -91,12 +98,16 @@ def without(source: Path, spec: ModelSpec, forgotten: Callable[[str], bool]) -> 
     Raises
     ------
     DataError
-        It cannot be searched: it is no such file, or has no column for the entity.
+        It cannot be searched: it is no such file, has no column for the entity, or holds more rows than the model or
+        more bytes, also once decompressed, than `most_bytes`.
     """
     import pyarrow as pa
 
+    if is_note(source):
+        return b"", []
     search = _Search(spec, forgotten)
     try:
+        require_bounded(source, spec.most_rows_a_batch, most_bytes)
         if source.suffix == ".parquet":
             return _parquet_without(source, search)
         data = source.read_bytes()
@@ -191,6 +202,7 @@ def erase(table: Path, change: Callable[["pa.Table"], "pa.Table"], arrivals: set
     for name, (before, rows) in changed.items():
         new = f"part-{uuid.uuid4()}.parquet"
         pq.write_table(rows, table / new)
+        durable.sync(table / new)
         stats = json.dumps({"numRecords": rows.num_rows})
         entries[name] = {"path": new, "size": (table / new).stat().st_size, "stats": stats}
         lost += before - rows.num_rows
@@ -231,9 +243,7 @@ def _rewrite_log(table: Path, entries: dict[str, dict[str, Any]], arrivals: set[
         before = commit.read_text()
         after = "\n".join(_rewritten(line, entries, arrivals) for line in before.splitlines()) + "\n"
         if after.strip() != before.strip():
-            temporary = commit.with_name(f".{commit.name}.{os.getpid()}")
-            temporary.write_text(after)
-            temporary.replace(commit)
+            durable.write(commit, after.encode())
     if entries:
         (table / "_delta_log" / "_last_checkpoint").unlink(missing_ok=True)
         for checkpoint in (table / "_delta_log").glob("*.checkpoint*.parquet"):
@@ -313,6 +323,6 @@ def requests_without(folder: Path, names: tuple[str, str], features: "pd.DataFra
     if not all(keep):
         answers = json.loads(answers_file.read_text())
         left = {name: [v for v, kept in zip(values, keep, strict=True) if kept] for name, values in answers.items()}
-        answers_file.write_text(json.dumps(left))
-        requests[keep].to_parquet(file, index=False)
+        durable.write(answers_file, json.dumps(left).encode())
+        durable.write(file, requests[keep].to_parquet(index=False))
     return keep.count(False)

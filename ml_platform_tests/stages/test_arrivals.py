@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_platform.errors import ArrivalChangedError, LandingZoneError
+from ml_platform.errors import ArrivalChangedError, LandingZoneError, StorageError
 from ml_platform.records import Arrival
 from ml_platform.stages import _landing, arrivals
 from ml_platform.stages._landing import LocalZone
@@ -393,7 +393,7 @@ def test_a_copy_that_cannot_be_finished_leaves_nothing_half_done(landing: Path, 
     taken = tmp_path / "raw" / f"{hashlib.sha256(b'bytes').hexdigest()}.csv"
     taken.mkdir(parents=True)
 
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(StorageError, match="Is a directory"):
         arrivals.keep_bytes(only(landing), LocalZone(landing), tmp_path / "raw")
     assert list((tmp_path / "raw").iterdir()) == [taken]
 
@@ -446,7 +446,7 @@ def test_an_unsafe_name_is_not_landed(landing: Path, name: str) -> None:
 def test_a_file_that_cannot_be_landed_leaves_nothing_behind(landing: Path) -> None:
     (landing / "visits" / "a.csv").mkdir()
 
-    with pytest.raises(OSError, match="directory"):
+    with pytest.raises(StorageError, match="Is a directory"):
         arrivals.land(LocalZone(landing), "visits", "a.csv", b"1")
     assert [path.name for path in (landing / "visits").iterdir()] == ["a.csv"]
 

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -17,8 +18,9 @@ import pytest
 
 from ml_platform import corrections, workflows
 from ml_platform.errors import DataError, TooLargeError, UnreadableFileError
-from ml_platform.records import BatchResult, Outcome
+from ml_platform.records import Arrival, BatchResult, Outcome
 from ml_platform.stages import datasets, erasure, validation
+from ml_platform.stages._landing import LocalZone
 from ml_platform.volumes import require_bounded
 from ml_platform.workflows import Platform
 from ml_platform_tests import fakes
@@ -117,6 +119,14 @@ def drop(platform: Platform, name: str, data: bytes) -> None:
     (fakes.landing(platform) / "visits" / name).write_bytes(data)
 
 
+class TakesLittle(LocalZone):
+    """A landing zone out of which nobody may copy a file that is too large."""
+
+    def copy(self, arrival: Arrival, target: Path) -> str:
+        assert arrival.size <= MOST_BYTES
+        return super().copy(arrival, target)
+
+
 @pytest.fixture
 def careful(platform: Platform) -> Platform:
     """Return a platform that takes few bytes."""
@@ -162,6 +172,7 @@ def test_a_file_that_is_too_large_is_named_when_somebody_is_forgotten(careful: P
     drop(careful, "good.parquet", parquet(ROWS))
     drop(careful, "a.csv", LINE * (MOST_BYTES // len(LINE) + 1))
     ingest(careful)
+    careful.__dict__["zone"] = TakesLittle(fakes.landing(careful))
 
     forgotten = corrections.forget(careful, SPEC, "1", reason="asked", actor="test")
 
@@ -198,6 +209,19 @@ def test_a_file_with_exactly_what_is_taken_is_taken(tmp_path: Path, name: str) -
     assert (report.problem, report.rows) == (None, MOST_ROWS)
     with pytest.raises(TooLargeError, match=f"at most {len(data) - 1:,} are taken"):
         require_bounded(tmp_path / name, MOST_ROWS, len(data) - 1)
+    with pytest.raises(TooLargeError, match="at most 999 "):
+        require_bounded(tmp_path / name, MOST_ROWS - 1)
+
+
+@pytest.mark.fault("D18")
+def test_nobody_reads_the_rows_of_a_bomb(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(repeated_text(60, 10_000))
+    report = validation.validate_file(tmp_path / "a.parquet", SPEC, None, MOST_BYTES)
+
+    def read() -> pa.Table:
+        raise AssertionError
+
+    assert replace(report, read=read).valid.num_rows == 0
 
 
 def test_a_footer_that_counts_other_rows_than_its_groups_is_refused(tmp_path: Path) -> None:

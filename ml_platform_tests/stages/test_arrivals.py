@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ml_platform.errors import ArrivalChangedError, LandingZoneError, StorageError
 from ml_platform.records import Arrival
 from ml_platform.stages import _landing, arrivals
-from ml_platform.stages._landing import LocalZone
+from ml_platform.stages._landing import LocalZone, _blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -469,3 +469,15 @@ def test_a_file_that_changes_while_it_is_copied_is_not_kept(tmp_path: Path, monk
         arrivals.keep_bytes(arrival, LocalZone(tmp_path / "landing"), tmp_path / "raw")
 
     assert list((tmp_path / "raw").iterdir()) == []
+
+
+@pytest.mark.fault("D18")
+def test_of_a_file_that_grows_without_end_no_more_is_read_than_shows_it(landing: Path) -> None:
+    put(landing, "a.csv", b"bytes")
+    arrival = only(landing)
+    put(landing, "a.csv", b"x" * 1_000_000)
+
+    with (landing / "visits" / "a.csv").open("rb") as grown:
+        read = [len(block) for block in _blocks(arrival, grown)]
+
+    assert sum(read) == arrival.size + 1

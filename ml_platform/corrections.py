@@ -226,7 +226,7 @@ def _validate_again(platform: Platform, spec: ModelSpec, again: _Again, there: d
     if again.batch.promised_sha256 not in {None, again.batch.sha256}:
         return validation.unreadable("its bytes are not those that its manifest names: land it under another name")
     try:
-        rows = validation.read_rows(Path(again.batch.path), spec)
+        rows = validation.read_rows(Path(again.batch.path), spec, platform.settings.most_bytes)
     except UnreadableFileError as error:
         return validation.unreadable(str(error))
     numbers = workflows.original_numbers(again.batch, range(rows.num_rows))
@@ -255,7 +255,7 @@ def _validate_some(
     rows: "pa.Table", bad: list[int], numbers: list[int], spec: ModelSpec, there: datasets.Published
 ) -> validation.Report:
     """Validate some rows of a batch that is published but for them: it was within its tolerance."""
-    tolerant = spec.model_copy(update={"quarantine_tolerance": 1.0})
+    tolerant = spec.model_copy(update={"quarantine_tolerance": 1.0, "least_rows_a_batch": 1})
     report = validation.validate(rows.take(bad), tolerant, there.newest)
     return _numbered(report, [numbers[row] for row in bad])
 
@@ -424,7 +424,8 @@ def _search_raw(platform: Platform, spec: ModelSpec, entity: str) -> _Searched:
     found, unsearched = dict[str, set[int]](), list[str]()
     for batch in platform.database.raw_batches_of(spec.name):
         try:
-            _, rows = erasure.without(Path(batch.path), spec, entity.__eq__)
+            most = platform.settings.most_bytes
+            _, rows = erasure.without(Path(batch.path), spec, entity.__eq__, most)
             found[batch.arrival.key] = set(workflows.original_numbers(batch, rows))
         except DataError:
             unsearched.append(batch.path)
@@ -455,10 +456,13 @@ def _erase_landed(platform: Platform, spec: ModelSpec, entity: str) -> tuple[int
     with tempfile.TemporaryDirectory(prefix="ml-platform-") as folder:
         # One that landed meanwhile comes in without the entity, and is then removed if it held it.
         for arrival in (arrival for arrival in arrived if arrival.key in known):
+            if arrival.size > platform.settings.most_bytes:
+                unsearched.append(f"{zone}/{arrival.name}")
+                continue
             copy = Path(folder) / f"copy{arrivals.suffix_of(arrival.name)}"
             try:
                 platform.zone.copy(arrival, copy)
-                if erasure.without(copy, spec, entity.__eq__)[1]:
+                if erasure.without(copy, spec, entity.__eq__, platform.settings.most_bytes)[1]:
                     arrivals.remove(platform.zone, arrival)
                     removed += 1
             except ArrivalChangedError:

@@ -5,10 +5,12 @@
     PlatformError
     ├── ConfigurationError        a setting, a path or a ModelSpec that cannot work
     │   └── PortInUseError        a server's port is taken
+    ├── StorageError              a disk is full, read-only or broken: nothing was stored
     ├── LandingZoneError          the landing zone is missing, unreadable or holds what it must not
     │   └── ArrivalChangedError   a file is no longer the one that was found
     ├── DataError                 rows that cannot be used
     │   ├── UnreadableFileError   bytes that are no table of a known format
+    │   │   └── TooLargeError     more bytes or rows than this deployment or the model takes
     │   └── DatasetError          a dataset version that is missing, empty or not what was pinned
     │       └── ForgottenError    a dataset version that lost rows because a person's data was forgotten
     ├── ModelError                a model that must not be used
@@ -37,6 +39,10 @@ class PortInUseError(ConfigurationError):
     """A server's port is taken."""
 
 
+class StorageError(PlatformError):
+    """A disk is full, read-only or broken: nothing was stored."""
+
+
 class LandingZoneError(PlatformError):
     """The landing zone is missing, unreadable or holds what it must not."""
 
@@ -51,6 +57,10 @@ class DataError(PlatformError):
 
 class UnreadableFileError(DataError):
     """Bytes that are no table of a known format."""
+
+
+class TooLargeError(UnreadableFileError):
+    """More bytes or rows than this deployment or the model takes."""
 
 
 class DatasetError(DataError):

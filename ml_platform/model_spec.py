@@ -106,6 +106,8 @@ class ModelSpec(_Declared):
         A dataset version in which a class is rarer is not trained on.
     quarantine_tolerance : float
         A batch with a greater share of bad rows is quarantined whole.
+    least_rows_a_batch, most_rows_a_batch : int
+        A batch with fewer or more rows is quarantined whole.
     golden : tuple of GoldenSet
         Frozen datasets; a dataset version is refused while one is missing, changed or breaks the contract.
     """
@@ -127,6 +129,8 @@ class ModelSpec(_Declared):
     least_rows: int = Field(default=500, ge=2)
     least_share_of_a_class: float = Field(default=0.01, ge=0, lt=0.5)
     quarantine_tolerance: float = Field(default=0.05, ge=0, le=1)
+    least_rows_a_batch: int = Field(default=1, ge=1)
+    most_rows_a_batch: int = Field(default=50_000_000, ge=1)
     golden: tuple[GoldenSet, ...] = ()
     task: Literal["binary"] = "binary"
 
@@ -152,6 +156,15 @@ class ModelSpec(_Declared):
         if len(set(names)) < len(names):
             raise ValueError(f"golden must name each set once. Got {names} instead.")
         return value
+
+    @model_validator(mode="after")
+    def _a_batch_can_have_rows(self) -> Self:
+        if self.least_rows_a_batch > self.most_rows_a_batch:
+            raise ValueError(
+                f"least_rows_a_batch must not be greater than most_rows_a_batch, {self.most_rows_a_batch:,}. "
+                f"Got {self.least_rows_a_batch:,} instead."
+            )
+        return self
 
     @model_validator(mode="after")
     def _columns_are_declared(self) -> Self:

@@ -36,7 +36,7 @@ DATA_CHECKS = {
     "schema": "Every file is readable and has the contract's columns and types, nothing more and nothing less.",
     "values": "Every value is within the contract's ranges and categories.",
     "keys": "Every row is newer than what is published of its entity, and none comes twice.",
-    "volume": "Every file has rows.",
+    "volume": "Every file has as many rows as its author asks for, and no more rows or bytes than are taken.",
     "freshness": "No row is from the future.",
     "quarantined_share": "No file has a greater share of bad rows than the author tolerates.",
 }

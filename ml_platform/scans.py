@@ -72,6 +72,12 @@ class Batch:
         found += [self._hold_pandera(rule, contract) for rule in contract.left_over]
         return [broken for broken in found if broken.count]
 
+    def bytes_of_text(self) -> int:
+        """Return how many bytes the texts of all rows have in all, a text that comes again counted again."""
+        texts = pl.col(pl.String).str.len_bytes().cast(pl.UInt64).sum()
+        lengths = self.source.select(texts).collect(engine="streaming")
+        return int(sum(lengths.row(0))) if lengths.width else 0
+
     def _hold_rows(self, rules: Sequence[Rule]) -> list[Broken]:
         if not rules:
             return []

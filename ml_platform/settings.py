@@ -11,6 +11,9 @@ variable                           default                      what it is
                                                                 ``AWS_DEFAULT_REGION``; botocore reads them
 ``ML_PLATFORM_SETTLE_SECONDS``     2                            what `ingest` waits between its two looks
 ``ML_PLATFORM_DATABASE_URL``       SQLite under the home        arrivals, candidates, verdicts, ledger
+``ML_PLATFORM_MOST_BYTES``         8 GiB                        the most bytes of a file, and of what it decompresses
+                                                                to; text and valid rows are read into memory, so that
+                                                                it should be no more than a machine has
 ``ML_PLATFORM_GOLDEN``             ``data/golden/``             frozen datasets, a folder a model
 ``ML_PLATFORM_CODE_REVISION``      asked of git                 the commit, where there is no checkout
 ``ML_PLATFORM_MLFLOW_UI``          ``http://127.0.0.1:5000``    what links to MLflow start with
@@ -29,6 +32,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ml_platform.errors import ConfigurationError
 
+MOST_BYTES = 8 * 2**30
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 S3_ADDRESS = re.compile(r"s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/(?!\.{1,2}(/|$))[^/\x00-\x1f]+)*/?")
 
@@ -42,6 +46,7 @@ class Settings(BaseSettings):
     landing_zone: str | None = None
     settle_seconds: float = Field(default=2.0, ge=0, le=3600)
     database_url: SecretStr | None = None
+    most_bytes: int = Field(default=MOST_BYTES, ge=1)
     golden: Path = PROJECT_ROOT / "data" / "golden"
     code_revision: str | None = None
     mlflow_ui: str = "http://127.0.0.1:5000"

@@ -162,3 +162,11 @@ def test_the_model_sees_neither_entity_nor_time_nor_label() -> None:
     assert spec.features == [name for name in spec.columns if name not in hidden]
     assert set(spec.columns) - set(spec.features) == hidden
     assert spec.columns == list(fakes.visits(1).columns)
+
+
+def test_a_batch_that_can_have_no_number_of_rows_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"not be greater than most_rows_a_batch, 10\. Got 11"):
+        fakes.visits_spec(least_rows_a_batch=11, most_rows_a_batch=10)
+    with pytest.raises(ValidationError, match="least_rows_a_batch"):
+        fakes.visits_spec(least_rows_a_batch=0)
+    assert fakes.visits_spec(least_rows_a_batch=10, most_rows_a_batch=10).most_rows_a_batch == 10

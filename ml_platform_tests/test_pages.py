@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ml_platform import pages
 from ml_platform.errors import UnreadableFileError
-from ml_platform.pages import verify_pages
+from ml_platform.pages import require_bounded_pages, verify_pages
 from ml_platform_tests import fakes
 
 ROWS = pa.Table.from_pandas(fakes.visits(300), preserve_index=False)
@@ -27,16 +27,36 @@ def written(folder: Path, **options: object) -> Path:
 @pytest.mark.parametrize("codec", ["none", "snappy", "zstd"])
 @pytest.mark.parametrize("checksums", [True, False])
 def test_whole_pages_pass(tmp_path: Path, version: str, codec: str, checksums: bool) -> None:
-    verify_pages(
-        written(
-            tmp_path,
-            compression=codec,
-            data_page_version=version,
-            data_page_size=256,
-            row_group_size=100,
-            write_page_checksum=checksums,
-        )
+    path = written(
+        tmp_path,
+        compression=codec,
+        data_page_version=version,
+        data_page_size=256,
+        row_group_size=100,
+        write_page_checksum=checksums,
     )
+
+    verify_pages(path)
+    require_bounded_pages(path, 2**20)
+
+
+def test_lists_and_missing_values_are_counted_as_their_footer_counts_them(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"lists": [[1, 2], [], None, [3]], "holes": [None, 1, None, 2]}), tmp_path / "a.parquet")
+
+    require_bounded_pages(tmp_path / "a.parquet", 2**20)
+
+
+@pytest.mark.fault("D18")
+def test_structs_in_structs_without_end_are_no_page(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    place = pq.read_metadata(path).row_group(0).column(0).dictionary_page_offset
+    data = bytearray(path.read_bytes())
+    end = place + pq.read_metadata(path).row_group(0).column(0).total_compressed_size
+    data[place:end] = bytes([0x1C]) * (end - place)  # each byte begins a struct within the one before
+    path.write_bytes(data)
+
+    with pytest.raises(UnreadableFileError, match="is not what was written"):
+        require_bounded_pages(path, 2**20)
 
 
 @pytest.mark.parametrize(("name", "at_once"), [("HEADER", 1), ("HEADER", 8), ("AT_ONCE", 1), ("AT_ONCE", 100)])

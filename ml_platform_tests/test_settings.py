@@ -32,6 +32,7 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setenv("ML_PLATFORM_LANDING_ZONE", str(tmp_path / "dropped"))
     monkeypatch.setenv("ML_PLATFORM_DATABASE_URL", "postgresql://host/platform")
     monkeypatch.setenv("ML_PLATFORM_CODE_REVISION", "v1")
+    monkeypatch.setenv("ML_PLATFORM_MOST_BYTES", "1000")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
 
     settings = read_settings()
@@ -39,6 +40,7 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert settings.landing == str(tmp_path / "dropped")
     assert settings.database == "postgresql://host/platform"
     assert settings.code_revision == "v1"
+    assert settings.most_bytes == 1000
     assert settings.tracking_uri == "http://mlflow:5000"
     assert not settings.tracking_is_local
 
@@ -130,3 +132,10 @@ def test_a_dagster_home_that_nobody_set_is_refused(monkeypatch: pytest.MonkeyPat
 
     with pytest.raises(ConfigurationError, match="is not set"):
         require_dagster_home()
+
+
+def test_a_deployment_that_takes_no_byte_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ML_PLATFORM_MOST_BYTES", "0")
+
+    with pytest.raises(ConfigurationError, match=r"ML_PLATFORM_MOST_BYTES.*greater than or equal to 1"):
+        read_settings()

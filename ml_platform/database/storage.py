@@ -1,5 +1,6 @@
 """Open the platform's database: address, transactions, migration."""
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,11 +8,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from ml_platform import durable
 from ml_platform.errors import ConfigurationError
 
 # The newest migration; a test compares it with ml_platform/migrations, so that opening an up-to-date database
 # does not pay for importing Alembic.
 HEAD = "0001"
+# SQLite's word for a disk that is full, read-only or broken; not for a database that another process holds.
+DISK_ERRORS = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
 
 
 class Storage:
@@ -45,8 +49,13 @@ class Storage:
 
     @contextmanager
     def _transaction(self) -> Iterator[sa.Connection]:
-        with self.engine.begin() as connection:
-            yield connection
+        try:
+            with self.engine.begin() as connection:
+                yield connection
+        except sa.exc.OperationalError as error:
+            if isinstance(error.orig, sqlite3.Error) and error.orig.sqlite_errorcode & 0xFF in DISK_ERRORS:
+                raise durable.refused(self.url.database, str(error.orig)) from error
+            raise
 
     def _migrate(self) -> None:
         if self.revision() == HEAD:

@@ -18,6 +18,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, Protocol
 
+from ml_platform import durable
 from ml_platform.errors import ArrivalChangedError, LandingZoneError
 from ml_platform.records import Arrival
 
@@ -139,24 +140,15 @@ class LocalZone:
         digest = hashlib.sha256()
         with reader, target.open("wb") as writer:
             _require_unchanged(arrival, reader)
-            while block := reader.read(BLOCK):
+            for block in _blocks(arrival, reader):
                 digest.update(block)
                 writer.write(block)
             _require_unchanged(arrival, reader)
-            writer.flush()
-            os.fsync(writer.fileno())
         return digest.hexdigest()
 
     def write(self, model: str, name: str, data: bytes) -> None:
         """Write under a hidden name, then rename."""
-        folder = self.folder / model
-        self.prepare(model)
-        temporary = folder / f".{name}.{os.getpid()}"
-        try:
-            temporary.write_bytes(data)
-            temporary.replace(folder / name)
-        finally:
-            temporary.unlink(missing_ok=True)
+        durable.write(self.folder / model / name, data)
 
     def remove(self, model: str, name: str) -> None:
         """Unlink the file."""
@@ -176,7 +168,8 @@ class LocalZone:
 
     def prepare(self, model: str) -> None:
         """Make the folder."""
-        (self.folder / model).mkdir(parents=True, exist_ok=True)
+        with durable.storing_in(self.folder / model):
+            durable.make_folder(self.folder / model)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -202,6 +195,17 @@ def _open_regular(path: Path) -> BufferedReader:
         os.close(descriptor)
         raise OSError(0, "it is no regular file")
     return os.fdopen(descriptor, "rb")
+
+
+def _blocks(arrival: Arrival, reader: BufferedReader) -> Iterator[bytes]:
+    """Read no more than the file had when it was found, and one byte by which it shows that it grew."""
+    left = arrival.size + 1
+    try:
+        while block := reader.read(min(BLOCK, left)):
+            left -= len(block)
+            yield block
+    except OSError as error:
+        raise LandingZoneError(f"{arrival.model}/{arrival.name} cannot be read: {error.strerror}.") from error
 
 
 def _require_unchanged(arrival: Arrival, reader: BufferedReader) -> None:
@@ -310,8 +314,8 @@ class S3Zone:
             for block in body.iter_chunks(BLOCK):
                 digest.update(block)
                 size += writer.write(block)
-            writer.flush()
-            os.fsync(writer.fileno())
+                if size > arrival.size:
+                    break
         if size != arrival.size:
             raise changed(arrival)
         return digest.hexdigest()

@@ -2,16 +2,18 @@
 
 import hashlib
 import json
-import os
 import re
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ml_platform.errors import LandingZoneError
+from ml_platform import durable
+from ml_platform.errors import LandingZoneError, StorageError
 from ml_platform.records import Arrival, RawBatch
+from ml_platform.settings import MOST_BYTES
 from ml_platform.stages._landing import Found, LandingZone, changed
+from ml_platform.volumes import NOTE_SUFFIX, note
 
 SUFFIXES = (".parquet", ".csv", ".csv.gz", ".jsonl")
 # No path separator, no leading dot, no control character, nothing that a shell or Dagster's partition ranges
@@ -229,7 +231,7 @@ def land(zone: LandingZone, model: str, name: str, data: bytes) -> bool:
     zone.write(model, name + MANIFEST_SUFFIX, Manifest(len(data), hashlib.sha256(data).hexdigest()).data)
     try:
         zone.write(model, name, data)
-    except (OSError, LandingZoneError):
+    except (LandingZoneError, StorageError):
         zone.remove(model, name + MANIFEST_SUFFIX)
         raise
     return True
@@ -255,10 +257,11 @@ def is_safe_name(name: str) -> bool:
     return len(name) <= LONGEST_NAME and bool(SAFE_NAME.fullmatch(name)) and name.lower().endswith(SUFFIXES)
 
 
-def keep_bytes(arrival: Arrival, zone: LandingZone, store: Path) -> RawBatch:
+def keep_bytes(arrival: Arrival, zone: LandingZone, store: Path, most_bytes: int = MOST_BYTES) -> RawBatch:
     """Copy an arrival's bytes to ``<store>/<sha256><suffix>``, once; equal bytes are kept once.
 
-    What a manifest promises is noted with them and held against them when they are validated.
+    What a manifest promises is noted with them and held against them when they are validated. Of an arrival that has
+    more than `most_bytes` a note is kept in the place of its bytes: validation says so and quarantines it.
 
     Raises
     ------
@@ -266,18 +269,18 @@ def keep_bytes(arrival: Arrival, zone: LandingZone, store: Path) -> RawBatch:
         The file is gone, is no regular file, or changed since it was found: the changed file is a new arrival.
     LandingZoneError
         The landing zone does not answer or refuses.
+    StorageError
+        The store takes nothing: the disk is full, read-only or broken.
     """
-    store.mkdir(parents=True, exist_ok=True)
-    temporary = store / f".{arrival.key}.{os.getpid()}"
-    try:
+    if arrival.size > most_bytes:
+        return _keep_note(arrival, store, most_bytes)
+    with durable.temporary_beside(store / arrival.key) as temporary:
         sha256 = zone.copy(arrival, temporary)
         manifest = _manifest_of(zone, arrival)
         if manifest and manifest.size != arrival.size:
             raise changed(arrival)
         target = store / f"{sha256}{suffix_of(arrival.name)}"
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+        durable.place(temporary, target)
     promised = manifest.sha256 if manifest else None
     return RawBatch(arrival=arrival, sha256=sha256, path=str(target), promised_sha256=promised)
 
@@ -307,3 +310,12 @@ def remove(zone: LandingZone, arrival: Arrival) -> None:
     """
     zone.remove_arrival(arrival)
     zone.remove(arrival.model, arrival.name + MANIFEST_SUFFIX)
+
+
+def _keep_note(arrival: Arrival, store: Path, most_bytes: int) -> RawBatch:
+    data = note(arrival, most_bytes)
+    sha256 = hashlib.sha256(data).hexdigest()
+    target = store / f"{sha256}{NOTE_SUFFIX}"
+    durable.write(target, data)
+    # The digest of the note, which names the arrival: nobody has read the file's own.
+    return RawBatch(arrival=arrival, sha256=sha256, path=str(target))

@@ -3,15 +3,20 @@
 A model has two tables: ``rows``, its valid rows with the arrival that brought them in the column ``_arrival``, and
 ``quarantine``. Each commit carries an application transaction named after the arrival's sha256, so that the same
 bytes are committed once, whoever tries.
+
+deltalake never calls fsync. What is reported as published is therefore made durable here, before anybody records it.
 """
 
+import contextlib
 import hashlib
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ml_platform import durable
 from ml_platform.errors import ConflictError, DatasetError
 from ml_platform.model_spec import ModelSpec
 from ml_platform.records import DatasetVersion
@@ -40,12 +45,18 @@ class Publication:
 
 
 def published(table: Path, sha256: str) -> Publication | None:
-    """Return the commit that holds an arrival's bytes; ``None`` if there is none."""
+    """Return the commit that holds an arrival's bytes; ``None`` if there is none.
+
+    Raises
+    ------
+    StorageError
+        It stands there and could not be made durable.
+    """
     opened = _open(table)
-    return None if opened is None else _publication(opened, sha256)
+    return None if opened is None else _publication(table, opened, sha256)
 
 
-def _publication(opened: Any, sha256: str) -> Publication | None:
+def _publication(table: Path, opened: Any, sha256: str) -> Publication | None:
     # The transaction's version is the table's: history() numbers commits relative to what was loaded, which is
     # wrong while others write.
     version = opened.transaction_version(sha256)
@@ -55,7 +66,19 @@ def _publication(opened: Any, sha256: str) -> Publication | None:
     notes = next((commit["notes"] for commit in opened.history() if commit.get("sha256") == sha256), None)
     if notes is None:
         raise DatasetError(f"Version {version} of {opened.table_uri} holds {sha256}, but its commit was cleaned up.")
+    # Its writer may have died before the commit was on the disk.
+    _make_durable(table, version)
     return Publication(version=version, notes=json.loads(notes))
+
+
+def _make_durable(table: Path, version: int) -> None:
+    log = table / "_delta_log"
+    commit = log / f"{version:020}.json"
+    with durable.storing_in(table):
+        actions = [json.loads(line) for line in commit.read_text().splitlines()]
+        files = [table / action["add"]["path"] for action in actions if "add" in action]
+        for path in (*files, commit, log, table):
+            durable.sync(path)
 
 
 def publish(
@@ -82,19 +105,22 @@ def publish(
         Others committed to the table since `read_at`, or `ATTEMPTS` times in a row; nothing was written.
     DatasetError
         The table has other columns: the contract was changed since it was made.
+    StorageError
+        The disk is full, read-only or broken: nothing was published, or what was is not durable; run it again.
     """
     import pyarrow as pa
 
     data = rows.append_column(ARRIVAL, pa.array([arrival] * rows.num_rows, pa.string())).replace_schema_metadata(None)
     for _ in range(ATTEMPTS):
         opened = _open(table) or _create(table, data.schema)
-        if done := opened and _publication(opened, sha256):
+        if done := opened and _publication(table, opened, sha256):
             return done
         if opened and read_at is not None and opened.version() > max(read_at, 0):
             raise ConflictError(f"Others wrote to {table} since version {read_at}. Validate {arrival} again.")
         if opened:
             _require_columns(opened, data.column_names)
-        if opened and _commit(opened, data, arrival, sha256, notes):
+        if opened and _commit(table, opened, data, arrival, sha256, notes):
+            _make_durable(table, opened.version())
             return Publication(version=opened.version(), notes=notes)
     raise ConflictError(f"Others wrote to {table} {ATTEMPTS} times while {arrival} was published. Run it again.")
 
@@ -104,24 +130,41 @@ def _create(table: Path, schema: "pa.Schema") -> Any:
     from deltalake import CommitProperties, DeltaTable
     from deltalake.exceptions import DeltaError
 
-    table.parent.mkdir(parents=True, exist_ok=True)
     try:
-        return DeltaTable.create(
-            table,
-            schema,
-            mode="error",
-            # A version that a model was trained on stays readable: Delta would drop old commits after 30 days.
-            configuration={"delta.enableExpiredLogCleanup": "false"},
-            # With retries the library would write a second creation after somebody else's first.
-            commit_properties=CommitProperties(max_commit_retries=0),
-        )
+        with _storing_in(table):
+            durable.make_folder(table)
+            made = DeltaTable.create(
+                table,
+                schema,
+                mode="error",
+                # A version that a model was trained on stays readable: Delta would drop old commits after 30 days.
+                configuration={"delta.enableExpiredLogCleanup": "false"},
+                # With retries the library would write a second creation after somebody else's first.
+                commit_properties=CommitProperties(max_commit_retries=0),
+            )
+            _make_durable(table, 0)
     except DeltaError:
         if DeltaTable.is_deltatable(str(table)):
             return None
         raise
+    return made
 
 
-def _commit(opened: Any, data: "pa.Table", arrival: str, sha256: str, notes: dict[str, Any]) -> bool:
+@contextlib.contextmanager
+def _storing_in(table: Path) -> Iterator[None]:
+    """Tell a disk that takes nothing from what else deltalake can say: one of its errors may be either."""
+    from deltalake.exceptions import DeltaError
+
+    try:
+        with durable.storing_in(table):
+            yield
+    except DeltaError as error:
+        if "(os error " not in str(error):
+            raise
+        raise durable.refused(table, str(error)) from error
+
+
+def _commit(table: Path, opened: Any, data: "pa.Table", arrival: str, sha256: str, notes: dict[str, Any]) -> bool:
     """Commit as the very next version of the table as it was opened; return False if another commit was faster.
 
     Without retries inside the library, the version that is noted in the transaction is the one that is written, and
@@ -136,7 +179,8 @@ def _commit(opened: Any, data: "pa.Table", arrival: str, sha256: str, notes: dic
         max_commit_retries=0,
     )
     try:
-        write_deltalake(opened, data, mode="append", commit_properties=properties)
+        with _storing_in(table):
+            write_deltalake(opened, data, mode="append", commit_properties=properties)
     except CommitFailedError:
         return False
     return True

@@ -20,8 +20,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from ml_platform import durable
 from ml_platform.errors import ConfigurationError, DataError, DatasetError
 from ml_platform.model_spec import ModelSpec
+from ml_platform.settings import MOST_BYTES
+from ml_platform.volumes import is_note, require_bounded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,17 +91,13 @@ def read_key(file: Path, *, make: bool) -> bytes:
 
 def _make_key(file: Path) -> None:
     """Make a key file, whole or not at all: half a key could be guessed. Of two processes the first wins."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
-    try:
+    with durable.temporary_beside(file) as temporary:
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as writer:
             writer.write(os.urandom(KEY_BYTES))
-            writer.flush()
-            os.fsync(writer.fileno())
+        durable.sync(temporary)
         with contextlib.suppress(FileExistsError):
             os.link(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+        durable.sync(file.parent)
 
 
 def keyed_digest(key: bytes, model: str, entity: str) -> str:
@@ -109,7 +108,9 @@ def keyed_digest(key: bytes, model: str, entity: str) -> str:
 # Files of rows
 
 
-def without(source: Path, spec: ModelSpec, forgotten: Callable[[str], bool]) -> tuple[bytes, list[int]]:
+def without(
+    source: Path, spec: ModelSpec, forgotten: Callable[[str], bool], most_bytes: int = MOST_BYTES
+) -> tuple[bytes, list[int]]:
     """Read a Parquet, CSV or JSON Lines file without the rows of some entities; text stays as it was written.
 
     Returns
@@ -122,12 +123,16 @@ def without(source: Path, spec: ModelSpec, forgotten: Callable[[str], bool]) -> 
     Raises
     ------
     DataError
-        It cannot be searched: it is no such file, or has no column for the entity.
+        It cannot be searched: it is no such file, has no column for the entity, or holds more rows than the model or
+        more bytes, also once decompressed, than `most_bytes`.
     """
     import pyarrow as pa
 
+    if is_note(source):
+        return b"", []
     search = _Search(spec, forgotten)
     try:
+        require_bounded(source, spec.most_rows_a_batch, most_bytes)
         if source.suffix == ".parquet":
             return _parquet_without(source, search)
         data = source.read_bytes()
@@ -237,7 +242,7 @@ def erase(table: Path, change: Callable[["pa.Table"], "pa.Table"], arrivals: set
     for name, (before, rows) in changed.items():
         new, written = f"part-{uuid.uuid4()}.parquet", io.BytesIO()
         pq.write_table(_unpacked(rows), written)
-        write_whole(table / new, written.getvalue())
+        durable.write(table / new, written.getvalue())
         stats = json.dumps({"numRecords": rows.num_rows})
         entries[name] = {"path": new, "size": (table / new).stat().st_size, "stats": stats}
         lost += before - rows.num_rows
@@ -245,20 +250,6 @@ def erase(table: Path, change: Callable[["pa.Table"], "pa.Table"], arrivals: set
     for name in changed:
         (table / name).unlink()
     return lost
-
-
-def write_whole(file: Path, data: bytes) -> None:
-    """Write a file, whole or not at all, so that it is on the disk before anything points at it."""
-    temporary = _hidden(file)
-    with temporary.open("wb") as writer:
-        writer.write(data)
-        writer.flush()
-        os.fsync(writer.fileno())
-    temporary.replace(file)
-
-
-def _hidden(file: Path) -> Path:
-    return file.with_name(f".{file.name}.part")
 
 
 def _remove_leftovers(table: Path) -> None:
@@ -303,7 +294,7 @@ def _rewrite_log(table: Path, entries: dict[str, dict[str, Any]], arrivals: set[
         before = commit.read_text()
         after = "\n".join(_rewritten(line, entries, arrivals) for line in before.splitlines()) + "\n"
         if after.strip() != before.strip():
-            write_whole(commit, after.encode())
+            durable.write(commit, after.encode())
     if entries:
         (table / "_delta_log" / "_last_checkpoint").unlink(missing_ok=True)
         for checkpoint in (table / "_delta_log").glob("*.checkpoint*.parquet"):
@@ -403,8 +394,8 @@ class _Pair:
     answers: Path
 
     def replace(self, requests: bytes, answers: bytes) -> None:
-        write_whole(_new(self.answers), answers)
-        write_whole(_new(self.requests), requests)
+        durable.write(_new(self.answers), answers)
+        durable.write(_new(self.requests), requests)
         self.finish()
 
     def finish(self) -> None:
@@ -414,7 +405,7 @@ class _Pair:
                 _new(self.answers).replace(self.answers)
             _new(self.requests).replace(self.requests)
         for file in (_new(self.answers), _new(self.requests)):
-            for left in (file, _hidden(file)):
+            for left in (file, *durable.leftovers(file)):
                 left.unlink(missing_ok=True)
 
 

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from ml_platform.settings import MOST_BYTES
+from ml_platform.volumes import is_note
+
 HEAD = 5
-MOST_BYTES = 1 << 33
 BLOCK = 1 << 20
 # Nobody looks at a preview for more: a line that is longer is no table's.
 LONGEST_HEAD = 1 << 20
@@ -49,10 +51,12 @@ def preview(path: Path, most_bytes: int = MOST_BYTES) -> Preview | None:
     Returns
     -------
     Preview or None
-        ``None`` if the bytes are not what the name says; validation is going to say why.
+        ``None`` if the bytes are not what the name says, or were too many to be kept; validation is going to say why.
     """
     import pyarrow as pa
 
+    if is_note(path):
+        return None
     try:
         return _parquet(path) if path.suffix == ".parquet" else _text(path, most_bytes)
     except (pa.ArrowException, OSError, EOFError, ValueError, csv.Error):

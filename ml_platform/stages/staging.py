@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ml_platform import durable
 from ml_platform.predictor import Predictor
 
 if TYPE_CHECKING:
@@ -20,12 +21,12 @@ TIMEOUT_SECONDS = 120
 def keep_golden_requests(predictor: Predictor, features: "pd.DataFrame", folder: Path) -> None:
     """Store some rows and what the candidate says of them, for whoever loads its bytes later to compare."""
     requests = features.head(GOLDEN_ROWS)
-    requests.to_parquet(folder / GOLDEN_REQUESTS, index=False)
+    durable.write(folder / GOLDEN_REQUESTS, requests.to_parquet(index=False))
     answers = {
         "scores": predictor.scores(requests).tolist(),
         "positive": predictor.positive(requests).tolist(),
     }
-    (folder / GOLDEN_ANSWERS).write_text(json.dumps(answers))
+    durable.write(folder / GOLDEN_ANSWERS, json.dumps(answers).encode())
 
 
 def integration_test(model_file: Path, digest: str, golden: Path) -> str | None:

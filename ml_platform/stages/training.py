@@ -1,9 +1,9 @@
 """Fit the author's pipeline and store it as skops."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ml_platform import durable
 from ml_platform.errors import ModelError
 from ml_platform.model_spec import ModelSpec
 from ml_platform.predictor import MODEL_FILE, file_digest
@@ -46,15 +46,18 @@ def fit(rows: "pd.DataFrame", spec: ModelSpec) -> Any:
 
 
 def store(pipeline: Any, folder: Path) -> str:
-    """Write a fitted pipeline to ``<folder>/model.skops``, whole or not at all; return the file's sha256."""
+    """Write a fitted pipeline to ``<folder>/model.skops``, whole or not at all; return the file's sha256.
+
+    Raises
+    ------
+    StorageError
+        The disk is full, read-only or broken.
+    """
     import skops.io as sio
 
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{MODEL_FILE}"
-    with temporary.open("wb") as file:
-        sio.dump(pipeline, file)
-        file.flush()
-        os.fsync(file.fileno())
-    digest = file_digest(temporary)
-    temporary.replace(folder / MODEL_FILE)
+    with durable.temporary_beside(folder / MODEL_FILE) as temporary:
+        with temporary.open("wb") as file:
+            sio.dump(pipeline, file)
+        digest = file_digest(temporary)
+        durable.place(temporary, folder / MODEL_FILE)
     return digest

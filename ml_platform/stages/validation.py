@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ml_platform.contracts import Rule, UniqueRule, compile_contract
-from ml_platform.errors import UnreadableFileError
+from ml_platform.errors import TooLargeError, UnreadableFileError
 from ml_platform.model_spec import ModelSpec
 from ml_platform.pages import verify_pages
 from ml_platform.scans import Batch, Broken
+from ml_platform.settings import MOST_BYTES
+from ml_platform.volumes import require_bounded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,11 +70,11 @@ class Report:
 
     @cached_property
     def valid(self) -> "pa.Table":
-        """The rows that may be published, as they came; none where the batch is quarantined whole."""
+        """The rows that may be published, as they came; no rows or columns where the batch is quarantined whole."""
         import pyarrow as pa
 
         if self.problem is not None or self.bad is None:
-            return self.read().slice(0, 0)
+            return pa.table({})  # nobody may read such a file as a whole: it can be too large for that
         return self.read().filter(pa.array(~self.bad)) if self.bad.any() else self.read()
 
     @property
@@ -100,7 +102,7 @@ class Report:
         return by_check
 
 
-def read_rows(path: Path, spec: ModelSpec) -> "pa.Table":
+def read_rows(path: Path, spec: ModelSpec, most_bytes: int = MOST_BYTES) -> "pa.Table":
     """Read a Parquet, CSV or JSON Lines file as it is.
 
     Parquet brings its types. Text has none, so that the contract's are read there: ``007`` stays text in a column of
@@ -111,16 +113,21 @@ def read_rows(path: Path, spec: ModelSpec) -> "pa.Table":
     path : Path
         Its suffix says what it is.
     spec : ModelSpec
-        Its table is the contract.
+        Its table is the contract; it says how many rows a batch may have.
+    most_bytes : int
+        The most bytes, of the file and of what it decompresses to.
 
     Raises
     ------
     UnreadableFileError
         The bytes are not what the name says; the message says what the reader found.
+    TooLargeError
+        It holds too much, and was not read.
     """
     import pyarrow as pa
 
     try:
+        require_bounded(path, spec.most_rows_a_batch, most_bytes)
         # A file's pandas metadata would decide how its columns are read: only the columns themselves may.
         table = _read(path, spec).replace_schema_metadata(None)
         names = list(table.column_names)
@@ -185,26 +192,35 @@ def findings_table(findings: list[Finding]) -> "pa.Table":
     return pa.Table.from_pylist([finding._asdict() for finding in findings], schema=schema)
 
 
-def unreadable(problem: str) -> Report:
-    """Return the report on a file that could not be read."""
+def unreadable(problem: str, check: str = "schema") -> Report:
+    """Return the report on a file that could not be read, which is what a data check found."""
     import pyarrow as pa
 
-    finding = Finding(None, "", "schema", problem, "")
-    counts = Counter({("", "schema", problem): 1})
+    finding = Finding(None, "", check, problem, "")
+    counts = Counter({("", check, problem): 1})
     return Report(rows=0, findings=[finding], counts=counts, problem=problem, read=lambda: pa.table({}))
 
 
 def validate_file(
-    path: Path, spec: ModelSpec, newest: "pd.Series[Any] | None" = None, *, named: int | None = None
+    path: Path,
+    spec: ModelSpec,
+    newest: "pd.Series[Any] | None" = None,
+    most_bytes: int = MOST_BYTES,
+    *,
+    named: int = FINDINGS,
 ) -> Report:
     """Hold a file against the contract, as `validate` does; a Parquet file is never in memory as a whole.
+
+    A file that holds, or decompresses to, more than `most_bytes` is not read.
 
     Parameters
     ----------
     path, spec, newest
         As of `read_rows` and `validate`.
-    named : int or None
-        So many rows are named of each broken rule, the others are counted; ``None`` names `FINDINGS`.
+    most_bytes : int
+        The most bytes, of the file and of what it decompresses to.
+    named : int
+        So many rows are named of each broken rule; the others are counted.
 
     Returns
     -------
@@ -213,18 +229,23 @@ def validate_file(
     """
     try:
         if path.suffix != ".parquet":
-            return validate(read_rows(path, spec), spec, newest, named=named)
-        return _validate_parquet(path, spec, newest, FINDINGS if named is None else named)
+            return validate(read_rows(path, spec, most_bytes), spec, newest, most_bytes, named=named)
+        return _validate_parquet(path, spec, newest, most_bytes, named)
+    except TooLargeError as error:
+        return unreadable(str(error), "volume")
     except UnreadableFileError as error:
         return unreadable(str(error))
 
 
-def _validate_parquet(path: Path, spec: ModelSpec, newest: "pd.Series[Any] | None", named: int) -> Report:
+def _validate_parquet(
+    path: Path, spec: ModelSpec, newest: "pd.Series[Any] | None", most_bytes: int, named: int
+) -> Report:
     import polars as pl
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
+        require_bounded(path, spec.most_rows_a_batch, most_bytes)
         metadata = pq.read_metadata(path)
         schema = metadata.schema.to_arrow_schema().remove_metadata()
         _require_unique(schema.names)
@@ -232,13 +253,18 @@ def _validate_parquet(path: Path, spec: ModelSpec, newest: "pd.Series[Any] | Non
         # What a file says of the values in it is not covered by a checksum: no row is skipped because of it.
         source = pl.scan_parquet(path, glob=False, use_statistics=False)
         batch = Batch(source, metadata.num_rows, schema, named)
-        return _validate(batch, spec, newest, partial(_read_parquet, path))
+        return _validate(batch, spec, newest, partial(_read_parquet, path), most_bytes)
     except (pa.ArrowException, OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise UnreadableFileError(f"it is no readable parquet file: {_first_line(error)}") from error
 
 
 def validate(
-    rows: "pa.Table", spec: ModelSpec, newest: "pd.Series[Any] | None" = None, *, named: int | None = None
+    rows: "pa.Table",
+    spec: ModelSpec,
+    newest: "pd.Series[Any] | None" = None,
+    most_bytes: int = MOST_BYTES,
+    *,
+    named: int = FINDINGS,
 ) -> Report:
     """Hold a batch against the contract and against what a contract cannot say.
 
@@ -250,8 +276,10 @@ def validate(
         Its table is the contract; its `quarantine_tolerance` decides when a batch is quarantined whole.
     newest : Series or None
         The newest published event time by entity: a row must be newer. ``None`` where nothing was published.
-    named : int or None
-        So many rows are named of each broken rule, the others are counted; ``None`` names `FINDINGS`.
+    most_bytes : int
+        The most bytes of text that the rows may hold in all.
+    named : int
+        So many rows are named of each broken rule; the others are counted.
 
     Returns
     -------
@@ -261,12 +289,18 @@ def validate(
 
     rows = rows.replace_schema_metadata(None)
     source = pl.LazyFrame(pl.from_arrow(rows))
-    batch = Batch(source, rows.num_rows, rows.schema, FINDINGS if named is None else named)
-    return _validate(batch, spec, newest, lambda: rows)
+    batch = Batch(source, rows.num_rows, rows.schema, named)
+    return _validate(batch, spec, newest, lambda: rows, most_bytes)
 
 
-def _validate(batch: Batch, spec: ModelSpec, newest: "pd.Series[Any] | None", read: "Callable[[], pa.Table]") -> Report:
-    structural = _structural(batch.schema, spec)
+def _validate(
+    batch: Batch,
+    spec: ModelSpec,
+    newest: "pd.Series[Any] | None",
+    read: "Callable[[], pa.Table]",
+    most_bytes: int,
+) -> Report:
+    structural = _structural(batch.schema, spec) or list(_volume(batch, spec, most_bytes))
     if structural:
         return _quarantined_whole(batch, structural, read)
     broken = _hold(batch, spec, newest)
@@ -303,6 +337,20 @@ def _structural(schema: "pa.Schema", spec: ModelSpec) -> list[Finding]:
     except SchemaErrors as errors:
         return [_structural_finding(case) for case in errors.failure_cases.to_dict("records")]
     return []
+
+
+def _volume(batch: Batch, spec: ModelSpec, most_bytes: int) -> Iterator[Finding]:
+    rows = batch.rows
+    if rows < spec.least_rows_a_batch:
+        said = f"it has {rows:,} rows, at least {spec.least_rows_a_batch:,} are asked for" if rows else "it has no rows"
+        yield Finding(None, "", "volume", said, "")
+    elif rows > spec.most_rows_a_batch:
+        said = f"it has {rows:,} rows, at most {spec.most_rows_a_batch:,} are taken"
+        yield Finding(None, "", "volume", said, "")
+    # A Parquet file names a text once for all of its rows: pages that are small can be long columns.
+    elif (long := batch.bytes_of_text()) > most_bytes:
+        said = f"its texts have {long:,} bytes in all, at most {most_bytes:,} are taken"
+        yield Finding(None, "", "volume", said, "")
 
 
 def _structural_finding(case: dict[str, Any]) -> Finding:
@@ -364,8 +412,6 @@ def _findings(broken: Broken) -> Iterator[Finding]:
 
 
 def _problem_of_the_rows(batch: Batch, spec: ModelSpec, broken: list[Broken]) -> str | None:
-    if not batch.rows:
-        return "it has no rows"
     bad_rows = int(batch.bad.sum())
     share = bad_rows / batch.rows
     if share <= spec.quarantine_tolerance:

@@ -4,7 +4,7 @@ import logging
 import uuid
 from typing import TYPE_CHECKING
 
-from ml_platform import provenance
+from ml_platform import durable, provenance
 from ml_platform.errors import EvidenceError
 from ml_platform.model_spec import ModelSpec
 from ml_platform.records import Candidate, DatasetVersion, Lineage, now
@@ -47,8 +47,7 @@ def profile_dataset(platform: Platform, spec: ModelSpec, dataset: DatasetVersion
     earlier = None if before is None else datasets.read_version(table, spec, before.version)
     profile = profiles.profile(rows, earlier, spec)
     page = profiles.draw(profile, dataset, before)
-    platform.profile_page(dataset).parent.mkdir(parents=True, exist_ok=True)
-    platform.profile_page(dataset).write_text(page)
+    durable.write(platform.profile_page(dataset), page.encode())
     return profile
 
 

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from ml_platform import durable
 from ml_platform.errors import ConfigurationError, DataError
 from ml_platform.model_spec import ModelSpec
 from ml_platform.records import RawBatch
@@ -76,12 +77,12 @@ def remove_from_raw_batch(
         The bytes cannot be searched.
     """
     path = Path(batch.path)
-    data, removed = erasure.without(path, spec, forgotten)
+    data, removed = erasure.without(path, spec, forgotten, platform.settings.most_bytes)
     if not removed:
         return set()
     gone = original_numbers(batch, removed)
     changed = path.with_name(f"{batch.sha256}-{uuid.uuid4().hex[:8]}.{path.name.partition('.')[2]}")
-    changed.write_bytes(data)
+    durable.write(changed, data)
     platform.database.replace_raw_batch(batch, str(changed), sorted({*batch.removed, *gone}))
     path.unlink()
     return set(gone)

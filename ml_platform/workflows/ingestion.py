@@ -43,7 +43,8 @@ def keep_raw_batches(platform: Platform, model: str, keys: Iterable[str]) -> tup
     for arrival in arrivals.list_files(platform.zone, model).arrivals:
         if arrival.key in wanted - kept:
             try:
-                platform.database.record_raw_batch(arrivals.keep_bytes(arrival, platform.zone, store))
+                kept_bytes = arrivals.keep_bytes(arrival, platform.zone, store, platform.settings.most_bytes)
+                platform.database.record_raw_batch(kept_bytes)
             except ArrivalChangedError as error:
                 gone.append(str(error))
     batches = platform.database.raw_batches(model, wanted)
@@ -54,7 +55,7 @@ def keep_raw_batches(platform: Platform, model: str, keys: Iterable[str]) -> tup
 
 def preview_batch(platform: Platform, spec: ModelSpec, batch: RawBatch) -> previews.Preview | None:
     """Look at the first rows of a kept batch, without those who were forgotten; ``None`` if it cannot be read."""
-    found, forgotten = previews.preview(Path(batch.path)), is_forgotten(platform, spec)
+    found, forgotten = previews.preview(Path(batch.path), platform.settings.most_bytes), is_forgotten(platform, spec)
     if found is None or forgotten is None:
         return found
     head = [row for row in found.head if not forgotten(erasure.canonical(row.get(spec.entity, ""), spec))]
@@ -131,7 +132,8 @@ def _complete_quarantine(platform: Platform, spec: ModelSpec, batch: RawBatch, d
 def _validate(platform: Platform, spec: ModelSpec, batch: RawBatch, there: datasets.Published) -> validation.Report:
     # Once more: whoever was forgotten since the batch was looked at was so before the version that it is held against.
     batch = without_forgotten(platform, spec, batch)
-    return refuse_forgotten(platform, spec, validation.validate_file(Path(batch.path), spec, there.newest))
+    most = platform.settings.most_bytes
+    return refuse_forgotten(platform, spec, validation.validate_file(Path(batch.path), spec, there.newest, most))
 
 
 def _published(batch: RawBatch, done: datasets.Publication) -> BatchResult:

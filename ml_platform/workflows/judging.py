@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ml_platform import durable
 from ml_platform.model_spec import ModelSpec
 from ml_platform.predictor import load
 from ml_platform.records import Candidate, DatasetVersion, Verdict
@@ -52,7 +53,7 @@ def judge_candidate(platform: Platform, spec: ModelSpec, candidate: Candidate) -
     platform.database.record_verdict(verdict)
     curves = evaluation.draw_curves(measured)
     if curves is not None:
-        (platform.candidate_folder(candidate) / CURVES).write_bytes(curves)
+        durable.write(platform.candidate_folder(candidate) / CURVES, curves)
     run_id = _show_in_mlflow(platform, candidate, verdict, features, curves)
     show_champion(platform, spec.name)
     for result in verdict.results:

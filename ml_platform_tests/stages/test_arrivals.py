@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_platform.errors import ArrivalChangedError, LandingZoneError
+from ml_platform.errors import ArrivalChangedError, LandingZoneError, StorageError
 from ml_platform.records import Arrival
 from ml_platform.stages import _landing, arrivals
-from ml_platform.stages._landing import LocalZone
+from ml_platform.stages._landing import LocalZone, _blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -479,7 +479,7 @@ def test_a_copy_that_cannot_be_finished_leaves_nothing_half_done(landing: Path, 
     taken = tmp_path / "raw" / f"{hashlib.sha256(b'bytes').hexdigest()}.csv"
     taken.mkdir(parents=True)
 
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(StorageError, match="Is a directory"):
         arrivals.keep_bytes(only(landing), LocalZone(landing), tmp_path / "raw")
     assert list((tmp_path / "raw").iterdir()) == [taken]
 
@@ -532,7 +532,7 @@ def test_an_unsafe_name_is_not_landed(landing: Path, name: str) -> None:
 def test_a_file_that_cannot_be_landed_leaves_nothing_behind(landing: Path) -> None:
     (landing / "visits" / "a.csv").mkdir()
 
-    with pytest.raises(OSError, match="directory"):
+    with pytest.raises(StorageError, match="Is a directory"):
         arrivals.land(LocalZone(landing), "visits", "a.csv", b"1")
     assert [path.name for path in (landing / "visits").iterdir()] == ["a.csv"]
 
@@ -555,3 +555,15 @@ def test_a_file_that_changes_while_it_is_copied_is_not_kept(tmp_path: Path, monk
         arrivals.keep_bytes(arrival, LocalZone(tmp_path / "landing"), tmp_path / "raw")
 
     assert list((tmp_path / "raw").iterdir()) == []
+
+
+@pytest.mark.fault("D18")
+def test_of_a_file_that_grows_without_end_no_more_is_read_than_shows_it(landing: Path) -> None:
+    put(landing, "a.csv", b"bytes")
+    arrival = only(landing)
+    put(landing, "a.csv", b"x" * 1_000_000)
+
+    with (landing / "visits" / "a.csv").open("rb") as grown:
+        read = [len(block) for block in _blocks(arrival, grown)]
+
+    assert sum(read) == arrival.size + 1

@@ -35,7 +35,10 @@ def test_a_preview_counts_and_shows_the_first_five(tmp_path: Path, name: str, ro
     assert list(found.head[0]) == list(ROWS.columns)
 
 
-@pytest.mark.parametrize(("name", "data"), [("a.parquet", b"none"), ("a.csv.gz", b"none"), ("a.jsonl", b"{")])
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [("a.parquet", b"none"), ("a.csv.gz", b"none"), ("a.jsonl", b"{"), ("a.too-large.json", b'{"name": "a.csv"}')],
+)
 def test_what_cannot_be_read_has_no_preview(tmp_path: Path, name: str, data: bytes) -> None:
     (tmp_path / name).write_bytes(data)
 

@@ -1,0 +1,365 @@
+"""Disks that are full, read-only or broken, and processes that die in the middle of a rename or a commit."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from ml_platform import workflows
+from ml_platform.database import Database
+from ml_platform.errors import StorageError
+from ml_platform.predictor import load
+from ml_platform.stages import datasets
+from ml_platform.workflows import Platform
+from ml_platform_tests import fakes
+from ml_platform_tests.steps import publish, train
+
+ROOT = Path(__file__).resolve().parent.parent
+SPEC = fakes.visits_spec()
+PAGE = 4096
+BAD_ROWS = 2
+
+
+# A disk of a few megabytes
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """Return the root of a file system of its own that holds three megabytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", folder], capture_output=True, text=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"a small disk needs root and the right to mount, as in CI's container: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@contextlib.contextmanager
+def full(disk: Path, *, but_for: int = 0) -> Iterator[None]:
+    """Leave only so many bytes free."""
+    state, ballast = os.statvfs(disk), disk / "ballast"
+    ballast.write_bytes(b"\0" * max(state.f_bavail * state.f_frsize - but_for, 0))
+    yield
+    ballast.unlink()
+
+
+@contextlib.contextmanager
+def read_only(disk: Path) -> Iterator[None]:
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    yield
+    subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+
+
+@pytest.fixture
+def small(disk: Path, tmp_path: Path) -> Iterator[Platform]:
+    """Return a platform on the small disk, its landing zone beside it, with one version published."""
+    settings = fakes.platform_in(disk / "home").settings
+    opened = Platform(settings.model_copy(update={"landing_zone": str(tmp_path / "landing")}))
+    fakes.landing(opened).joinpath("visits").mkdir(parents=True)
+    publish_first(opened)
+    yield opened
+    opened.database.close()
+
+
+def publish_first(platform: Platform) -> None:
+    fakes.drop(platform, "first.parquet", fakes.visits(300))
+    publish(platform)
+    workflows.pin_dataset(platform, SPEC)
+
+
+def drop_second(platform: Platform) -> None:
+    rows = fakes.visits(300, first=301)
+    rows.loc[: BAD_ROWS - 1, "plan"] = "none such"
+    fakes.drop(platform, "second.parquet", rows)
+
+
+def rows_of(platform: Platform) -> int:
+    """Count the rows of the newest version as a reader finds them."""
+    return datasets.pin(platform.rows("visits"), SPEC)[0].rows
+
+
+def quarantined(platform: Platform) -> int:
+    opened = datasets._open(platform.quarantine("visits"))
+    return 0 if opened is None else len(opened.to_pyarrow_table())
+
+
+def unfinished_files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.name.startswith(".") or "#" in path.name]
+
+
+def outcomes(platform: Platform) -> dict[str, str | None]:
+    return {row["name"]: row["outcome"] for row in platform.database.arrival_outcomes("visits")}
+
+
+def require_published_once(platform: Platform) -> None:
+    assert outcomes(platform) == {"first.parquet": "published", "second.parquet": "published"}
+    assert (rows_of(platform), quarantined(platform)) == (600 - BAD_ROWS, BAD_ROWS)
+
+
+def try_with_ever_more_space(disk: Path, step: Callable[[], object], check: Callable[[], object]) -> list[str]:
+    """Run a step on a disk with no page left, then with one, and so on; return what it said each time it failed."""
+    said: list[str] = []
+    while len(said) < 100:
+        with full(disk, but_for=len(said) * PAGE):
+            try:
+                step()
+            except StorageError as error:
+                said.append(str(error))
+            else:
+                return said
+            check()
+    raise AssertionError(said)
+
+
+@pytest.mark.fault("S1")
+def test_a_full_disk_at_any_write_of_a_publication_loses_and_doubles_nothing(small: Platform, disk: Path) -> None:
+    drop_second(small)
+
+    def check() -> None:
+        assert rows_of(small) in {300, 600 - BAD_ROWS}
+        assert outcomes(small).get("second.parquet") is None
+        assert unfinished_files(disk) == []
+
+    said = try_with_ever_more_space(disk, lambda: publish(small), check)
+
+    for place in ("raw", "rows", "quarantine", "platform.db"):
+        assert any(re.search(rf"stored in \S*/{place}: .*(No space left|full)", line) for line in said), (place, said)
+    require_published_once(small)
+    publish(small)
+    require_published_once(small)
+
+
+@pytest.mark.fault("S1")
+def test_a_full_disk_stores_no_half_candidate(small: Platform, disk: Path) -> None:
+    def check() -> None:
+        assert small.database.newest_candidate("visits") is None
+        assert unfinished_files(disk) == []
+
+    said = try_with_ever_more_space(disk, lambda: train(small), check)
+
+    assert any("/candidates/" in line and "No space left" in line for line in said), said
+    candidate = small.database.newest_candidate("visits")
+    assert candidate is not None
+    assert load(small.model_file(candidate), candidate.model_digest).digest == candidate.model_digest
+
+
+@pytest.mark.fault("S1")
+def test_a_full_disk_leaves_the_page_that_was_there(small: Platform, disk: Path) -> None:
+    dataset = small.database.newest_dataset("visits")
+    assert dataset is not None
+    workflows.profile_dataset(small, SPEC, dataset)
+    page = small.profile_page(dataset)
+    before = page.read_text()
+
+    with full(disk), pytest.raises(StorageError, match=r"profiles: No space left"):
+        workflows.profile_dataset(small, SPEC, dataset)
+
+    assert page.read_text() == before
+    assert unfinished_files(disk) == []
+    workflows.profile_dataset(small, SPEC, dataset)
+    assert page.read_text() == before
+
+
+# A disk that is read-only
+
+
+@pytest.fixture
+def on_two_disks(disk: Path, tmp_path: Path) -> Iterator[Platform]:
+    """Return a platform with its files on the small disk and its database elsewhere, with a version and a candidate."""
+    settings = fakes.platform_in(disk / "home").settings
+    elsewhere = {
+        "landing_zone": str(tmp_path / "landing"),
+        "database_url": SecretStr(f"sqlite:///{tmp_path}/platform.db"),
+    }
+    opened = Platform(settings.model_copy(update=elsewhere))
+    fakes.landing(opened).joinpath("visits").mkdir(parents=True)
+    publish_first(opened)
+    train(opened)
+    yield opened
+    opened.database.close()
+
+
+@pytest.mark.fault("S2")
+@pytest.mark.parametrize(
+    ("step", "place"), [(publish, "raw"), (train, r"candidates/[0-9a-f-]+")], ids=["publish", "train"]
+)
+def test_a_read_only_folder_is_named_with_what_to_do(
+    on_two_disks: Platform, disk: Path, step: Callable[[Platform], None], place: str
+) -> None:
+    drop_second(on_two_disks)
+    with read_only(disk):
+        with pytest.raises(StorageError, match=rf"visits/{place}: Read-only file system. See that .* is writable"):
+            step(on_two_disks)
+        assert rows_of(on_two_disks) == 300
+
+    publish(on_two_disks)
+    require_published_once(on_two_disks)
+
+
+@pytest.mark.fault("S2")
+def test_a_read_only_table_is_named_with_what_to_do(on_two_disks: Platform, disk: Path) -> None:
+    drop_second(on_two_disks)
+    keys = [arrival.key for arrival in workflows.waiting_arrivals(on_two_disks, "visits")]
+    workflows.keep_raw_batches(on_two_disks, "visits", keys)
+
+    with read_only(disk), pytest.raises(StorageError, match=r"visits/rows: .*Read-only file system.* is writable"):
+        workflows.publish_batches(on_two_disks, SPEC, keys)
+
+    publish(on_two_disks)
+    require_published_once(on_two_disks)
+
+
+@pytest.mark.fault("S2")
+def test_a_read_only_database_is_named_with_what_to_do(disk: Path) -> None:
+    url = f"sqlite:///{disk}/platform.db"
+    Database(url).close()
+
+    with read_only(disk), pytest.raises(StorageError, match=r"disk/platform.db: .*is writable"):
+        Database(url)
+
+    assert Database(url).models() == []
+
+
+@pytest.mark.fault("S2")
+def test_a_model_on_a_read_only_disk_goes_on_predicting(on_two_disks: Platform, disk: Path) -> None:
+    candidate = on_two_disks.database.newest_candidate("visits")
+    assert candidate is not None
+    rows = fakes.visits(5)[SPEC.features]
+    before = load(on_two_disks.model_file(candidate), candidate.model_digest).scores(rows)
+
+    with read_only(disk):
+        after = load(on_two_disks.model_file(candidate), candidate.model_digest).scores(rows)
+
+    assert after.tolist() == before.tolist()
+
+
+# System calls that fail or kill
+
+
+@pytest.fixture
+def strace() -> str:
+    """Return the path of strace, where it is installed and allowed to trace."""
+    found = shutil.which("strace")
+    if found is None:
+        pytest.skip("no strace on PATH: apt-get install strace (.ci/run does)")
+    tried = subprocess.run([found, "true"], capture_output=True, text=True)
+    if tried.returncode != 0:
+        pytest.skip(f"strace may not trace here, for instance in a container without SYS_PTRACE: {tried.stderr}")
+    return found
+
+
+@pytest.fixture
+def two(platform: Platform) -> Platform:
+    """Return a platform with one version published, and a second file that waits."""
+    publish_first(platform)
+    drop_second(platform)
+    return platform
+
+
+# deltalake renames the files of a table and links its commits. An architecture has some of these calls.
+RENAMES, LINKS = "?rename,?renameat,?renameat2", "?link,?linkat"
+SYNCS = "fsync,fdatasync"
+
+
+def run_with(
+    strace: str, platform: Platform, step: str, fault: str, path: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a step with a fault injected into its system calls, of all files or of one."""
+    only = ["-P", str(path)] if path else []
+    # With the filter, the calls that no fault is injected into cost nothing; but signals come too late for theirs.
+    fast = ["--seccomp-bpf"] if "error=" in fault else []
+    command = [strace, "-f", "-qq", "-o", os.devnull, *fast, "-e", f"trace={fault.partition(':')[0]}"]
+    command += [*only, "-e", f"inject={fault}"]
+    command += [sys.executable, "-m", "ml_platform_tests.steps", str(platform.settings.home), step]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+
+
+def commit(table: Path, version: int) -> Path:
+    return table / "_delta_log" / f"{version:020}.json"
+
+
+@pytest.mark.fault("S3")
+@pytest.mark.parametrize(
+    ("fault", "place"),
+    [
+        ("fsync:error=EIO:when=1", ""),
+        ("fsync:error=EIO", "models/visits/raw"),
+        ("fsync:error=EIO", "models/visits/rows/_delta_log/00000000000000000002.json"),
+        (f"{SYNCS}:error=EIO", "platform.db-wal"),
+    ],
+    ids=["raw bytes", "raw folder", "rows", "database"],
+)
+def test_what_did_not_reach_the_disk_is_not_reported_as_published(
+    strace: str, two: Platform, fault: str, place: str
+) -> None:
+    two.database.close()
+    done = run_with(strace, two, "publish", fault, two.settings.home / place if place else None)
+
+    assert done.returncode == 1
+    assert re.search(r"StorageError: Nothing could be stored in .*(Input/output|disk I/O) error", done.stderr)
+    assert outcomes(two).get("second.parquet") is None
+    assert rows_of(two) in {300, 600 - BAD_ROWS}
+    assert unfinished_files(two.settings.home) == []
+    # Bytes that did not reach the disk never get their name.
+    assert len(list(two.rows("visits").with_name("raw").iterdir())) == (2 if place else 1)
+    publish(two)
+    require_published_once(two)
+
+
+@pytest.mark.fault("S3")
+def test_a_candidate_that_did_not_reach_the_disk_is_none(strace: str, two: Platform) -> None:
+    # The fourth and last: the folder of the model's candidates, that of this one, its file, and its folder once more.
+    done = run_with(strace, two, "train", "fsync:error=EIO:when=4")
+
+    assert done.returncode == 1
+    assert re.search(r"StorageError: Nothing could be stored in .*/candidates.*Input/output error", done.stderr)
+    assert two.database.newest_candidate("visits") is None
+    assert unfinished_files(two.settings.home) == []
+
+
+@pytest.mark.fault("S6")
+def test_a_publication_that_is_killed_at_every_rename_and_commit_is_old_or_new(strace: str, two: Platform) -> None:
+    rows, quarantine, home = two.rows("visits"), two.quarantine("visits"), two.settings.home
+    old, new = 300, 600 - BAD_ROWS
+    two.database.close()
+
+    def killed_at(calls: str, path: Path | None = None) -> tuple[int, int, str | None]:
+        done = run_with(strace, two, "publish", f"{calls}:signal=KILL", path)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        return rows_of(two), quarantined(two), outcomes(two).get("second.parquet")
+
+    # Each process begins with what the one before left behind, and gets further.
+    assert killed_at(RENAMES) == (old, 0, None)  # the raw bytes
+    keys = [arrival.key for arrival in workflows.waiting_arrivals(two, "visits")]
+    assert workflows.keep_raw_batches(two, "visits", keys)[1] == []
+    assert killed_at(RENAMES) == (old, 0, None)  # the file of rows
+    assert killed_at(LINKS, commit(rows, 2)) == (old, 0, None)
+    assert killed_at(LINKS, commit(quarantine, 0)) == (new, 0, None)
+    assert killed_at(RENAMES) == (new, 0, None)  # the file of findings
+    assert killed_at(LINKS, commit(quarantine, 1)) == (new, 0, None)
+    assert killed_at(SYNCS, home / "platform.db-wal")[:2] == (new, BAD_ROWS)
+    publish(two)
+    require_published_once(two)
+    publish(two)
+    require_published_once(two)
+
+
+@pytest.mark.fault("S6")
+def test_a_candidate_that_is_killed_at_its_rename_is_none(strace: str, two: Platform) -> None:
+    done = run_with(strace, two, "train", f"{RENAMES}:signal=KILL")
+
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert two.database.newest_candidate("visits") is None
+    train(two)
+    candidate = two.database.newest_candidate("visits")
+    assert candidate is not None
+    assert load(two.model_file(candidate), candidate.model_digest).digest == candidate.model_digest

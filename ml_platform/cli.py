@@ -371,6 +371,8 @@ def _print_status(model: dict[str, Any]) -> None:
         output.print(_gates_table(model["gates"]))
     arrivals = ", ".join(f"{n} {outcome}" for outcome, n in sorted(model["arrivals"].items())) or "none"
     output.print(f"arrivals          {arrivals}; {model['new_rows']:,} rows not trained on yet")
+    for name in model["stuck"]:
+        output.print(f"stuck             {name}: its manifest does not fit it", style="red", markup=False)
 
 
 def _gates_table(gates: list[dict[str, Any]]) -> Table:

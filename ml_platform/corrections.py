@@ -261,8 +261,7 @@ def _validate_some(
 
 
 def _numbered(report: validation.Report, numbers: list[int]) -> validation.Report:
-    findings = [f if f.row is None else f._replace(row=numbers[f.row]) for f in report.findings]
-    return replace(report, findings=findings)
+    return replace(report, broken=[replace(one, rows=[numbers[row] for row in one.rows]) for one in report.broken])
 
 
 def _result(before: BatchResult, report: validation.Report, done: datasets.Publication) -> BatchResult:

@@ -337,6 +337,8 @@ def _arrival_sensor(spec: ModelSpec, job: Any) -> dg.SensorDefinition:
         # The cursor is what this look saw and the next one compares with: nothing is lost where it is lost.
         look = workflows.look_for_arrivals(platform.open(), spec.name, seen=(context.cursor or "").split())
         context.update_cursor(" ".join(look.held))
+        if look.stuck:
+            context.log.warning(_nothing_complete(look))
         keys = [arrival.key for arrival in look.complete]
         if not keys:
             return dg.SkipReason(_nothing_complete(look))

@@ -10,6 +10,8 @@ variable                           default                      what it is
                                                                 ``AWS_SECRET_ACCESS_KEY``, ``AWS_ENDPOINT_URL``,
                                                                 ``AWS_DEFAULT_REGION``; botocore reads them
 ``ML_PLATFORM_SETTLE_SECONDS``     2                            what `ingest` waits between its two looks
+``ML_PLATFORM_STUCK_HOURS``        24                           a file that its manifest does not fit so long after
+                                                                its last change is named as stuck
 ``ML_PLATFORM_DATABASE_URL``       SQLite under the home        arrivals, candidates, verdicts, ledger
 ``ML_PLATFORM_MOST_BYTES``         8 GiB                        the most bytes of a file, and of what it decompresses
                                                                 to; text and valid rows are read into memory, so that
@@ -45,6 +47,7 @@ class Settings(BaseSettings):
     home: Path = PROJECT_ROOT / "var"
     landing_zone: str | None = None
     settle_seconds: float = Field(default=2.0, ge=0, le=3600)
+    stuck_hours: float = Field(default=24.0, gt=0)
     database_url: SecretStr | None = None
     most_bytes: int = Field(default=MOST_BYTES, ge=1)
     golden: Path = PROJECT_ROOT / "data" / "golden"

@@ -18,7 +18,7 @@ from ml_platform import corrections, workflows
 from ml_platform.errors import ConfigurationError, ConflictError, DataError, ForgottenError, LandingZoneError
 from ml_platform.model_spec import ModelSpec
 from ml_platform.records import BatchResult, Candidate, Outcome
-from ml_platform.stages import datasets, erasure, validation
+from ml_platform.stages import arrivals, datasets, erasure, staging, training, validation
 from ml_platform.stages.arrivals import Manifest
 from ml_platform.workflows import Platform
 from ml_platform_tests import fakes
@@ -576,3 +576,86 @@ def test_a_file_that_cannot_be_rewritten_does_not_bring_the_entity_back(
     assert "someone who was forgotten is in it" in result.reason
     assert [row["stays"] for row in corrections.release(platform, SPEC, [], actor="ann")] == [True]
     assert pinned_rows(platform) == 99
+
+
+# Who was forgotten and comes again
+
+
+def comes_again(platform: Platform) -> tuple[pd.DataFrame, list[str]]:
+    """Forget somebody who then stands in a file whose bytes are kept; return the rows and the keys."""
+    rows = with_secret(100)
+    fakes.drop(platform, "monday.parquet", rows)
+    publish(platform)
+    corrections.forget(platform, SPEC, secret_of(rows), reason="request 17", actor="ann")
+    fakes.drop(platform, "tuesday.parquet", rows.assign(seen_at=rows["seen_at"] + pd.Timedelta("1D")))
+    keys = [arrival.key for arrival in workflows.waiting_arrivals(platform, "visits")]
+    workflows.keep_raw_batches(platform, "visits", keys)
+    return rows, keys
+
+
+@pytest.mark.fault("S6")
+@pytest.mark.parametrize("step", [(Path, "unlink"), (arrivals, "remove"), (None, "record_outcome")])
+def test_whoever_comes_again_goes_wherever_the_run_died(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch, step: tuple[Any, str]
+) -> None:
+    rows, keys = comes_again(platform)
+
+    with monkeypatch.context() as died:
+        died.setattr(step[0] or type(platform.database), step[1], die)
+        with pytest.raises(ProcessDiedError):
+            workflows.publish_batches(platform, SPEC, keys)
+    (result,) = publish(platform)
+
+    assert (result.outcome, result.rows) == (Outcome.PUBLISHED, 99)
+    assert traces(platform.settings.home / "models", secret_of(rows)) == []
+    assert traces(fakes.landing(platform), secret_of(rows)) == []
+
+
+@pytest.mark.fault("D3")
+def test_a_file_that_took_the_place_of_theirs_stays(platform: Platform) -> None:
+    _, keys = comes_again(platform)
+    path = fakes.drop(platform, "tuesday.parquet", fakes.visits(50, first=9_000, day=4))
+
+    workflows.publish_batches(platform, SPEC, keys)
+
+    assert path.exists()
+    assert [result.rows for result in publish(platform)] == [50]
+
+
+def test_requests_that_are_kept_while_somebody_is_forgotten_go(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = with_secret()
+    fakes.drop(platform, "monday.parquet", rows)
+    publish(platform)
+    workflows.pin_dataset(platform, SPEC)
+    candidate = workflows.train_candidate(platform, SPEC, reason="schedule")
+    real = staging.keep_golden_requests
+
+    def meanwhile(*options: Any) -> None:
+        corrections.forget(platform, SPEC, secret_of(rows), reason="request 17", actor="ann")
+        real(*options)
+
+    monkeypatch.setattr(staging, "keep_golden_requests", meanwhile)
+    with pytest.raises(ForgottenError):
+        workflows.judge_candidate(platform, SPEC, candidate)
+    assert traces(platform.settings.home / "models", str(SECONDS)) == []
+
+
+def test_a_candidate_that_is_trained_while_somebody_is_forgotten_is_marked(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = with_secret()
+    fakes.drop(platform, "monday.parquet", rows)
+    publish(platform)
+    workflows.pin_dataset(platform, SPEC)
+    real = training.fit
+
+    def meanwhile(*options: Any) -> Any:
+        corrections.forget(platform, SPEC, secret_of(rows), reason="request 17", actor="ann")
+        return real(*options)
+
+    monkeypatch.setattr(training, "fit", meanwhile)
+    with pytest.raises(ForgottenError):
+        workflows.train_candidate(platform, SPEC, reason="schedule")
+    assert workflows.current_candidate(platform, "visits").forgotten_at is not None

@@ -1,6 +1,7 @@
 """Crashes, races and short cuts between the stages."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -260,3 +261,32 @@ def test_a_run_finds_the_candidate_that_its_chain_trained(platform: Platform) ->
 
     assert found == replace(mine, trained_at=found.trained_at)
     assert workflows.current_candidate(platform, "visits", "run-3").id == "newer"
+
+
+@pytest.mark.fault("P3")
+def test_bytes_that_were_kept_are_published_though_their_file_is_gone(platform: Platform) -> None:
+    path = fakes.drop(platform, "monday.parquet", fakes.visits(100))
+    fakes.drop(platform, "tuesday.parquet", fakes.visits(100, first=1_000))
+    (monday, _) = workflows.waiting_arrivals(platform, "visits")
+    workflows.keep_raw_batches(platform, "visits", [monday.key])
+    path.unlink()
+
+    look = workflows.look_for_arrivals(platform, "visits", at_rest=True, limit=1)
+
+    assert [arrival.name for arrival in look.complete] == ["monday.parquet"]
+    assert sorted(result.arrival.name for result in publish(platform)) == ["monday.parquet", "tuesday.parquet"]
+    assert platform.new_rows("visits") == 200
+    assert workflows.waiting_arrivals(platform, "visits") == []
+
+
+@pytest.mark.fault("D1")
+def test_the_status_names_the_files_that_are_stuck(platform: Platform) -> None:
+    fakes.drop(platform, "good.parquet", fakes.visits(100))
+    publish(platform)
+    path = fakes.drop(platform, "monday.csv", fakes.visits(100))
+    path.with_name("monday.csv.manifest.json").write_text("{")
+    fresh = workflows.status(platform)[0]["stuck"]
+    os.utime(path, (0, 0))
+
+    assert fresh == []
+    assert workflows.status(platform)[0]["stuck"] == ["monday.csv"]

@@ -32,9 +32,20 @@ class ArrivalRecords(Storage):
 
     def raw_batches(self, model: str, keys: Iterable[str]) -> list[RawBatch]:
         """Return the arrivals whose bytes are kept, among the keys given, in the order they came."""
-        query = sa.select(arrivals).where(arrivals.c.model == model, arrivals.c.key.in_(list(keys)))
+        return self._raw_batches(sa.and_(arrivals.c.model == model, arrivals.c.key.in_(list(keys))))
+
+    def raw_batches_of(self, model: str) -> list[RawBatch]:
+        """Return all arrivals whose bytes are kept, in the order they came."""
+        return self._raw_batches(arrivals.c.model == model)
+
+    def unhandled_batches(self, model: str) -> list[RawBatch]:
+        """Return the arrivals whose bytes are kept and that have no outcome yet, in the order they came."""
+        return self._raw_batches(sa.and_(arrivals.c.model == model, arrivals.c.outcome.is_(None)))
+
+    def _raw_batches(self, condition: sa.ColumnElement[bool]) -> list[RawBatch]:
+        query = sa.select(arrivals).where(condition).order_by(arrivals.c.mtime_ns, arrivals.c.name)
         with self._transaction() as connection:
-            rows = connection.execute(query.order_by(arrivals.c.mtime_ns, arrivals.c.name)).all()
+            rows = connection.execute(query).all()
         return [
             RawBatch(
                 arrival=_arrival(row._asdict()),
@@ -46,11 +57,11 @@ class ArrivalRecords(Storage):
             for row in rows
         ]
 
-    def raw_batches_of(self, model: str) -> list[RawBatch]:
-        """Return all arrivals whose bytes are kept, in the order they came."""
+    def uses_raw(self, model: str, path: str) -> bool:
+        """Whether an arrival's kept bytes stand at a path."""
+        query = sa.select(arrivals.c.key).where(arrivals.c.model == model, arrivals.c.raw_path == path).limit(1)
         with self._transaction() as connection:
-            keys = list(connection.scalars(sa.select(arrivals.c.key).where(arrivals.c.model == model)))
-        return self.raw_batches(model, keys)
+            return connection.scalar(query) is not None
 
     def record_outcome(self, result: BatchResult) -> None:
         """Store what became of an arrival; an outcome that is already there stays as it is."""

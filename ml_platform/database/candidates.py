@@ -59,7 +59,10 @@ class CandidateRecords(Storage):
         """Store a candidate; its identifier must be new."""
         fields = {**asdict(candidate), **asdict(candidate.lineage)}
         del fields["lineage"]
+        version = candidate.lineage.dataset_version
+        trained_on = sa.and_(datasets.c.model == candidate.model, datasets.c.version == version)
         with self._transaction() as connection:
+            fields["forgotten_at"] = connection.scalar(sa.select(datasets.c.forgotten_at).where(trained_on))
             connection.execute(candidates.insert().values(fields))
 
     def link_mlflow_run(self, candidate: str, run_id: str) -> None:

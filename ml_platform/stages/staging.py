@@ -29,6 +29,12 @@ def keep_golden_requests(predictor: Predictor, features: "pd.DataFrame", folder:
     durable.write(folder / GOLDEN_ANSWERS, json.dumps(answers).encode())
 
 
+def remove_golden_requests(folder: Path) -> None:
+    """Remove them with their answers: the integration test cannot pass without."""
+    for name in (GOLDEN_REQUESTS, GOLDEN_ANSWERS):
+        (folder / name).unlink(missing_ok=True)
+
+
 def integration_test(model_file: Path, digest: str, golden: Path) -> str | None:
     """Load a model file in a fresh process and compare its answers to the bit.
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -49,8 +49,10 @@ class Report:
     ----------
     rows : int
         Rows that came.
-    findings : list of Finding
-        Every broken rule with the rows that break it; past `FINDINGS` rows a rule, one finding counts the others.
+    whole : list of Finding
+        What is wrong with the batch as a whole.
+    broken : list of Broken
+        The rules that rows break, each with its named rows.
     counts : Counter
         How many rows break a rule, exactly, by column, data check and rule.
     problem : str or None
@@ -62,11 +64,17 @@ class Report:
     """
 
     rows: int
-    findings: list[Finding]
+    whole: list[Finding] = field(default_factory=list)
+    broken: list[Broken] = field(default_factory=list)
     counts: Counter[tuple[str, str, str]]
     problem: str | None = None
     read: "Callable[[], pa.Table]"
     bad: "NDArray[np.bool_] | None" = None
+
+    @cached_property
+    def findings(self) -> list[Finding]:
+        """Every broken rule with its named rows; one finding more a rule counts those that are not named."""
+        return [*self.whole, *(finding for one in self.broken for finding in _findings(one))]
 
     @cached_property
     def valid(self) -> "pa.Table":
@@ -198,7 +206,7 @@ def unreadable(problem: str, check: str = "schema") -> Report:
 
     finding = Finding(None, "", check, problem, "")
     counts = Counter({("", check, problem): 1})
-    return Report(rows=0, findings=[finding], counts=counts, problem=problem, read=lambda: pa.table({}))
+    return Report(rows=0, whole=[finding], counts=counts, problem=problem, read=lambda: pa.table({}))
 
 
 def validate_file(
@@ -309,7 +317,7 @@ def _validate(
         return _quarantined_whole(batch, whole, read)
     return Report(
         rows=batch.rows,
-        findings=[finding for one in broken for finding in _findings(one)],
+        broken=broken,
         counts=Counter({(", ".join(one.columns), one.check, one.name): one.count for one in broken}),
         problem=_problem_of_the_rows(batch, spec, broken),
         read=read,
@@ -320,7 +328,7 @@ def _validate(
 def _quarantined_whole(batch: Batch, findings: list[Finding], read: "Callable[[], pa.Table]") -> Report:
     counts = Counter((finding.column, finding.check, finding.rule) for finding in findings)
     problem = "; ".join(sorted({finding.rule for finding in findings})[:EXAMPLES])
-    return Report(rows=batch.rows, findings=findings, counts=counts, problem=problem, read=read)
+    return Report(rows=batch.rows, whole=findings, counts=counts, problem=problem, read=read)
 
 
 def _structural(schema: "pa.Schema", spec: ModelSpec) -> list[Finding]:

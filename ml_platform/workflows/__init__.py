@@ -25,7 +25,6 @@ from ml_platform.workflows.landing import (
     land_files,
     landed,
     look_for_arrivals,
-    remove_landed,
     waiting_arrivals,
 )
 from ml_platform.workflows.platform import FORGET_KEY, Platform
@@ -58,7 +57,6 @@ __all__ = [
     "refuse_forgotten",
     "register_candidate",
     "remove_from_raw_batch",
-    "remove_landed",
     "show_champion",
     "stage_version",
     "status",

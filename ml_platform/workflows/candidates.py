@@ -84,6 +84,7 @@ def train_candidate(platform: Platform, spec: ModelSpec, *, reason: str, run_id:
         id=identifier, model=spec.name, model_digest=digest, lineage=lineage, trained_at=now(), run_id=run_id
     )
     platform.database.record_candidate(candidate)
+    platform.database.record_dataset(pinned)  # refuses one that lost somebody meanwhile
     log.info("candidate %s trained on %s rows", candidate.id, f"{len(rows):,}")
     return candidate
 

@@ -1,5 +1,6 @@
 """Those who were forgotten do not come back: they are taken out of whatever brings them."""
 
+import contextlib
 import hashlib
 import itertools
 import logging
@@ -8,11 +9,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ml_platform import durable
-from ml_platform.errors import ConfigurationError, DataError
+from ml_platform.errors import ArrivalChangedError, ConfigurationError, DataError
 from ml_platform.model_spec import ModelSpec
 from ml_platform.records import RawBatch
-from ml_platform.stages import erasure, validation
-from ml_platform.workflows.landing import remove_landed
+from ml_platform.stages import arrivals, erasure, validation
+from ml_platform.volumes import is_note
 from ml_platform.workflows.platform import FORGET_KEY, Platform
 
 log = logging.getLogger("ml_platform")
@@ -99,5 +100,9 @@ def original_numbers(batch: RawBatch, rows: Iterable[int]) -> list[int]:
 def remove_landed_with_forgotten(platform: Platform, batch: RawBatch) -> None:
     """Remove an arrival's own file from the landing zone where rows had to be taken out of its bytes."""
     (kept,) = platform.database.raw_batches(batch.arrival.model, [batch.arrival.key])
-    if kept.path != batch.path:
-        remove_landed(platform, batch.arrival)
+    as_they_came = Path(kept.path).with_name(f"{kept.sha256}{arrivals.suffix_of(kept.arrival.name)}")
+    if Path(kept.path) != as_they_came and not is_note(Path(kept.path)):
+        with contextlib.suppress(ArrivalChangedError):  # another file, which is to come
+            arrivals.remove(platform.zone, batch.arrival)
+        if not platform.database.uses_raw(batch.arrival.model, str(as_they_came)):
+            as_they_came.unlink(missing_ok=True)  # by a process that died before it could

@@ -74,8 +74,9 @@ def publish_batches(platform: Platform, spec: ModelSpec, keys: Iterable[str]) ->
     known = platform.database.known_arrivals(spec.name)
     for batch in platform.database.raw_batches(spec.name, wanted - known):
         result = _publish_batch(platform, spec, batch)
-        platform.database.record_outcome(result)
+        # Before the outcome is: a process that dies in between leaves an arrival that is handled again.
         remove_landed_with_forgotten(platform, batch)
+        platform.database.record_outcome(result)
         log.info("%s: %s, %s", batch.arrival.name, result.outcome.value, result.reason)
     return platform.database.outcomes(spec.name, wanted)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ml_platform import durable
+from ml_platform.errors import ForgottenError
 from ml_platform.model_spec import ModelSpec
 from ml_platform.predictor import load
 from ml_platform.records import Candidate, DatasetVersion, Verdict
@@ -50,6 +51,11 @@ def judge_candidate(platform: Platform, spec: ModelSpec, candidate: Candidate) -
     measured = evaluation.evaluate(predictor, features, labels, model_file)
     verdict = gates.judge(candidate, measured.metrics, spec)
     staging.keep_golden_requests(predictor, features, platform.candidate_folder(candidate))
+    try:
+        platform.database.record_dataset(pinned)
+    except ForgottenError:  # somebody was forgotten since the rows were read: they may be in the requests
+        staging.remove_golden_requests(platform.candidate_folder(candidate))
+        raise
     platform.database.record_verdict(verdict)
     curves = evaluation.draw_curves(measured)
     if curves is not None:

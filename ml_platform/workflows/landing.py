@@ -1,6 +1,7 @@
 """What waits in the landing zone."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ml_platform.errors import LandingZoneError
@@ -53,7 +54,8 @@ def waiting_arrivals(platform: Platform, model: str) -> list[Arrival]:
     LandingZoneError
         The landing zone cannot be listed.
     """
-    return _without_outcome(platform, model, arrivals.list_files(platform.zone, model).arrivals)
+    found = arrivals.list_files(platform.zone, model).arrivals
+    return [*_kept_without_outcome(platform, model, found), *_without_outcome(platform, model, found)]
 
 
 def look_for_arrivals(platform: Platform, model: str, **options: Any) -> arrivals.Look:
@@ -73,9 +75,20 @@ def look_for_arrivals(platform: Platform, model: str, **options: Any) -> arrival
     LandingZoneError
         The landing zone cannot be listed.
     """
+    options.setdefault("stuck_hours", platform.settings.stuck_hours)
     listing = arrivals.list_files(platform.zone, model)
+    left = _kept_without_outcome(platform, model, listing.arrivals)[: options.get("limit", arrivals.ARRIVALS_A_RUN)]
     waiting = _without_outcome(platform, model, listing.arrivals)
-    return arrivals.look(platform.zone, waiting, listing.with_manifest, **options)
+    look = arrivals.look(platform.zone, waiting, listing.with_manifest, **options)
+    return replace(look, complete=[*left, *look.complete[: None if not left else -len(left)]]) if left else look
+
+
+def stuck_files(platform: Platform, model: str) -> list[str]:
+    """Return the names of the files that their manifests have not fitted for long; none where nobody can tell."""
+    try:
+        return look_for_arrivals(platform, model).stuck
+    except LandingZoneError:  # the sensor is red because of it
+        return []
 
 
 def _without_outcome(platform: Platform, model: str, found: Iterable[Arrival]) -> list[Arrival]:
@@ -83,7 +96,7 @@ def _without_outcome(platform: Platform, model: str, found: Iterable[Arrival]) -
     return [arrival for arrival in found if arrival.key not in known]
 
 
-def remove_landed(platform: Platform, arrival: Arrival) -> None:
-    """Remove a handled arrival's file from the landing zone; its other rows stand in the kept bytes."""
-    for name in (arrival.name, arrival.name + arrivals.MANIFEST_SUFFIX):
-        platform.zone.remove(arrival.model, name)
+def _kept_without_outcome(platform: Platform, model: str, found: Iterable[Arrival]) -> list[Arrival]:
+    """Return the arrivals whose run died behind their first step, and whose files are gone since."""
+    there = {arrival.key for arrival in found}
+    return [batch.arrival for batch in platform.database.unhandled_batches(model) if batch.arrival.key not in there]

@@ -4,6 +4,7 @@ from collections import Counter
 from typing import Any
 
 from ml_platform.records import Candidate, LedgerEntry, Verdict
+from ml_platform.workflows.landing import stuck_files
 from ml_platform.workflows.platform import Platform
 
 
@@ -23,6 +24,7 @@ def _status_of(platform: Platform, model: str) -> dict[str, Any]:
         "promoted_at": champion.recorded_at.isoformat() if champion else None,
         "arrivals": dict(Counter(row["outcome"] for row in database.arrival_outcomes(model))),
         "new_rows": platform.new_rows(model),
+        "stuck": stuck_files(platform, model),
         "last_run": {
             "state": _state_of(candidate, verdict, champion),
             "candidate": candidate.id,

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
-from ml_platform import corrections, workflows
+from ml_platform import corrections, durable, workflows
 from ml_platform.errors import ConfigurationError, ConflictError, DataError, ForgottenError, LandingZoneError
 from ml_platform.model_spec import ModelSpec
 from ml_platform.records import BatchResult, Candidate, Outcome
@@ -472,7 +472,7 @@ def test_a_landing_zone_that_is_not_there_is_not_made_and_not_taken_for_an_empty
 
 
 @pytest.mark.fault("S6")
-@pytest.mark.parametrize("call", [(os, "fsync"), (Path, "replace"), (Path, "unlink")])
+@pytest.mark.parametrize("call", [(durable, "sync"), (Path, "replace"), (Path, "unlink")])
 @pytest.mark.parametrize("when", range(5))
 def test_wherever_a_deletion_dies_the_table_is_readable_and_the_next_finishes_it(
     platform: Platform, monkeypatch: pytest.MonkeyPatch, call: tuple[object, str], when: int
@@ -486,8 +486,8 @@ def test_wherever_a_deletion_dies_the_table_is_readable_and_the_next_finishes_it
 
     def die_at_last(target: Any, *options: Any, **more: Any) -> Any:
         if next(left, None) is None:
-            if isinstance(target, int):
-                os.ftruncate(target, 10)  # what was not on the disk yet
+            if call[0] is durable and Path(str(target)).is_file():
+                os.truncate(str(target), 10)  # what was not on the disk yet
             raise ProcessDiedError
         return real(target, *options, **more)
 

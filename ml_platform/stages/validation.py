@@ -215,7 +215,7 @@ def validate_file(
     newest: "pd.Series[Any] | None" = None,
     most_bytes: int = MOST_BYTES,
     *,
-    named: int = FINDINGS,
+    named: int | None = None,
 ) -> Report:
     """Hold a file against the contract, as `validate` does; a Parquet file is never in memory as a whole.
 
@@ -227,8 +227,8 @@ def validate_file(
         As of `read_rows` and `validate`.
     most_bytes : int
         The most bytes, of the file and of what it decompresses to.
-    named : int
-        So many rows are named of each broken rule; the others are counted.
+    named : int or None
+        So many rows are named of each broken rule, the others are counted; ``None`` names `FINDINGS`.
 
     Returns
     -------
@@ -246,7 +246,7 @@ def validate_file(
 
 
 def _validate_parquet(
-    path: Path, spec: ModelSpec, newest: "pd.Series[Any] | None", most_bytes: int, named: int
+    path: Path, spec: ModelSpec, newest: "pd.Series[Any] | None", most_bytes: int, named: int | None
 ) -> Report:
     import polars as pl
     import pyarrow as pa
@@ -260,7 +260,7 @@ def _validate_parquet(
         verify_pages(path)
         # What a file says of the values in it is not covered by a checksum: no row is skipped because of it.
         source = pl.scan_parquet(path, glob=False, use_statistics=False)
-        batch = Batch(source, metadata.num_rows, schema, named)
+        batch = Batch(source, metadata.num_rows, schema, FINDINGS if named is None else named)
         return _validate(batch, spec, newest, partial(_read_parquet, path), most_bytes)
     except (pa.ArrowException, OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise UnreadableFileError(f"it is no readable parquet file: {_first_line(error)}") from error
@@ -272,7 +272,7 @@ def validate(
     newest: "pd.Series[Any] | None" = None,
     most_bytes: int = MOST_BYTES,
     *,
-    named: int = FINDINGS,
+    named: int | None = None,
 ) -> Report:
     """Hold a batch against the contract and against what a contract cannot say.
 
@@ -286,8 +286,8 @@ def validate(
         The newest published event time by entity: a row must be newer. ``None`` where nothing was published.
     most_bytes : int
         The most bytes of text that the rows may hold in all.
-    named : int
-        So many rows are named of each broken rule; the others are counted.
+    named : int or None
+        So many rows are named of each broken rule, the others are counted; ``None`` names `FINDINGS`.
 
     Returns
     -------
@@ -297,7 +297,7 @@ def validate(
 
     rows = rows.replace_schema_metadata(None)
     source = pl.LazyFrame(pl.from_arrow(rows))
-    batch = Batch(source, rows.num_rows, rows.schema, named)
+    batch = Batch(source, rows.num_rows, rows.schema, FINDINGS if named is None else named)
     return _validate(batch, spec, newest, lambda: rows, most_bytes)
 
 

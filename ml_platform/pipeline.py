@@ -50,8 +50,9 @@ class PlatformResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Note which process executes a run, so that others can tell when it has died."""
-        if context.run is not None and context.instance and PROCESS_TAG not in context.run.tags:
-            context.instance.add_run_tags(context.run.run_id, {PROCESS_TAG: process_tag()})
+        run, instance = context.run, context.instance
+        if run is not None and instance and run.tags.get(PROCESS_TAG) != (tag := process_tag(run.run_id)):
+            instance.add_run_tags(run.run_id, {PROCESS_TAG: tag})
 
     def open(self) -> Platform:
         """Return the platform; nothing is opened before it is needed."""

@@ -104,11 +104,11 @@ def test_a_run_takes_published_rows_to_the_champion(platform: Platform, instance
     fakes.drop(platform, "monday.parquet", fakes.visits(600))
     assert ingest(platform, instance).success
 
-    result = run("visits_retrain", instance)
+    result = run("visits_retrain", instance, tags={PROCESS_TAG: "the run that this one repeats@its process"})
 
     assert result.success, why(result)
     (run_record, _) = instance.get_run_records()
-    assert run_record.dagster_run.tags[PROCESS_TAG] == process_tag()
+    assert run_record.dagster_run.tags[PROCESS_TAG] == process_tag(result.run_id)
     champion = platform.database.champion("visits")
     assert champion is not None
     assert platform.registry.alias("visits", "champion") == champion.version == 1

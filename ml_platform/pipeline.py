@@ -128,7 +128,7 @@ def _validated_batches(spec: ModelSpec) -> dg.AssetsDefinition:
         for result in results:
             context.add_asset_metadata(views.arrival_metadata(result), partition_key=result.arrival.key)
         checks = [views.data_check(name, results) for name in DATA_CHECKS]
-        return Result(metadata=views.arrivals_metadata(results), check_results=checks)
+        return Result(check_results=checks)
 
     return validated_batches
 

@@ -15,27 +15,19 @@ from ml_platform.workflows import Judgement, Platform
 
 
 def arrival_metadata(result: BatchResult) -> dict[str, Any]:
-    """Return what one arrival's partition shows."""
-    return {
+    """Return what one arrival's partition shows.
+
+    The run over several shows nothing of its own: Dagster would repeat it in every partition, above this.
+    """
+    shown: dict[str, Any] = {
+        "file": result.arrival.name,
         "outcome": result.outcome.value,
         "reason": result.reason,
         "rows": result.rows,
         "quarantined_rows": result.quarantined_rows,
-        "examples": dg.MetadataValue.json(result.examples),
     }
-
-
-def arrivals_metadata(results: Sequence[BatchResult]) -> dict[str, Any]:
-    """Return what a run over some arrivals shows: counts, and a table of the first fifty."""
-    records = [
-        dg.TableRecord({"file": r.arrival.name, "outcome": r.outcome.value, "rows": r.rows, "reason": r.reason})
-        for r in results[:50]
-    ]
-    return {
-        "published_rows": sum(r.rows - r.quarantined_rows for r in results if r.outcome is Outcome.PUBLISHED),
-        "quarantined_rows": sum(r.quarantined_rows for r in results),
-        "arrivals": dg.MetadataValue.table(records) if records else "none was new",
-    }
+    examples = [dg.TableRecord({"examples of bad rows": example}) for example in result.examples]
+    return {**shown, "examples": dg.MetadataValue.table(examples)} if examples else shown
 
 
 def data_check(name: str, results: Sequence[BatchResult]) -> dg.AssetCheckResult:
@@ -44,13 +36,23 @@ def data_check(name: str, results: Sequence[BatchResult]) -> dg.AssetCheckResult
     hit = whole if name == "quarantined_share" else [r for r in results if r.rules.get(name)]
     counts = {rule: n for r in results for rule, n in r.rules.get(name, {}).items()}
     said = {r.arrival.name: r.reason for r in hit[:5]}
+    table = [_row_of(result) for result in hit[:50]]
     return dg.AssetCheckResult(
         check_name=name,
         passed=not hit,
         severity=dg.AssetCheckSeverity.ERROR if set(map(id, hit)) & set(map(id, whole)) else dg.AssetCheckSeverity.WARN,
         description="; ".join(f"{file}: {reason}" for file, reason in said.items()) or None,
-        metadata={"files": len(hit), "rules": dg.MetadataValue.json(counts)},
+        metadata={
+            "files": len(hit),
+            **({"which": dg.MetadataValue.table(table)} if table else {}),
+            "rules": dg.MetadataValue.json(counts),
+        },
     )
+
+
+def _row_of(result: BatchResult) -> dg.TableRecord:
+    said = {"file": result.arrival.name, "outcome": result.outcome.value, "reason": result.reason}
+    return dg.TableRecord({**said, "partition": result.arrival.key})
 
 
 def dataset_metadata(report: DatasetReport) -> dict[str, Any]:

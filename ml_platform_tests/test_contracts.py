@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ml_platform import scans
-from ml_platform.contracts import compile_contract
+from ml_platform.contracts import compile_contract, in_words
 from ml_platform.defs.models.churn import churn
 from ml_platform.scans import Batch
 
@@ -162,3 +162,18 @@ def test_what_is_left_to_pandera_in_parts_names_the_same_rows(rows: Any, at_once
 
     assert of_columns(slow) == of_columns(fast)
     assert slow_bad == fast_bad
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("greater_than_or_equal_to(0)", "must be at least 0"),
+        ("isin(['yes', 'no'])", "must be one of ['yes', 'no']"),
+        ("str_matches('^(a|b)$')", "must match '^(a|b)$'"),
+        ("not_nullable", "must not be empty"),
+        ("not in the future", "must not be in the future"),
+        ("the sum of both is 1", "breaks the sum of both is 1"),
+    ],
+)
+def test_rules_are_said_in_words_where_there_are_some(rule: str, words: str) -> None:
+    assert in_words(rule) == words

@@ -20,7 +20,7 @@ from ml_platform.errors import EvidenceError
 from ml_platform.liveness import PROCESS_TAG, is_running, process_tag
 from ml_platform.model_spec import ModelSpec
 from ml_platform.settings import keeps_runs
-from ml_platform.stages.arrivals import Look
+from ml_platform.stages.arrivals import EXAMPLES, SUFFIXES, Look
 from ml_platform.workflows import Platform
 
 if TYPE_CHECKING:
@@ -356,9 +356,12 @@ def _arrival_sensor(spec: ModelSpec, job: Any) -> dg.SensorDefinition:
 
 
 def _nothing_complete(look: Look) -> str:
-    if not look.incomplete:
-        return "No new files."
-    return f"{look.incomplete:,} files are not complete yet. {'; '.join(look.examples)}."
+    said = f"{look.incomplete:,} files are not complete yet. {'; '.join(look.examples)}." if look.incomplete else ""
+    if look.ignored:
+        names = ", ".join(map(repr, look.ignored[:EXAMPLES]))
+        said += f" Ignored, for want of a safe name that ends in {', '.join(SUFFIXES)}: {names}"
+        said += f" and {len(look.ignored) - EXAMPLES:,} more." if len(look.ignored) > EXAMPLES else "."
+    return said.strip() or "No new files."
 
 
 def _retraining_sensor(spec: ModelSpec, job: Any) -> dg.SensorDefinition:

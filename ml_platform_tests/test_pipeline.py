@@ -294,6 +294,16 @@ def test_the_arrival_sensor_leaves_handled_files_alone(platform: Platform, insta
     assert second_tick(instance).skip_message == "No new files."
 
 
+def test_the_arrival_sensor_names_what_it_ignores(platform: Platform, instance: dg.DagsterInstance) -> None:
+    for number in range(7):
+        (fakes.landing(platform) / "visits" / f"march {number}.xlsx").write_bytes(b"")
+
+    said = tick(fakes.visits_spec(), "visits_arrivals", instance).skip_message
+
+    assert said.startswith("Ignored, for want of a safe name that ends in .parquet, .csv, .csv.gz, .jsonl: 'march 0.")
+    assert said.endswith(", 'march 4.xlsx' and 2 more.")
+
+
 @pytest.mark.fault("D1")
 def test_a_file_is_asked_for_when_two_ticks_found_it_unchanged(
     platform: Platform, instance: dg.DagsterInstance

@@ -59,13 +59,15 @@ class Look:
     """What one look at the waiting files found.
 
     `complete` are arrivals; `held` are the keys of files that are complete if the next look finds them unchanged;
-    `incomplete` counts the others and `examples` says of a few what they wait for.
+    `incomplete` counts the others and `examples` says of a few what they wait for; `ignored` are names beside them
+    that can be no arrival.
     """
 
     complete: list[Arrival] = field(default_factory=list)
     held: list[str] = field(default_factory=list)
     incomplete: int = 0
     examples: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
 
     def _add_incomplete(self, name: str, why: str) -> None:
         self.incomplete += 1

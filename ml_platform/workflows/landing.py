@@ -75,7 +75,9 @@ def look_for_arrivals(platform: Platform, model: str, **options: Any) -> arrival
     """
     listing = arrivals.list_files(platform.zone, model)
     waiting = _without_outcome(platform, model, listing.arrivals)
-    return arrivals.look(platform.zone, waiting, listing.with_manifest, **options)
+    found = arrivals.look(platform.zone, waiting, listing.with_manifest, **options)
+    found.ignored = listing.ignored
+    return found
 
 
 def _without_outcome(platform: Platform, model: str, found: Iterable[Arrival]) -> list[Arrival]:

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -13,6 +14,8 @@ PROCESS_TAG = "ml_platform/process"
 SERVER_TAG = ".dagster/grpc_info"
 # A run is in state STARTING for a moment before that note is made; a retry inherits the note of the run that failed.
 SECONDS_TO_NOTE = 10
+# What Dagster announced to retry and did not within this time, it will not.
+SECONDS_TO_RETRY = 180
 
 
 def report_dead_runs(instance: dg.DagsterInstance) -> list[str]:
@@ -111,7 +114,10 @@ def _server_is_gone(run: dg.DagsterRun) -> bool:
 
 
 def is_running(instance: dg.DagsterInstance, job: str) -> bool:
-    """Whether a run of a job waits or is under way; one whose process has died is not."""
+    """Whether a run of a job waits, is under way, or died and is about to be retried.
+
+    Who asked for another one then would have the same done twice, and the retry overtaken.
+    """
     live = [
         dg.DagsterRunStatus.QUEUED,
         dg.DagsterRunStatus.NOT_STARTED,
@@ -119,4 +125,15 @@ def is_running(instance: dg.DagsterInstance, job: str) -> bool:
         dg.DagsterRunStatus.STARTED,
         dg.DagsterRunStatus.CANCELING,
     ]
-    return any(not has_died(run) for run in instance.get_runs(dg.RunsFilter(job_name=job, statuses=live)))
+    return bool(instance.get_runs(dg.RunsFilter(job_name=job, statuses=live), limit=1)) or _retry_is_due(instance, job)
+
+
+def _retry_is_due(instance: dg.DagsterInstance, job: str) -> bool:
+    """Whether a run failed just now that Dagster will retry, and has not yet."""
+    failed = dg.RunsFilter(
+        job_name=job,
+        statuses=[dg.DagsterRunStatus.FAILURE],
+        tags={"dagster/will_retry": "true"},
+        updated_after=datetime.now(UTC) - timedelta(seconds=SECONDS_TO_RETRY),
+    )
+    return any("dagster/auto_retry_run_id" not in run.tags for run in instance.get_runs(failed))

@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from ml_platform import definitions, runs
+from ml_platform import definitions, liveness, runs
 from ml_platform.errors import ConfigurationError, LandingZoneError
 from ml_platform.liveness import PROCESS_TAG, is_running, process_is_gone, this_process
 from ml_platform.workflows import Platform
@@ -71,12 +71,29 @@ def test_a_run_whose_process_was_killed_holds_nobody_up(dead_process: str) -> No
 def test_a_retry_that_inherits_the_tag_of_a_dead_process_is_alive(dead_process: str) -> None:
     with runs._instance() as instance:
         dead = started(instance, dead_process)
-        assert not is_running(instance, "churn_retrain")
         retry = started(instance, dead_process, of=dead.run_id)
-        assert is_running(instance, "churn_retrain")
 
     with runs._instance() as instance:
         assert instance.get_run_by_id(retry.run_id).status is dg.DagsterRunStatus.STARTED  # type: ignore[union-attr]
+
+
+@pytest.mark.fault("P3")
+@pytest.mark.usefixtures("home")
+def test_a_run_that_is_about_to_be_retried_is_not_asked_for_again(
+    dead_process: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with runs._instance() as instance:
+        dead = started(instance, dead_process)
+        assert is_running(instance, "churn_retrain")
+        instance.report_run_failed(dead)
+        assert is_running(instance, "churn_retrain")
+        assert not is_running(instance, "churn_ingest")
+        with monkeypatch.context() as later:
+            later.setattr(liveness, "SECONDS_TO_RETRY", 0)
+            assert not is_running(instance, "churn_retrain")
+
+        instance.add_run_tags(dead.run_id, {"dagster/auto_retry_run_id": "the retry, which ended"})
+        assert not is_running(instance, "churn_retrain")
 
 
 @pytest.mark.usefixtures("home")

@@ -63,7 +63,7 @@ LOCK := pyproject.toml --quiet --upgrade --universal --python-version 3.11 --no-
 faults: .venv/.dev ## Every fault of docs/faults.md with its tests and their result
 	$(BIN)/python -m ml_platform_tests.faults
 
-soak: .venv/.dev ## What takes longer than a test may: the stack is killed twenty times (KILLS=20 SEED=0)
+soak: .venv/.dev ## What takes longer than a test may: the stack is killed twenty times (KILLS=20 SEED=0 ZONE=folder|s3)
 	$(BIN)/pytest -m soak
 
 bench-arrivals: .venv/.dev ## One tick of the arrival sensor with 100,000 files waiting, in a folder and in a bucket

@@ -28,6 +28,24 @@ COMPARE: dict[str, tuple[Callable[[pl.Expr, pl.Expr], pl.Expr], str]] = {
 FEW_VALUES = 8
 # What an author's check may raise for what it is shown: that is no fault of the platform.
 RAISED_BY_CHECKS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+WORDS = {
+    "equal_to": "must be",
+    "not_equal_to": "must not be",
+    "greater_than": "must be greater than",
+    "greater_than_or_equal_to": "must be at least",
+    "less_than": "must be less than",
+    "less_than_or_equal_to": "must be at most",
+    "isin": "must be one of",
+    "notin": "must be none of",
+    "str_matches": "must match",
+    "not_nullable": "must not be empty",
+    "field_uniqueness": "must come once",
+    "multiple_fields_uniqueness": "must come once together",
+    "one row a time": "must come once at a time",
+    "newer than published": "must be newer than what is published",
+    "finite": "must be finite",
+    "not in the future": "must not be in the future",
+}
 # What Python and Rust read alike: no look-around, no alternatives, no \d or \w, whose Unicode versions differ.
 PLAIN_PATTERN = re.compile(
     r"\^?(?:(?:[A-Za-z0-9 _@:;,/<>=!#%'\"~`&-]|\\[.+*?()\[\]{}|$^/-]|\[\^?(?:[A-Za-z0-9_ ]|[A-Z]-[A-Z]|[a-z]-[a-z]"
@@ -124,6 +142,14 @@ def compile_contract(schema: Any, names: Sequence[str], *, native: bool = True) 
 def rule_name(check: Any) -> str:
     """Return what pandera calls a check in its failure cases."""
     return str(check.error or check.name)
+
+
+def in_words(rule: str) -> str:
+    """Return what a rule asks of a value as the rest of a sentence; rules that have no words here are named."""
+    name, _, said = rule.partition("(")
+    if name in WORDS and said.endswith(")"):
+        return f"{WORDS[name]} {said[:-1]}"
+    return WORDS.get(rule, f"breaks {rule}")
 
 
 def missing(name: str, kind: str) -> pl.Expr:

@@ -12,6 +12,7 @@ from pathlib import Path
 from ml_platform.errors import ConfigurationError, PortInUseError
 from ml_platform.settings import PROJECT_ROOT, Settings, require_dagster_home
 from ml_platform.stages._landing import open_zone
+from ml_platform.stages.registry import prepare_store
 
 HOST = "127.0.0.1"
 SECONDS_TO_STOP = 20
@@ -50,6 +51,7 @@ def run_servers(
         _require_free(option, number)
     for model in models:
         open_zone(settings.landing).prepare(model)
+    prepare_store(settings.tracking_uri)
     # MLflow would start eight more processes, of 260 MB each, for jobs that nobody gives it here.
     environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
     environment["ML_PLATFORM_MLFLOW_UI"] = _mlflow_page(settings, mlflow_port)

@@ -1,9 +1,12 @@
 """Dagster's instance, which process executes a run there, and whether it has died."""
 
 import contextlib
+import json
 import os
 import socket
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -11,6 +14,12 @@ import dagster as dg
 from ml_platform.settings import require_dagster_home
 
 PROCESS_TAG = "ml_platform/process"
+# Dagster's launcher notes here which code server it asks to start a run.
+SERVER_TAG = ".dagster/grpc_info"
+# A run is in state STARTING for a moment before that note is made; a retry inherits the note of the run that failed.
+SECONDS_TO_NOTE = 10
+# What Dagster announced to retry and did not within this time, it will not.
+SECONDS_TO_RETRY = 180
 
 
 @contextlib.contextmanager
@@ -35,20 +44,56 @@ def report_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     says so; a run that goes on is left alone.
     """
     started = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
-    dead = [run for run in started if process_is_gone(run.tags.get(PROCESS_TAG))]
-    for run in dead:
-        instance.report_run_failed(run, "Its process has died.")
-    return [run.run_id for run in dead]
+    return [_report(instance, run, "Its process has died.") for run in started if has_died(run)]
 
 
-def process_tag() -> str:
-    """Return host, id and start of this process, for the tags of a run that it executes."""
+def report_dead_launches(instance: dg.DagsterInstance) -> list[str]:
+    """Mark runs as failed whose code server was killed before their process could say that it is there; return them.
+
+    Such a run holds its place in the queue until `start_timeout_seconds` are over. Only the machine of the daemon,
+    which launches runs, can tell: the server listens on a socket there. A worker that comes up after all finds its
+    run finished and leaves.
+    """
+    statuses = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
+    latest = time.time() - SECONDS_TO_NOTE
+    records = instance.get_run_records(dg.RunsFilter(statuses=statuses))
+    rested = [record.dagster_run for record in records if record.update_timestamp.timestamp() <= latest]
+    dead = [run for run in rested if not _process_of(run) and _server_is_gone(run)]
+    return [_report(instance, run, "The code server that was starting it has died.") for run in dead]
+
+
+def _report(instance: dg.DagsterInstance, run: dg.DagsterRun, why: str) -> str:
+    instance.report_run_failed(run, why)
+    return run.run_id
+
+
+def process_tag(run_id: str) -> str:
+    """Return the tag of a run that this process executes.
+
+    It names the run: a retry inherits the tags of the run that it repeats, and is executed by another process.
+    """
+    return f"{run_id}@{this_process()}"
+
+
+def this_process() -> str:
+    """Return host, id and start of this process."""
     return f"{socket.gethostname()}:{os.getpid()}:{_start_of(os.getpid())}"
 
 
-def process_is_gone(tag: str | None) -> bool:
-    """Whether a run was executed by a process of this host that has died since; None is a run that has not begun."""
-    host, pid, start = (tag or "::").rsplit(":", 2)
+def has_died(run: dg.DagsterRun) -> bool:
+    """Whether a process of this host executed the run and is gone; False for a run that has not begun."""
+    return process_is_gone(_process_of(run))
+
+
+def _process_of(run: dg.DagsterRun) -> str:
+    """Return the process that executes a run; an empty text before one does."""
+    run_id, _, process = run.tags.get(PROCESS_TAG, "").partition("@")
+    return process if run_id == run.run_id else ""
+
+
+def process_is_gone(process: str) -> bool:
+    """Whether a process of this host has died, by what `this_process` said there; an empty text is no process."""
+    host, pid, start = (process or "::").rsplit(":", 2)
     return bool(pid) and host == socket.gethostname() and not _is_alive(int(pid), start)
 
 
@@ -71,8 +116,27 @@ def _start_of(pid: int) -> str:
         return ""
 
 
+def _server_is_gone(run: dg.DagsterRun) -> bool:
+    """Whether nobody listens any more on the socket of the code server that was to start a run."""
+    path = json.loads(run.tags.get(SERVER_TAG, "{}")).get("socket")
+    if not path:
+        return False  # not launched yet, or by a server elsewhere: Dagster's own time limit has to do
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return True
+        except OSError:
+            pass  # it is there, and busy
+    return False
+
+
 def is_running(instance: dg.DagsterInstance, job: str) -> bool:
-    """Whether a run of a job waits or is under way; one whose process has died is not."""
+    """Whether a run of a job waits, is under way, or died and is about to be retried.
+
+    Who asked for another one then would have the same done twice, and the retry overtaken.
+    """
     live = [
         dg.DagsterRunStatus.QUEUED,
         dg.DagsterRunStatus.NOT_STARTED,
@@ -80,5 +144,15 @@ def is_running(instance: dg.DagsterInstance, job: str) -> bool:
         dg.DagsterRunStatus.STARTED,
         dg.DagsterRunStatus.CANCELING,
     ]
-    runs = instance.get_runs(dg.RunsFilter(job_name=job, statuses=live))
-    return any(not process_is_gone(run.tags.get(PROCESS_TAG)) for run in runs)
+    return bool(instance.get_runs(dg.RunsFilter(job_name=job, statuses=live), limit=1)) or _retry_is_due(instance, job)
+
+
+def _retry_is_due(instance: dg.DagsterInstance, job: str) -> bool:
+    """Whether a run failed just now that Dagster will retry, and has not yet."""
+    failed = dg.RunsFilter(
+        job_name=job,
+        statuses=[dg.DagsterRunStatus.FAILURE],
+        tags={"dagster/will_retry": "true"},
+        updated_after=datetime.now(UTC) - timedelta(seconds=SECONDS_TO_RETRY),
+    )
+    return any("dagster/auto_retry_run_id" not in run.tags for run in instance.get_runs(failed))

@@ -20,7 +20,7 @@ from ml_platform.errors import EvidenceError
 from ml_platform.liveness import PROCESS_TAG, is_running, process_tag
 from ml_platform.model_spec import ModelSpec
 from ml_platform.settings import keeps_runs
-from ml_platform.stages.arrivals import Look
+from ml_platform.stages.arrivals import EXAMPLES, SUFFIXES, Look
 from ml_platform.workflows import Platform
 
 if TYPE_CHECKING:
@@ -50,8 +50,9 @@ class PlatformResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Note which process executes a run, so that others can tell when it has died."""
-        if context.run is not None and context.instance and PROCESS_TAG not in context.run.tags:
-            context.instance.add_run_tags(context.run.run_id, {PROCESS_TAG: process_tag()})
+        run, instance = context.run, context.instance
+        if run is not None and instance and run.tags.get(PROCESS_TAG) != (tag := process_tag(run.run_id)):
+            instance.add_run_tags(run.run_id, {PROCESS_TAG: tag})
 
     def open(self) -> Platform:
         """Return the platform; nothing is opened before it is needed."""
@@ -125,7 +126,7 @@ def _validated_batches(spec: ModelSpec) -> dg.AssetsDefinition:
         for result in results:
             context.add_asset_metadata(views.arrival_metadata(result), partition_key=result.arrival.key)
         checks = [views.data_check(name, results) for name in DATA_CHECKS]
-        return Result(metadata=views.arrivals_metadata(results), check_results=checks)
+        return Result(check_results=checks)
 
     return validated_batches
 
@@ -355,9 +356,12 @@ def _arrival_sensor(spec: ModelSpec, job: Any) -> dg.SensorDefinition:
 
 
 def _nothing_complete(look: Look) -> str:
-    if not look.incomplete:
-        return "No new files."
-    return f"{look.incomplete:,} files are not complete yet. {'; '.join(look.examples)}."
+    said = f"{look.incomplete:,} files are not complete yet. {'; '.join(look.examples)}." if look.incomplete else ""
+    if look.ignored:
+        names = ", ".join(map(repr, look.ignored[:EXAMPLES]))
+        said += f" Ignored, for want of a safe name that ends in {', '.join(SUFFIXES)}: {names}"
+        said += f" and {len(look.ignored) - EXAMPLES:,} more." if len(look.ignored) > EXAMPLES else "."
+    return said.strip() or "No new files."
 
 
 def _retraining_sensor(spec: ModelSpec, job: Any) -> dg.SensorDefinition:

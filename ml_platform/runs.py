@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+import uuid
 from collections.abc import Sequence
 from functools import partial
 
@@ -122,8 +123,10 @@ def _add_partitions(instance: dg.DagsterInstance, name: str, keys: Sequence[str]
 
 
 def _execute(job: dg.JobDefinition, instance: dg.DagsterInstance, tags: dict[str, str]) -> list[str]:
-    tags = {**tags, PROCESS_TAG: process_tag()}
-    result = job.execute_in_process(run_config=QUIET, instance=instance, tags=tags, raise_on_error=False)
+    run_id = str(uuid.uuid4())
+    tags = {**tags, PROCESS_TAG: process_tag(run_id)}
+    execute = partial(job.execute_in_process, run_config=QUIET, instance=instance, raise_on_error=False)
+    result = execute(tags=tags, run_id=run_id)
     if result.success:
         return []
     failed = [check for check in result.get_asset_check_evaluations() if check.blocking and not check.passed]

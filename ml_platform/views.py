@@ -41,27 +41,19 @@ def _short(text: str) -> str:
 
 
 def arrival_metadata(result: BatchResult) -> dict[str, Any]:
-    """Return what one arrival's partition shows."""
-    return {
+    """Return what one arrival's partition shows.
+
+    The run over several shows nothing of its own: Dagster would repeat it in every partition, above this.
+    """
+    shown: dict[str, Any] = {
+        "file": result.arrival.name,
         "outcome": result.outcome.value,
         "reason": result.reason,
         "rows": result.rows,
         "quarantined_rows": result.quarantined_rows,
-        "examples": dg.MetadataValue.json(result.examples),
     }
-
-
-def arrivals_metadata(results: Sequence[BatchResult]) -> dict[str, Any]:
-    """Return what a run over some arrivals shows: counts, and a table of the first fifty."""
-    records = [
-        dg.TableRecord({"file": r.arrival.name, "outcome": r.outcome.value, "rows": r.rows, "reason": r.reason})
-        for r in results[:50]
-    ]
-    return {
-        "published_rows": sum(r.rows - r.quarantined_rows for r in results if r.outcome is Outcome.PUBLISHED),
-        "quarantined_rows": sum(r.quarantined_rows for r in results),
-        "arrivals": dg.MetadataValue.table(records) if records else "none was new",
-    }
+    examples = [dg.TableRecord({"examples of bad rows": example}) for example in result.examples]
+    return {**shown, "examples": dg.MetadataValue.table(examples)} if examples else shown
 
 
 def data_check(name: str, results: Sequence[BatchResult]) -> dg.AssetCheckResult:
@@ -74,6 +66,7 @@ def data_check(name: str, results: Sequence[BatchResult]) -> dg.AssetCheckResult
     counts = sum((Counter(r.rules.get(name, {})) for r in results), Counter[str]())
     said = {r.arrival.name: r.reason for r in hit[:EXAMPLES]}
     quoted = [f"{r.arrival.name}, {example}" for r in hit for example in r.examples.get(name, [])]
+    table = [_row_of(result) for result in hit[:50]]
     return dg.AssetCheckResult(
         check_name=name,
         passed=not hit,
@@ -81,10 +74,16 @@ def data_check(name: str, results: Sequence[BatchResult]) -> dg.AssetCheckResult
         description="; ".join(f"{file}: {reason}" for file, reason in said.items()) or None,
         metadata={
             "files": len(hit),
+            **({"which": dg.MetadataValue.table(table)} if table else {}),
             "rules": dg.MetadataValue.json(dict(counts)),
             "examples": dg.MetadataValue.json(quoted[:EXAMPLES]),
         },
     )
+
+
+def _row_of(result: BatchResult) -> dg.TableRecord:
+    said = {"file": result.arrival.name, "outcome": result.outcome.value, "reason": result.reason}
+    return dg.TableRecord({**said, "partition": result.arrival.key})
 
 
 def dataset_metadata(report: DatasetReport) -> dict[str, Any]:

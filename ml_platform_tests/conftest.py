@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ml_platform.liveness import _start_of, process_is_gone, process_tag
+from ml_platform.liveness import _start_of, process_is_gone, this_process
 from ml_platform.stages.registry import Registry
 from ml_platform.workflows import Platform
 from ml_platform_tests import fakes, s3
@@ -69,9 +69,9 @@ def platform(tmp_path: Path, empty_mlflow: Path) -> Iterator[Platform]:
 
 @pytest.fixture
 def dead_process() -> str:
-    """Return the tag of a process that has ended."""
+    """Return host, id and start of a process that has ended."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        host, _, _ = process_tag().rsplit(":", 2)
-        tag = f"{host}:{process.pid}:{_start_of(process.pid)}"
-        assert not process_is_gone(tag)
-    return tag
+        host, _, _ = this_process().rsplit(":", 2)
+        name = f"{host}:{process.pid}:{_start_of(process.pid)}"
+        assert not process_is_gone(name)
+    return name

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ml_platform import scans
-from ml_platform.contracts import compile_contract
+from ml_platform.contracts import compile_contract, in_words
 from ml_platform.defs.models.churn import churn
 from ml_platform.scans import Batch
 
@@ -232,3 +232,18 @@ def test_a_check_that_raises_rejects_the_batch(raised: type[Exception], where: s
     (found,) = batch.hold(compile_contract(schema, ["x"]))
 
     assert (found.name, found.count, found.rows) == (f"mine, which raised {raised.__name__}", 1, [])
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("greater_than_or_equal_to(0)", "must be at least 0"),
+        ("isin(['yes', 'no'])", "must be one of ['yes', 'no']"),
+        ("str_matches('^(a|b)$')", "must match '^(a|b)$'"),
+        ("not_nullable", "must not be empty"),
+        ("not in the future", "must not be in the future"),
+        ("the sum of both is 1", "breaks the sum of both is 1"),
+    ],
+)
+def test_rules_are_said_in_words_where_there_are_some(rule: str, words: str) -> None:
+    assert in_words(rule) == words

@@ -104,11 +104,11 @@ def test_a_run_takes_published_rows_to_the_champion(platform: Platform, instance
     fakes.drop(platform, "monday.parquet", fakes.visits(600))
     assert ingest(platform, instance).success
 
-    result = run("visits_retrain", instance)
+    result = run("visits_retrain", instance, tags={PROCESS_TAG: "the run that this one repeats@its process"})
 
     assert result.success, why(result)
     (run_record, _) = instance.get_run_records()
-    assert run_record.dagster_run.tags[PROCESS_TAG] == process_tag()
+    assert run_record.dagster_run.tags[PROCESS_TAG] == process_tag(result.run_id)
     champion = platform.database.champion("visits")
     assert champion is not None
     assert platform.registry.alias("visits", "champion") == champion.version == 1
@@ -310,6 +310,16 @@ def test_the_arrival_sensor_leaves_handled_files_alone(platform: Platform, insta
     ingest(platform, instance)
 
     assert second_tick(instance).skip_message == "No new files."
+
+
+def test_the_arrival_sensor_names_what_it_ignores(platform: Platform, instance: dg.DagsterInstance) -> None:
+    for number in range(7):
+        (fakes.landing(platform) / "visits" / f"march {number}.xlsx").write_bytes(b"")
+
+    said = tick(fakes.visits_spec(), "visits_arrivals", instance).skip_message
+
+    assert said.startswith("Ignored, for want of a safe name that ends in .parquet, .csv, .csv.gz, .jsonl: 'march 0.")
+    assert said.endswith(", 'march 4.xlsx' and 2 more.")
 
 
 @pytest.mark.fault("D1")

@@ -2,15 +2,16 @@
 
 import shutil
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
 
-from ml_platform import definitions, runs
+from ml_platform import definitions, liveness, runs
 from ml_platform.errors import ConfigurationError, LandingZoneError
-from ml_platform.liveness import PROCESS_TAG, opened_instance, process_is_gone, process_tag
+from ml_platform.liveness import PROCESS_TAG, is_running, opened_instance, process_is_gone, this_process
 from ml_platform.workflows import Platform
 from ml_platform_tests import fakes
 
@@ -28,30 +29,32 @@ def test_only_a_process_of_this_host_can_be_known_to_be_gone(dead_process: str) 
     _, pid, start = dead_process.rsplit(":", 2)
 
     assert process_is_gone(dead_process)
-    assert not process_is_gone(process_tag())
+    assert not process_is_gone(this_process())
     assert not process_is_gone(f"another-host:{pid}:{start}")
-    assert not process_is_gone(None)
+    assert not process_is_gone("")
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="without /proc nobody tells when a process started")
 def test_another_process_under_the_same_id_is_not_the_run() -> None:
-    host, pid, start = process_tag().rsplit(":", 2)
+    host, pid, start = this_process().rsplit(":", 2)
 
     assert process_is_gone(f"{host}:{pid}:{int(start) - 1}")
 
 
-def started(instance: dg.DagsterInstance, tags: dict[str, str]) -> dg.DagsterRun:
-    return instance.create_run_for_job(
-        definitions.defs().get_repository_def().get_job("churn_retrain"), status=dg.DagsterRunStatus.STARTED, tags=tags
-    )
+def started(instance: dg.DagsterInstance, process: str | None, of: str | None = None) -> dg.DagsterRun:
+    """Create a run that a process executes, or another run of that process if `of` names one."""
+    job = definitions.defs().get_repository_def().get_job("churn_retrain")
+    run_id = str(uuid.uuid4())
+    tags = {PROCESS_TAG: f"{of or run_id}@{process}"} if process else {}
+    return instance.create_run_for_job(job, run_id=run_id, status=dg.DagsterRunStatus.STARTED, tags=tags)
 
 
 @pytest.mark.usefixtures("home")
 def test_a_run_whose_process_was_killed_holds_nobody_up(dead_process: str) -> None:
     with opened_instance() as instance:
-        dead = started(instance, {PROCESS_TAG: dead_process})
-        alive = started(instance, {PROCESS_TAG: process_tag()})
-        launched_by_the_daemon = started(instance, {})
+        dead = started(instance, dead_process)
+        alive = started(instance, this_process())
+        launched_by_the_daemon = started(instance, None)
 
     with opened_instance() as instance:
         found = {run.run_id: run.status for run in instance.get_runs()}
@@ -61,6 +64,36 @@ def test_a_run_whose_process_was_killed_holds_nobody_up(dead_process: str) -> No
         alive.run_id: dg.DagsterRunStatus.STARTED,
         launched_by_the_daemon.run_id: dg.DagsterRunStatus.STARTED,
     }
+
+
+@pytest.mark.fault("P3")
+@pytest.mark.usefixtures("home")
+def test_a_retry_that_inherits_the_tag_of_a_dead_process_is_alive(dead_process: str) -> None:
+    with opened_instance() as instance:
+        dead = started(instance, dead_process)
+        retry = started(instance, dead_process, of=dead.run_id)
+
+    with opened_instance() as instance:
+        assert instance.get_run_by_id(retry.run_id).status is dg.DagsterRunStatus.STARTED  # type: ignore[union-attr]
+
+
+@pytest.mark.fault("P3")
+@pytest.mark.usefixtures("home")
+def test_a_run_that_is_about_to_be_retried_is_not_asked_for_again(
+    dead_process: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened_instance() as instance:
+        dead = started(instance, dead_process)
+        assert is_running(instance, "churn_retrain")
+        instance.report_run_failed(dead)
+        assert is_running(instance, "churn_retrain")
+        assert not is_running(instance, "churn_ingest")
+        with monkeypatch.context() as later:
+            later.setattr(liveness, "SECONDS_TO_RETRY", 0)
+            assert not is_running(instance, "churn_retrain")
+
+        instance.add_run_tags(dead.run_id, {"dagster/auto_retry_run_id": "the retry, which ended"})
+        assert not is_running(instance, "churn_retrain")
 
 
 @pytest.mark.usefixtures("home")

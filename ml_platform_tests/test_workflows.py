@@ -162,7 +162,7 @@ def test_rows_are_held_against_what_another_process_publishes_meanwhile(
     (result,) = workflows.publish_batches(platform, SPEC, [first.arrival.key])
 
     assert result.outcome is Outcome.QUARANTINED
-    assert "newer than published" in result.reason
+    assert "visitor must be newer than what is published" in result.reason
     assert datasets.pin(platform.rows("visits"), SPEC)[0].rows == 100
 
 
@@ -224,7 +224,10 @@ def test_bytes_that_are_not_those_of_their_manifest_are_quarantined_with_the_rea
     again = workflows.publish_batches(platform, SPEC, [result.arrival.key])
 
     assert result.outcome is Outcome.QUARANTINED
-    assert result.reason == f"its manifest names sha256 {'f' * 64}, and its bytes have {result.sha256}"
+    assert result.reason == (
+        f"it was changed or damaged on its way: its manifest names sha256 {'f' * 64}, "
+        f"and its bytes have {result.sha256}"
+    )
     assert again == [result]
     assert datasets.published(platform.rows("visits"), result.sha256) is None
     assert workflows.waiting_arrivals(platform, "visits") == []

@@ -6,7 +6,7 @@ import time
 import dagster as dg
 
 from ml_platform import views
-from ml_platform.liveness import report_dead_runs
+from ml_platform.liveness import report_dead_launches, report_dead_runs
 from ml_platform.monitoring.alerts import Alert, send, write_log
 from ml_platform.pipeline import PlatformResource
 
@@ -15,13 +15,13 @@ HOUR = 3_600.0
 
 
 @dg.sensor(
-    minimum_interval_seconds=30,
+    minimum_interval_seconds=15,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Marks runs as failed whose process was killed, so that they are retried and hold nobody up.",
 )
 def dead_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     """Look after runs whose process is gone; no run is requested here."""
-    found = report_dead_runs(context.instance)
+    found = [*report_dead_runs(context.instance), *report_dead_launches(context.instance)]
     return dg.SkipReason(f"Marked as failed: {', '.join(found)}" if found else "No run has died.")
 
 

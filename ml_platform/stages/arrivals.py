@@ -64,7 +64,8 @@ class Look:
 
     `complete` are arrivals; `held` are the keys of files that are complete if the next look finds them unchanged;
     `incomplete` counts the others and `examples` says of a few what they wait for. Of the incomplete, `stuck` names
-    those whose manifest has not fitted for so long that they wait in vain; they come first in `examples`.
+    those whose manifest has not fitted for so long that they wait in vain; they come first in `examples`. `ignored` are
+    names beside them that can be no arrival.
     """
 
     complete: list[Arrival] = field(default_factory=list)
@@ -72,6 +73,7 @@ class Look:
     incomplete: int = 0
     examples: list[str] = field(default_factory=list)
     stuck: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
 
     def _add_incomplete(self, name: str, why: str) -> None:
         self.incomplete += 1

@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,8 +76,7 @@ class Registry:
         if self._connected is None:
             from mlflow import MlflowClient
 
-            if self._uri.startswith("sqlite:"):
-                Path(str(sa.make_url(self._uri).database)).parent.mkdir(parents=True, exist_ok=True)
+            prepare_store(self._uri)
             self._connected = MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
         return self._connected
 
@@ -176,6 +175,34 @@ class Registry:
                 return None
             version = client.get_registered_model(model).aliases.get(alias)
         return None if version is None else int(version)
+
+
+def prepare_store(tracking_uri: str) -> None:
+    """Make MLflow's database where it is a SQLite file that is not there yet; whole or not at all.
+
+    MLflow makes its tables in many steps, and cannot go on from the middle: killed there, it would never start again.
+    """
+    if not tracking_uri.startswith("sqlite:"):
+        return
+    target = Path(str(sa.make_url(tracking_uri).database))
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)  # of another process under the same id, which was killed
+    try:
+        _make_tables(temporary)
+        # Not a rename: what another process made meanwhile stays.
+        with suppress(FileExistsError):
+            target.hardlink_to(temporary)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _make_tables(path: Path) -> None:
+    from mlflow.db import upgrade  # `mlflow db upgrade`
+
+    upgrade.main([f"sqlite:///{path}"], standalone_mode=False)
 
 
 def lineage_tags(candidate: Candidate, verdict: Verdict) -> dict[str, str]:

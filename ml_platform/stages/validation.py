@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ml_platform.contracts import Rule, UniqueRule, compile_contract
+from ml_platform.contracts import Rule, UniqueRule, compile_contract, in_words
 from ml_platform.errors import TooLargeError, UnreadableFileError
 from ml_platform.model_spec import ModelSpec
 from ml_platform.pages import verify_pages
@@ -38,7 +38,9 @@ class Finding(NamedTuple):
 
     def __str__(self) -> str:
         """Say it as a sentence."""
-        return self.rule if self.row is None else f"row {self.row}: {self.column} {self.rule}: got {self.value}"
+        if self.row is None:
+            return self.rule
+        return f"row {self.row}: {self.column} {in_words(self.rule)}: got {self.value}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -416,7 +418,7 @@ def _findings(broken: Broken) -> Iterator[Finding]:
         yield Finding(row, columns, broken.check, broken.name, value)
     more = broken.count - len(broken.rows)
     if more and broken.rows:
-        yield Finding(None, columns, broken.check, f"{more:,} more rows: {columns} {broken.name}", "")
+        yield Finding(None, columns, broken.check, f"{more:,} more rows: {columns} {in_words(broken.name)}", "")
 
 
 def _problem_of_the_rows(batch: Batch, spec: ModelSpec, broken: list[Broken]) -> str | None:
@@ -427,5 +429,5 @@ def _problem_of_the_rows(batch: Batch, spec: ModelSpec, broken: list[Broken]) ->
     worst = max(broken, key=lambda one: one.count)
     return (
         f"{bad_rows} of {batch.rows} rows are bad ({share:.1%}, tolerance {spec.quarantine_tolerance:.1%}), "
-        f"most often: {', '.join(worst.columns)} {worst.name}"
+        f"most often: {', '.join(worst.columns)} {in_words(worst.name)}"
     )

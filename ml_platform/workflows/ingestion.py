@@ -104,7 +104,8 @@ def _publish_batch(platform: Platform, spec: ModelSpec, batch: RawBatch) -> Batc
 
 
 def _refuse_broken_promise(platform: Platform, batch: RawBatch) -> BatchResult:
-    reason = f"its manifest names sha256 {batch.promised_sha256}, and its bytes have {batch.sha256}"
+    what = f"its manifest names sha256 {batch.promised_sha256}, and its bytes have {batch.sha256}"
+    reason = f"it was changed or damaged on its way: {what}"
     report = validation.unreadable(reason)
     _quarantine(platform, batch, report)
     return _result(batch, Outcome.QUARANTINED, _notes(report), reason)

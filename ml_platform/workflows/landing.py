@@ -80,7 +80,8 @@ def look_for_arrivals(platform: Platform, model: str, **options: Any) -> arrival
     left = _kept_without_outcome(platform, model, listing.arrivals)[: options.get("limit", arrivals.ARRIVALS_A_RUN)]
     waiting = _without_outcome(platform, model, listing.arrivals)
     look = arrivals.look(platform.zone, waiting, listing.with_manifest, **options)
-    return replace(look, complete=[*left, *look.complete[: None if not left else -len(left)]]) if left else look
+    complete = [*left, *look.complete[: -len(left)]] if left else look.complete
+    return replace(look, complete=complete, ignored=listing.ignored)
 
 
 def stuck_files(platform: Platform, model: str) -> list[str]:

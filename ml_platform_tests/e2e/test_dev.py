@@ -1,89 +1,40 @@
-"""`ml-platform dev` with its real daemon and servers, and a real browser in front of them."""
+"""`ml-platform dev` with its real daemon and servers, a folder and a bucket to drop files in, and a real browser."""
 
+import io
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from functools import partial
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from ml_platform import demo
-from ml_platform.database import Database
+from ml_platform_tests.e2e import servers as files
+from ml_platform_tests.e2e.servers import ROOT, Bad, Bucket, DropZone, Folder, Servers, answers, wait_for
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-BIN = Path(sys.executable).parent
 CHROMIUM = shutil.which("chromium")
 # The picture that the README shows; written here so that a test run leaves the checkout clean.
 SCREENSHOTS = Path(os.environ.get("SCREENSHOTS", ROOT / "var" / "screenshots"))
 
 pytestmark = pytest.mark.e2e
+in_a_browser = pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium on PATH: apt-get install chromium (.ci/run does)"
+)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_for(what: str, condition: Callable[[], Any], seconds: float = 150) -> Any:
-    """Ask until the answer is true; fail with the name of what did not come."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if answer := condition():
-            return answer
-        time.sleep(0.2)
-    pytest.fail(f"{what} did not come within {seconds} s")
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as response:  # noqa: S310 - loopback
-            return bool(response.status == 200)
-    except OSError:
-        return False
-
-
-class Servers:
-    """`ml-platform dev` in a folder of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        (folder / "dagster.yaml").write_text((ROOT / "dagster.yaml").read_text())
-        self.folder = folder
-        self.landing = folder / "var" / "landing" / "churn"
-        self.landing.mkdir(parents=True, exist_ok=True)
-        self.environment = {**os.environ, "DAGSTER_HOME": str(folder), "ML_PLATFORM_HOME": str(folder / "var")}
-        self.dagster, self.mlflow = f"http://127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}"
-        ports = ["--port", self.dagster.rpartition(":")[2], "--mlflow-port", self.mlflow.rpartition(":")[2]]
-        self.database = Database(f"sqlite:///{folder}/var/platform.db")
-        self.log = folder / "servers.log"
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [str(BIN / "ml-platform"), "dev", *ports], env=self.environment, stdout=log, stderr=log
-            )
-
-    def answers_or_ended(self, url: str) -> bool:
-        return self.process.poll() is not None or answers(url)
-
-    def champion(self) -> int | None:
-        entry = self.database.champion("churn")
-        return entry.version if entry else None
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
-
-
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    started = Servers(tmp_path_factory.mktemp("dev"))
+@pytest.fixture(scope="module", params=["folder", "s3"])
+def servers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """The stack, started once for each kind of landing zone."""
+    folder = tmp_path_factory.mktemp(request.param)
+    zone: DropZone = Folder(folder / "var" / "landing")
+    if request.param == "s3":
+        zone = Bucket(request.getfixturevalue("seaweedfs"), uuid.uuid4().hex)
+    started = Servers(folder, zone)
     try:
         for url in (f"{started.dagster}/server_info", f"{started.mlflow}/health"):
             wait_for(url, partial(started.answers_or_ended, url))
@@ -94,33 +45,108 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
             started.stop()
 
 
-def test_files_dropped_while_it_runs_lead_to_a_champion_without_a_hand(servers: Servers) -> None:
-    for name, data in demo.exports().items():
-        temporary = servers.landing / f".{name}"
-        temporary.write_bytes(data)
-        temporary.rename(servers.landing / name)
+@cache
+def good_files() -> dict[str, bytes]:
+    """Return the shipped set in five files, and one of fifty more customers, which a manifest names."""
+    exports = demo.exports()
+    few = pd.read_parquet(io.BytesIO(next(iter(exports.values())))).head(50)
+    return {**exports, "named.parquet": files.parquet(few.assign(customer=range(5_001, 5_051)))}
 
+
+@cache
+def bad_files() -> dict[str, Bad]:
+    """Return a file for each way of being bad; the last belongs to the last run, for none names it."""
+    rows = pd.read_parquet(io.BytesIO(next(iter(good_files().values())))).head(100)
+    others = rows.assign(customer=rows["customer"] + 10_000)
+    return {
+        "damaged.parquet": Bad(
+            files.parquet(others), "it was changed or damaged on its way: its manifest names sha256"
+        ),
+        "cut.parquet": files.truncated(others),
+        "negative.parquet": files.out_of_range(others),
+        "no-state.parquet": files.without_a_column(others),
+    }
+
+
+def drop_all(zone: DropZone) -> None:
+    """Drop every file, beside two manifests: one that is right, and one of a file that was damaged since."""
+    good, bad = good_files(), bad_files()
+    damaged = bad["damaged.parquet"].data
+    zone.drop("named.parquet.manifest.json", files.manifest(good["named.parquet"]))
+    zone.drop("damaged.parquet.manifest.json", files.manifest(damaged[:-1] + b"?"))
+    for name, data in {**good, **{name: file.data for name, file in bad.items()}}.items():
+        zone.drop(name, data)
+
+
+@pytest.mark.fault("D1", "D5", "D7")
+def test_files_dropped_while_it_runs_are_published_or_quarantined_once_without_a_hand(servers: Servers) -> None:
+    good, bad = good_files(), bad_files()
+
+    drop_all(servers.zone)
+    wait_for("every outcome", lambda: len(servers.outcomes()) >= len(good) + len(bad))
+
+    found = {row["name"]: row for row in servers.outcomes()}
+    assert sorted(row["name"] for row in servers.outcomes()) == sorted([*good, *bad])
+    assert {name for name, row in found.items() if row["outcome"] == "published"} == set(good)
+    assert sorted(servers.rows("rows")["customer"]) == list(range(1, 5_051))
+    for name, file in bad.items():
+        assert found[name]["outcome"] == "quarantined"
+        assert found[name]["reason"].startswith(file.reason)
+    named = servers.rows("quarantine")["_arrival"].value_counts()
+    assert named.to_dict() == {found[name]["key"]: file.named for name, file in bad.items()}
+
+
+@pytest.mark.parametrize("servers", ["folder"], indirect=True)
+def test_what_was_published_leads_to_a_champion_without_a_hand(servers: Servers) -> None:
     wait_for("a champion", servers.champion)
 
-    (entry,) = servers.database.history("churn")
-    published = [row["name"] for row in servers.database.arrival_outcomes("churn") if row["outcome"] == "published"]
-    assert sorted(published) == sorted(demo.exports())
-    assert (entry.version, entry.reason) == (1, "arrival")
+    first = servers.database.history("churn")[0]
+    assert (first.version, first.reason) == (1, "arrival")
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH: apt-get install chromium (.ci/run does)")
+@contextmanager
+def browser(height: int) -> Iterator[Any]:
+    """Open a page in a real browser."""
+    from playwright.sync_api import sync_playwright
+
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+        page = opened.new_page(viewport={"width": 1900, "height": height})
+        page.set_default_timeout(60_000)
+        yield page
+        opened.close()
+
+
+@in_a_browser
+def test_the_ui_shows_of_every_file_what_became_of_it_and_why(servers: Servers) -> None:
+    from playwright.sync_api import expect
+
+    outcomes = wait_for("outcomes to look at", servers.outcomes)
+    asset = f"{servers.dagster}/assets/churn/validated_batches"
+    with browser(height=900) as page:
+        for name in ("customers-2024-01-01-1.parquet", "negative.parquet"):
+            (row,) = [row for row in outcomes if row["name"] == name]
+            page.goto(f"{asset}?view=partitions&partition={row['key']}")
+            for shown in (name, row["outcome"], row["reason"]):
+                expect(page.get_by_role("cell", name=shown, exact=True)).to_be_in_viewport(timeout=60_000)
+            page.screenshot(path=SCREENSHOTS / f"{row['outcome']}.png")
+        page.goto(f"{asset}?view=checks&checkDetail=schema")
+        expect(page.get_by_role("cell", name="column 'state' is missing", exact=True)).to_be_in_viewport(timeout=60_000)
+        expect(page.get_by_text("Failed", exact=True).first).to_be_visible()
+        page.screenshot(path=SCREENSHOTS / "failed-check.png")
+
+
+@in_a_browser
+@pytest.mark.parametrize("servers", ["folder"], indirect=True)
 def test_a_person_materialises_in_the_browser_and_sees_the_gates_green(servers: Servers) -> None:
-    from playwright.sync_api import expect, sync_playwright
+    from playwright.sync_api import expect
 
     wait_for("a champion to stand on", servers.champion)
     before = servers.champion() or 0
-    group = f"{servers.dagster}/locations/ml_platform/asset-groups/churn/lineage"
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    with sync_playwright() as playwright:
-        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
-        page = browser.new_page(viewport={"width": 1900, "height": 640})
-        page.goto(group)
+    with browser(height=640) as page:
+        page.goto(f"{servers.dagster}/locations/ml_platform/asset-groups/churn/lineage")
         page.get_by_role("button", name="Materialize all").click(timeout=60_000)
         wait_for("the champion that was asked for by hand", lambda: (servers.champion() or 0) > before)
         for checks_of_an_asset in ("5 / 5 Passed", "4 / 4 Passed", "1 / 1 Passed"):
@@ -132,7 +158,6 @@ def test_a_person_materialises_in_the_browser_and_sees_the_gates_green(servers: 
         expect(page.get_by_text("Succeeded", exact=True)).to_have_count(4)
         expect(page.get_by_text("auc_roc >= 0.8, on rows the model has not seen")).to_be_visible(timeout=60_000)
         page.screenshot(path=SCREENSHOTS / "gates.png")
-        browser.close()
 
 
 def test_stopping_it_stops_everything_that_it_started(servers: Servers) -> None:

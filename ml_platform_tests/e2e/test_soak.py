@@ -3,25 +3,46 @@
 import os
 import random
 import signal
+import sys
 import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import dagster as dg
 import pandas as pd
 import pytest
 
 from ml_platform import demo
 from ml_platform.defs.models.churn import churn
-from ml_platform.records import Outcome
 from ml_platform.stages import datasets
-from ml_platform_tests.e2e.test_dev import Servers, wait_for
+from ml_platform.stages.registry import Registry
+from ml_platform_tests.e2e import servers as files
+from ml_platform_tests.e2e.servers import Bad, Bucket, DropZone, Folder, Servers, wait_for
 
 KILLS = int(os.environ.get("KILLS", "20"))
-EXPORTS = KILLS * 3
-ROWS = 5_000 // EXPORTS
 SEED = int(os.environ.get("SEED", "0"))
+ZONE = os.environ.get("ZONE", "folder")
+CUSTOMERS = 5_000
+# Enough of them after every kill for one more retraining; enough before the first for candidates that pass.
+ROWS, EXPORTS_A_KILL = 35, 3
+BAD = (files.without_a_column, files.out_of_range, files.truncated)
+# Most kills wait until one of these steps is under way, and then for a part of these seconds.
+AIMS = {
+    "": 25.0,
+    "churn_ingest: churn__raw_batches": 1.0,
+    "churn_ingest: churn__validated_batches": 3.0,
+    "churn_retrain: churn__trained_model": 10.0,
+    "churn_retrain: churn__registered_version": 1.0,
+    "churn_retrain: churn__staging_version": 3.0,
+    "churn_retrain: churn__champion_version": 0.3,
+}
+ODDS = (4, 1, 5, 4, 2, 2, 2)
+LONGEST_AIM = 180
 
-pytestmark = [pytest.mark.e2e, pytest.mark.soak, pytest.mark.timeout(3_600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.soak, pytest.mark.timeout(7_200)]
 
 
 def descendants(pid: int) -> list[int]:
@@ -39,50 +60,180 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def kill_the_stack(servers: Servers) -> None:
-    for pid in descendants(servers.process.pid):
+def send(number: signal.Signals, processes: list[int]) -> None:
+    for pid in processes:
         try:
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)
         except ProcessLookupError:
             continue  # it ended by itself
+
+
+def kill_the_stack(servers: Servers) -> None:
+    """Stop the whole tree before any of it dies: what is started meanwhile would get away, and so would its parent."""
+    stopped: list[int] = []
+    while (found := descendants(servers.process.pid)) != stopped:
+        send(signal.SIGSTOP, found)
+        stopped = found
+    send(signal.SIGKILL, stopped)
     servers.process.wait(30)
 
 
-def is_past(moment: float) -> bool:
-    return time.monotonic() > moment
+class Stack:
+    """A deployment that is started, killed and started again, and a look at its runs from outside."""
+
+    def __init__(self, folder: Path, zone: DropZone) -> None:
+        self.folder, self.zone = folder, zone
+        self.servers = Servers(folder, zone)
+        self.instance = dg.DagsterInstance.from_config(str(folder))
+        self.killed = set[str]()
+
+    def live(self, *statuses: dg.DagsterRunStatus) -> list[dg.DagsterRun]:
+        """Return the runs in these states but for those that died with a stack before."""
+        runs = self.instance.get_runs(dg.RunsFilter(statuses=list(statuses)))
+        return [run for run in runs if run.run_id not in self.killed]
+
+    def require_it_goes_on(self) -> None:
+        ended = self.servers.process.poll()
+        assert ended is None, f"the stack ended with status {ended}: {self.servers.log.read_text()[-2_000:]}"
+
+    def is_under_way(self, step: str) -> bool:
+        self.require_it_goes_on()
+        return any(self.step_of(run) == step for run in self.live(dg.DagsterRunStatus.STARTED))
+
+    def unfinished(self) -> list[dg.DagsterRun]:
+        return [run for run in self.instance.get_runs() if not run.is_finished]
+
+    def step_of(self, run: dg.DagsterRun) -> str:
+        """Return the job and the step that a run is in, or the state that it is in before or between its steps."""
+        step = ""
+        for record in self.instance.all_logs(run.run_id):
+            if record.dagster_event and record.dagster_event.is_step_start:
+                step = record.step_key or ""
+            elif record.dagster_event and (
+                record.dagster_event.is_step_success or record.dagster_event.is_step_failure
+            ):
+                step = ""
+        return f"{run.job_name}: {step or run.status.value}"
+
+    def wait_for_the_moment(self, moments: random.Random) -> None:
+        aim = moments.choices(list(AIMS), weights=ODDS)[0]
+        # A step may never come, where a gate failed for instance: the kill does.
+        deadline = time.monotonic() + LONGEST_AIM
+        while aim and time.monotonic() < deadline and not self.is_under_way(aim):
+            time.sleep(0.2)
+        time.sleep(moments.uniform(0, AIMS[aim]))
+
+    def kill(self) -> list[str]:
+        """Kill everything; return the steps that were under way."""
+        kill_the_stack(self.servers)
+        live = self.live(dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED)
+        self.killed |= {run.run_id for run in live}
+        return [self.step_of(run) for run in live]
+
+    def start_again(self) -> None:
+        self.servers = Servers(self.folder, self.zone)
+
+    def is_at_rest(self, arrivals: int) -> bool:
+        """Whether every file has its outcome, a champion stands, and no run is left or due."""
+        self.require_it_goes_on()
+        done = len(self.servers.outcomes()) >= arrivals and self.servers.champion() is not None
+        return done and not self.unfinished() and not self.is_retraining_due()
+
+    def is_retraining_due(self) -> bool:
+        newest = self.servers.database.newest_candidate("churn")
+        version = newest.lineage.dataset_version if newest else None
+        return self.servers.database.rows_published_after("churn", version) >= churn.min_new_rows
 
 
-def export(number: int) -> pd.DataFrame:
-    """Return customers whom no other export has."""
-    rows = pd.read_parquet(demo.DATA).iloc[number * ROWS : (number + 1) * ROWS]
+def customers(first: int, number: int) -> pd.DataFrame:
+    """Return customers `first`, counted from 0, and those after, whom no other file has."""
+    rows = pd.read_parquet(demo.DATA).iloc[first : first + number]
     times = pd.date_range(demo.START, periods=len(rows), freq="min", unit="us")
-    first = number * ROWS + 1
-    return rows.assign(customer=range(first, first + len(rows)), observed_at=times)
+    return rows.assign(customer=range(first + 1, first + number + 1), observed_at=times)
+
+
+def first_file() -> bytes:
+    return files.parquet(customers(0, CUSTOMERS - KILLS * EXPORTS_A_KILL * ROWS))
+
+
+def good_files(kill: int) -> dict[str, bytes]:
+    """Return what is dropped before a kill: each of the customers left over in one of all these files."""
+    numbers = range(kill * EXPORTS_A_KILL, (kill + 1) * EXPORTS_A_KILL)
+    start = CUSTOMERS - KILLS * EXPORTS_A_KILL * ROWS
+    return {f"export-{n:03}.parquet": files.parquet(customers(start + n * ROWS, ROWS)) for n in numbers}
+
+
+def bad_file(kill: int) -> dict[str, Bad]:
+    rows = customers(kill * ROWS, ROWS)
+    rows = rows.assign(customer=rows["customer"] + 100_000)
+    return {f"bad-{kill:03}.parquet": BAD[kill % len(BAD)](rows)}
+
+
+@pytest.fixture
+def stack(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]:
+    # dagster.yaml names its folder relative to where its commands start.
+    monkeypatch.chdir(tmp_path)
+    zone: DropZone = Folder(tmp_path / "var" / "landing")
+    if ZONE == "s3":
+        zone = Bucket(request.getfixturevalue("seaweedfs"), uuid.uuid4().hex)
+    started = Stack(tmp_path, zone)
+    try:
+        yield started
+    finally:
+        if started.servers.process.poll() is None:
+            kill_the_stack(started.servers)
+        started.instance.dispose()
 
 
 @pytest.mark.fault("P3", "P5")
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="without /proc the stack's processes are not found")
-def test_killing_the_stack_at_random_moments_loses_and_doubles_nothing(tmp_path: Path) -> None:
+def test_killing_the_stack_at_random_moments_loses_and_doubles_nothing(
+    stack: Stack, capsys: pytest.CaptureFixture[str]
+) -> None:
     moments = random.Random(SEED)  # noqa: S311 - moments, not secrets
+    good, bad, hit = {"first.parquet"}, dict[str, Bad](), list[str]()
+    stack.zone.drop("first.parquet", first_file())
     for kill in range(KILLS):
-        servers = Servers(tmp_path)
-        deadline = time.monotonic() + moments.uniform(5, 30)
-        for number in range(kill * 3, kill * 3 + 3):
-            hidden = servers.landing / f".{number:03}"
-            export(number).to_parquet(hidden, index=False)
-            hidden.rename(servers.landing / f"export-{number:03}.parquet")
-        wait_for("the moment of the kill", partial(is_past, deadline))
-        kill_the_stack(servers)
+        dropped, spoilt = good_files(kill), bad_file(kill)
+        for name, data in {**dropped, **{name: file.data for name, file in spoilt.items()}}.items():
+            stack.zone.drop(name, data)
+        good, bad = good | set(dropped), bad | spoilt
+        stack.wait_for_the_moment(moments)
+        now = stack.kill()
+        hit += now
+        with capsys.disabled():
+            sys.stdout.write(f"\nkill {kill + 1} of {KILLS} hit {', '.join(now) or 'no run'}")
+            sys.stdout.flush()
+        stack.start_again()
 
-    servers = Servers(tmp_path)
-    try:
-        wait_for("every outcome", lambda: len(servers.database.arrival_outcomes("churn")) == EXPORTS, seconds=600)
-        wait_for("a champion", servers.champion, seconds=600)
-    finally:
-        servers.stop()
+    began = time.monotonic()
+    wait_for("rest", partial(stack.is_at_rest, len(good) + len(bad)), seconds=900)
+    with capsys.disabled():
+        sys.stdout.write(f"\nat rest {time.monotonic() - began:.0f} s after the last start; {len(hit)} runs were hit")
+        sys.stdout.write("".join(f"\n{number:4} {step}" for step, number in Counter(hit).most_common()) + "\n")
 
-    outcomes = servers.database.arrival_outcomes("churn")
-    assert {row["outcome"] for row in outcomes} == {Outcome.PUBLISHED}
-    table = datasets._open(tmp_path / "var" / "models" / "churn" / "rows").to_pyarrow_table().to_pandas()
-    assert sorted(table["customer"]) == list(range(1, EXPORTS * ROWS + 1))
-    assert datasets.pin(tmp_path / "var" / "models" / "churn" / "rows", churn)[0].rows == EXPORTS * ROWS
+    assert stack.servers.stop() == 0
+    require_each_file_once(stack, good, bad)
+    require_one_champion(stack)
+
+
+def require_each_file_once(stack: Stack, good: set[str], bad: dict[str, Bad]) -> None:
+    outcomes = stack.servers.outcomes()
+    found = {row["name"]: row for row in outcomes}
+    assert sorted(row["name"] for row in outcomes) == sorted([*good, *bad])
+    assert {name for name, row in found.items() if row["outcome"] == "published"} == good
+    assert {name for name, row in found.items() if row["outcome"] == "quarantined"} == set(bad)
+    assert [name for name, file in bad.items() if not found[name]["reason"].startswith(file.reason)] == []
+    assert sorted(stack.servers.rows("rows")["customer"]) == list(range(1, CUSTOMERS + 1))
+    assert datasets.pin(stack.folder / "var" / "models" / "churn" / "rows", churn)[0].rows == CUSTOMERS
+    named = Counter(stack.servers.rows("quarantine")["_arrival"])
+    assert named == {found[name]["key"]: file.named for name, file in bad.items()}
+
+
+def require_one_champion(stack: Stack) -> None:
+    """Of the ledger: nothing was promoted twice, and the alias in the registry is its last entry."""
+    history = stack.servers.database.history("churn")
+    verdicts = [entry.verdict_digest for entry in history]
+    assert len(set(verdicts)) == len(verdicts)
+    registry = Registry(f"sqlite:///{stack.folder}/var/mlflow.db", stack.folder / "var" / "mlartifacts")
+    assert registry.alias("churn", "champion") == stack.servers.champion()

@@ -1,6 +1,9 @@
 import os
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,9 +18,10 @@ from ml_platform.errors import DigestMismatchError, RegistryError, RegistryUnava
 from ml_platform.predictor import Predictor, file_digest, load
 from ml_platform.records import Candidate, Verdict
 from ml_platform.stages import training
-from ml_platform.stages.registry import CANDIDATE_TAG, Registry, lineage_tags, locked, run_files
+from ml_platform.stages.registry import CANDIDATE_TAG, Registry, lineage_tags, locked, prepare_store, run_files
 from ml_platform_tests import fakes
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 SPEC = fakes.visits_spec()
 ROWS = fakes.visits(100)
 FEATURES = ROWS[SPEC.features]
@@ -314,3 +318,32 @@ def test_mlflows_patience_is_limited_unless_somebody_says_otherwise(
 
     assert int(os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]) <= 2
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "3"
+
+
+@pytest.mark.fault("P3")
+def test_a_process_killed_while_mlflow_makes_its_tables_leaves_no_database(tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    program = (
+        "from ml_platform.stages.registry import prepare_store\n"
+        "from ml_platform_tests.life import die_at\n"
+        "die_at('alembic.operations:Operations.create_index', 'before')\n"
+        f"prepare_store({store!r})\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (tmp_path / "mlflow.db").exists()
+
+    prepare_store(store)
+
+    assert Registry(store, tmp_path).alias("visits", "champion") is None
+
+
+def test_a_database_that_another_process_made_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def be_overtaken(path: Path) -> None:
+        path.write_text("ours")
+        (tmp_path / "mlflow.db").write_text("theirs")
+
+    monkeypatch.setattr("ml_platform.stages.registry._make_tables", be_overtaken)
+    prepare_store(f"sqlite:///{tmp_path}/mlflow.db")
+
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"mlflow.db": "theirs"}

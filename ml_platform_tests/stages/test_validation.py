@@ -281,7 +281,7 @@ def test_the_second_row_of_an_entity_at_the_same_time_is_quarantined() -> None:
 
 
 def test_a_finding_is_a_sentence_with_row_column_rule_and_value() -> None:
-    assert validate(with_cell("pages", -7)).examples == {"values": ["row 0: pages greater_than_or_equal_to(0): got -7"]}
+    assert validate(with_cell("pages", -7)).examples == {"values": ["row 0: pages must be at least 0: got -7"]}
 
 
 def test_at_most_five_findings_are_shown() -> None:
@@ -334,7 +334,7 @@ def test_an_empty_integer_quarantines_its_row_only(tmp_path: Path, name: str) ->
 
     assert report.problem is None
     assert report.rules == {"values": {"not_nullable": 1}}
-    assert report.examples == {"values": ["row 0: pages not_nullable: got None"]}
+    assert report.examples == {"values": ["row 0: pages must not be empty: got None"]}
     assert report.valid["visitor"].to_pylist() == ROWS["visitor"].tolist()[1:]
 
 
@@ -392,7 +392,7 @@ def test_a_bad_batch_of_any_size_names_a_bounded_number_of_rows(monkeypatch: pyt
 
     assert report.rules == {"values": {"greater_than_or_equal_to(0)": 50}}
     assert [finding.row for finding in report.findings] == [*range(10), None]
-    assert str(report.findings[-1]) == "40 more rows: pages greater_than_or_equal_to(0)"
+    assert str(report.findings[-1]) == "40 more rows: pages must be at least 0"
 
 
 def test_as_many_rows_are_named_as_the_caller_asks_for(tmp_path: Path) -> None:
@@ -474,9 +474,7 @@ def test_more_bad_rows_than_are_tolerated_quarantine_the_whole_batch(bad: int, w
 def test_the_reason_of_a_whole_batch_says_how_many_and_what_most_often() -> None:
     report = validate(with_cell("pages", -1, rows=30).assign(plan=with_cell("plan", "gratis")["plan"]))
 
-    assert report.problem == (
-        "30 of 60 rows are bad (50.0%, tolerance 5.0%), most often: pages greater_than_or_equal_to(0)"
-    )
+    assert report.problem == ("30 of 60 rows are bad (50.0%, tolerance 5.0%), most often: pages must be at least 0")
 
 
 @pytest.mark.fault("D7")
@@ -563,13 +561,18 @@ FAULTS: dict[str, tuple[str, str, Callable[[], bytes], str]] = {
     "utf-16": ("D9", "a.csv", lambda: as_csv().encode("utf-16"), "no readable csv file"),
     "latin-1": ("D9", "a.csv", lambda: text_with("plan", "frée").encode("latin-1"), "invalid UTF8 data"),
     "latin-1 header": ("D9", "a.csv", f"{HEADER},pagés\n".encode("latin-1").strip, "no readable csv file"),
-    "nan": ("D10", "a.parquet", lambda: as_parquet(with_cell("seconds", np.nan, 30)), "seconds not_nullable"),
-    "inf": ("D10", "a.parquet", lambda: as_parquet(with_cell("seconds", np.inf, 30)), "seconds finite"),
+    "nan": ("D10", "a.parquet", lambda: as_parquet(with_cell("seconds", np.nan, 30)), "seconds must not be empty"),
+    "inf": ("D10", "a.parquet", lambda: as_parquet(with_cell("seconds", np.inf, 30)), "seconds must be finite"),
     "2^63": ("D11", "a.csv", lambda: text_with("visitor", str(2**63)).encode(), "conversion error to int64"),
     "30 digits": ("D11", "a.csv", lambda: text_with("visitor", "9" * 30).encode(), "conversion error to int64"),
     "json": ("D11", "a.jsonl", lambda: as_jsonl().replace(":1,", f":{2**63},", 1).encode(), "Failed to convert JSON"),
     "unsigned": ("D11", "a.parquet", lambda: as_parquet(ROWS.astype({"visitor": "uint64"})), "Got uint64"),
-    "doubled ids": ("D12", "a.parquet", lambda: as_parquet(pd.concat([ROWS, ROWS])), "one row a time"),
+    "doubled ids": (
+        "D12",
+        "a.parquet",
+        lambda: as_parquet(pd.concat([ROWS, ROWS])),
+        "visitor must come once at a time",
+    ),
     "doubled name": ("D12", "a.csv", f"{HEADER},plan\n1,,2,3,free,no,free\n".encode, "must be unique"),
     "ragged": ("D14", "a.csv", f"{as_csv()}1,2\n".encode, "Expected 6 columns"),
     "wide": ("D14", "a.csv", f"{as_csv()}{'1,' * 500}\n".encode, "Expected 6 columns"),

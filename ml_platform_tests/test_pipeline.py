@@ -148,7 +148,7 @@ def test_a_check_counts_the_rows_of_every_file_and_quotes_five(
     said = {name: shown.value for name, shown in values.metadata.items()}
     assert said["files"] == 2
     assert said["rules"] == {"greater_than_or_equal_to(0)": 6}
-    assert said["examples"][0] == "a.csv, row 0: pages greater_than_or_equal_to(0): got -1"
+    assert said["examples"][0] == "a.csv, row 0: pages must be at least 0: got -1"
     assert len(said["examples"]) == 5
 
 

@@ -82,8 +82,9 @@ def test_a_red_tick_is_an_alert_until_one_is_green(
     ]
 
 
-def test_a_failed_run_is_an_alert_that_says_why(
-    repository: dg.RepositoryDefinition, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("retried", [False, True])
+def test_a_failed_run_that_is_not_tried_again_is_an_alert_that_says_why(
+    repository: dg.RepositoryDefinition, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, retried: bool
 ) -> None:
     @dg.op
     def fails() -> None:
@@ -96,7 +97,8 @@ def test_a_failed_run_is_an_alert_that_says_why(
     manager = fakes.Alertmanager()
     with manager.running() as address, dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
         monkeypatch.setenv("ML_PLATFORM_ALERTMANAGER_URL", address)
-        result = nightly.execute_in_process(instance=instance, raise_on_error=False)
+        tags = {"dagster/will_retry": "true"} if retried else {}
+        result = nightly.execute_in_process(instance=instance, raise_on_error=False, tags=tags)
         context = dg.build_run_status_sensor_context(
             "failed_runs",
             result.get_run_failure_event(),
@@ -106,6 +108,8 @@ def test_a_failed_run_is_an_alert_that_says_why(
         ).for_run_failure()
         repository.get_sensor_def("failed_runs")(context)
 
-    (alert,) = manager.taken
-    assert alert["labels"] == {"alertname": "RunFailed", "job": "nightly", "run": result.run_id}
-    assert alert["annotations"] == {"summary": "403 from s3://landing"}
+    alert = {
+        "labels": {"alertname": "RunFailed", "job": "nightly", "run": result.run_id},
+        "annotations": {"summary": "403 from s3://landing"},
+    }
+    assert manager.taken == ([] if retried else [alert])

@@ -65,4 +65,6 @@ def failed_runs(context: dg.RunFailureSensorContext, platform: PlatformResource)
     summary = "; ".join(views.innermost(error)[1] for error in steps) or context.failure_event.message or "no reason"
     alert = Alert(name="RunFailed", summary=summary, labels={"job": run.job_name, "run": run.run_id})
     write_log([alert])
-    send([alert], platform.open().settings.alertmanager)
+    # A run whose machine died is tried again, and is an alert when that comes to nothing too.
+    if run.tags.get("dagster/will_retry") != "true":
+        send([alert], platform.open().settings.alertmanager)

@@ -61,6 +61,30 @@ class GoldenSet(_Declared):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
+class Approval(_Declared):
+    """Who may approve a version before it becomes champion, and for how long that counts.
+
+    Parameters
+    ----------
+    authenticated_by : tuple of str
+        How a person's name may be authenticated: ``os_user``, who runs the command; ``token``, who knows a secret;
+        ``github_environment``, whom a protected environment names. The last rests on environment variables, which
+        whoever starts the process can set: list it only where nobody but GitHub's runners reaches the database.
+    expires_after_hours : float
+        An approval older than this no longer counts.
+    """
+
+    authenticated_by: tuple[Literal["github_environment", "token", "os_user"], ...] = ("os_user", "token")
+    expires_after_hours: float = Field(default=72, gt=0, le=24 * 365)
+
+    @field_validator("authenticated_by")
+    @classmethod
+    def _somebody_can_approve(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or len(set(value)) < len(value):
+            raise ValueError(f"authenticated_by must name at least one way, each once. Got {value} instead.")
+        return value
+
+
 DEFAULT_GATES = (
     Gate(metric="auc_roc", at_least=0.80),
     Gate(metric="f1_score", at_least=0.70),
@@ -105,6 +129,9 @@ class ModelSpec(_Declared):
         A batch with a greater share of bad rows is quarantined whole.
     golden : tuple of GoldenSet
         Frozen datasets; a dataset version is refused while one is missing, changed or breaks the contract.
+    approval : Approval, "manual" or "automatic"
+        Whether a version that passed waits for a named person, as it does by default, and who counts. ``"manual"``
+        is ``Approval()``; ``"automatic"`` promotes at once.
     """
 
     name: str
@@ -124,6 +151,7 @@ class ModelSpec(_Declared):
     least_share_of_a_class: float = Field(default=0.01, ge=0, lt=0.5)
     quarantine_tolerance: float = Field(default=0.05, ge=0, le=1)
     golden: tuple[GoldenSet, ...] = ()
+    approval: Approval | Literal["manual", "automatic"] = "manual"
     task: Literal["binary"] = "binary"
 
     @field_validator("name")
@@ -166,6 +194,13 @@ class ModelSpec(_Declared):
                     f"positive must be a value of {self.label!r}, one of {allowed}. Got {self.positive!r}."
                 )
         return self
+
+    @property
+    def approval_needed(self) -> Approval | None:
+        """Who may approve; ``None`` where nobody has to."""
+        if isinstance(self.approval, Approval):
+            return self.approval
+        return None if self.approval == "automatic" else Approval()
 
     @property
     def columns(self) -> list[str]:

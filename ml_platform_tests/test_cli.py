@@ -1,3 +1,4 @@
+import contextlib
 import io
 import json
 import os
@@ -323,7 +324,7 @@ def test_a_version_is_approved_by_who_runs_the_command(
     entries = json.loads(call("history", "visits", "--json")[1])
     assert [entry["action"] for entry in entries] == ["request", "approval", "promotion"]
     assert entries[1]["details"]["authenticated_by"] == "os_user"
-    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+    with contextlib.chdir(tmp_path), dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         shown = instance.get_latest_materialization_event(dg.AssetKey(["visits", "champion_version"]))
     assert shown is not None
     assert shown.asset_materialization is not None

@@ -127,7 +127,8 @@ def _later(model: str) -> Iterator[None]:
     try:
         yield
     except (RegistryError, OSError) as error:
-        log.warning("the ledger of %s stands, and what shows it follows later: %s", model, error)
+        what = str(error).partition(". ")[0]
+        log.warning("the ledger of %s stands, and what shows it follows later: %s", model, what)
 
 
 def _staged_evidence(platform: Platform, spec: ModelSpec, registration: Registration) -> Verdict:

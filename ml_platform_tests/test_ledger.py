@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -295,10 +296,15 @@ def test_a_model_whose_ledger_is_gone_is_still_verified(platform: Platform) -> N
 # Two promotions at once, in two processes
 
 
-def promote_in_a_process(platform: Platform, candidate: str, stop_at: str = "") -> subprocess.Popen[str]:
+@contextmanager
+def promote_in_a_process(platform: Platform, candidate: str, stop_at: str = "") -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "ml_platform_tests.promoting", str(platform.settings.home), candidate, stop_at]
     environment = {**os.environ, "ML_PLATFORM_DATABASE_URL": platform.settings.database}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment) as process:
+        try:
+            yield process
+        finally:
+            process.kill()  # nobody else would continue or end a process that stands still
 
 
 @pytest.mark.fault("P7")

@@ -293,6 +293,15 @@ def test_a_model_whose_ledger_is_gone_is_still_verified(platform: Platform) -> N
     assert verify(platform).problems
 
 
+def test_a_model_whose_ledger_and_log_are_gone_is_still_verified(platform: Platform) -> None:
+    promoted(platform)
+    fakes.behind_the_triggers(platform.database, "DELETE FROM ledger")
+    platform.settings.ledger_heads.unlink()
+
+    assert workflows.ledgers(platform) == ["visits"]
+    assert verify(platform).problems
+
+
 # Two promotions at once, in two processes
 
 

@@ -4,7 +4,14 @@ import pytest
 from pydantic import ValidationError
 
 from ml_platform.errors import ConfigurationError
-from ml_platform.settings import PROJECT_ROOT, Settings, read_settings, require_dagster_home
+from ml_platform.settings import (
+    PROJECT_ROOT,
+    GithubRun,
+    Settings,
+    read_github_run,
+    read_settings,
+    require_dagster_home,
+)
 
 
 def test_everything_stands_under_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -130,3 +137,16 @@ def test_a_dagster_home_that_nobody_set_is_refused(monkeypatch: pytest.MonkeyPat
 
     with pytest.raises(ConfigurationError, match="is not set"):
         require_dagster_home()
+
+
+def test_a_job_on_github_is_known_by_what_its_runner_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ML_PLATFORM_GITHUB_ENVIRONMENT", "production")
+    assert read_github_run(read_settings()) is None
+    for name, value in {"ACTIONS": "true", "ACTOR": "ada", "RUN_ID": "17"}.items():
+        monkeypatch.setenv(f"GITHUB_{name}", value)
+
+    run = read_github_run(read_settings())
+
+    assert run == GithubRun(actor="ada", triggering_actor="ada", run_id="17", environment="production", reviewer="")
+    monkeypatch.setenv("GITHUB_ACTIONS", "false")
+    assert read_github_run(read_settings()) is None

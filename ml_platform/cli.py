@@ -5,11 +5,11 @@ done, and the message says why and what to do.
 """
 
 import contextlib
+import functools
 import getpass
 import importlib
 import logging
 import pkgutil
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +20,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ml_platform import workflows
 from ml_platform.errors import ConfigurationError, LandingZoneError, PlatformError
 from ml_platform.model_spec import ModelSpec
+from ml_platform.records import Action, LedgerEntry, LedgerReport
 from ml_platform.settings import require_dagster_home
 from ml_platform.workflows import Platform, ignored_files, land_files, show_champion, waiting_arrivals
 from ml_platform.workflows import status as model_status
@@ -34,6 +36,10 @@ app = typer.Typer(
 )
 quarantine = typer.Typer(help="Explain what is quarantined; release what passes now.", no_args_is_help=True)
 app.add_typer(quarantine, name="quarantine")
+explain = typer.Typer(help="Why a version is champion, or is not, with the proof.", no_args_is_help=True)
+app.add_typer(explain, name="explain")
+ledger = typer.Typer(help="The record of approvals, promotions and rollbacks.", no_args_is_help=True)
+app.add_typer(ledger, name="ledger")
 progress = Console(stderr=True, highlight=False, soft_wrap=True)
 # A pipe has no width: what is written into a file or a log is not folded.
 output = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
@@ -82,19 +88,106 @@ def status(json: AsJson = False) -> None:
 
 @app.command()
 def history(model: Model, json: AsJson = False) -> None:
-    """Show the ledger: what became champion, when, and why."""
-    entries = Platform().database.history(model)
+    """Show the ledger: what was approved, what became champion, what was rolled back; when, by whom and why."""
+    said = Platform().database.ledger(model)
+    entries = [entry for entry in said if entry.action != Action.CONFIRMATION]
     if not entries:
         _require_model(model)
     if json:
-        output.print_json(data=[vars(entry) for entry in entries], default=str)
+        output.print_json(data=[{**vars(entry), "digest": entry.digest} for entry in entries], default=str)
         return
     table = Table("entry", "action", "version", "instead of", "when (UTC)", "reason", "verdict", "by")
     for e in entries:
         instead = "none" if e.previous_version is None else str(e.previous_version)
         when, digest = f"{e.recorded_at:%Y-%m-%d %H:%M:%S}", e.verdict_digest[:12]
-        table.add_row(str(e.sequence), e.action, str(e.version), instead, when, e.reason, digest, e.actor)
+        cells = str(e.sequence), e.action, str(e.version), instead, when, e.reason, digest, e.actor
+        table.add_row(*(escape(cell) for cell in cells))
     output.print(table if entries else f"{model} never had a champion.")
+
+
+@ledger.command("verify")
+def ledger_verify(
+    model: Annotated[str | None, typer.Argument(help="Name of the model; all by default.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Hold ledgers against their own digests and both anchors; exit status 1 where one was changed."""
+    platform = Platform()
+    names = workflows.ledgers(platform) if model is None else [model]
+    reports = [workflows.verify_ledger(platform, name) for name in names]
+    if json:
+        output.print_json(data=[vars(report) for report in reports])
+    for report in [] if json else reports:
+        _print_report(report)
+    if any(report.problems for report in reports):
+        raise typer.Exit(REFUSED)
+    if any(report.unread for report in reports):
+        raise typer.Exit(FAILED)
+
+
+def _print_report(report: LedgerReport) -> None:
+    says = "was changed" if report.problems else "verifies"
+    output.print(f"{report.model}: {report.entries} entries, the ledger {says}", markup=False)
+    for problem in report.problems[:10]:
+        output.print(f"  {problem}", style="red", markup=False)
+    if len(report.problems) > 10:
+        output.print(f"  and {len(report.problems) - 10} problems more")
+    for late in (*report.behind, *report.unread):
+        output.print(f"  {late}", markup=False)
+
+
+@explain.command("champion")
+def explain_champion(model: Model, json: AsJson = False) -> None:
+    """Say who made the champion, when, why, of which data and code, on which evidence and instead of what."""
+    _print_explanation(workflows.explain(Platform(), model), json)
+
+
+@explain.command("version")
+def explain_version(
+    model: Model, version: Annotated[int, typer.Argument(help="Its number in the registry.")], json: AsJson = False
+) -> None:
+    """Say the same of any version."""
+    _print_explanation(workflows.explain(Platform(), model, version), json)
+
+
+def _print_explanation(found: dict[str, Any], json: bool) -> None:
+    if json:
+        output.print_json(data=found)
+        return
+    candidate, dataset, decision, proof = (found[key] for key in ("candidate", "dataset", "decision", "ledger"))
+    output.print(f"[bold]{found['model']}[/] version {found['version']}, {_standing_of(found)}")
+    if decision:
+        instead = "nothing" if decision["instead_of"] is None else f"version {decision['instead_of']}"
+        _say(decision["action"], f"{decision['when'][:19]} UTC by {decision['by']}, instead of {instead}")
+        _say("reason", decision["reason"])
+    for approval in found["approvals"]:
+        way = f"{approval['by']} ({approval['authenticated_by']}), {approval['when'][:19]} UTC"
+        _say("approved by", f"{way}, until {approval['expires'][:19]} UTC: {approval['reason']}")
+    _say("candidate", f"{candidate['id']}, asked for by {candidate['asked_for_by'] or 'a trigger'}")
+    _say("dataset", f"version {dataset['version']}, digest {dataset['digest'][:12]}")
+    for arrival in dataset["arrivals"][:10]:
+        _say("", f"{arrival['name']}: {arrival['rows']:,} rows, sha256 {arrival['sha256'][:12]}")
+    if len(dataset["arrivals"]) > 10:
+        _say("", f"and {len(dataset['arrivals']) - 10:,} arrivals more")
+    _say("code", candidate["code_revision"])
+    _say("lock", candidate["lock_digest"][:12])
+    _say("model file", f"sha256 {candidate['model_digest'][:12]}")
+    _say("verdict", (found["verdict"] or "none")[:12])
+    output.print(_gates_table(found["gates"]))
+    _say("ledger", f"{proof['entries']} entries, {'verifies' if proof['verifies'] else 'was CHANGED'}")
+    for line in (*proof["problems"], *proof["anchors"]):
+        _say("", line)
+
+
+def _say(what: str, text: str) -> None:
+    output.print(f"{what:<13}{text}", markup=False)
+
+
+def _standing_of(found: dict[str, Any]) -> str:
+    if found["is_champion"]:
+        return "champion"
+    if found["was_rolled_back"]:
+        return "rolled back"
+    return "champion before" if found["decision"] else "never champion"
 
 
 @app.command()
@@ -218,7 +311,8 @@ def quarantine_release(
     from ml_platform import corrections
 
     spec = _spec(model)
-    released = corrections.release(Platform(), spec, arrivals or [], actor=_person())
+    platform = Platform()
+    released = corrections.release(platform, spec, arrivals or [], actor=workflows.who(platform))
     if json:
         output.print_json(data=released)
     elif not released:
@@ -245,7 +339,7 @@ def forget(
 
     platform, spec = Platform(), _spec(model)
     require_dagster_home()
-    done = corrections.forget(platform, spec, entity, reason=reason, actor=_person())
+    done = corrections.forget(platform, spec, entity, reason=reason, actor=workflows.who(platform))
     done["figures"]["runs_of_dagster"] = history.forget_runs(platform, spec)
     if json:
         output.print_json(data=done)
@@ -265,9 +359,61 @@ def _spec(model: str) -> ModelSpec:
     return next(member for member in members if isinstance(member, ModelSpec) and member.name == model)
 
 
-def _person() -> str:
-    """Return who runs this command, for the record."""
-    return f"{getpass.getuser()}@{socket.gethostname()}"
+@app.command()
+def approve(
+    model: Model,
+    version: Annotated[int | None, typer.Argument(help="Its number in the registry; the newest by default.")] = None,
+    *,
+    reason: Annotated[str, typer.Option(help="Why, for whoever reads the ledger later.")],
+    by: Annotated[str, typer.Option(help="How you are known: os_user, token or github_environment.")] = "os_user",
+    name: Annotated[str, typer.Option(help="With --by token: whose token it is.")] = "",
+    json: AsJson = False,
+) -> None:
+    """Approve a version that passed its gates, as somebody other than who trained it, and promote it."""
+    spec, platform = _spec(model), Platform()
+    person = workflows.authenticate(platform, by, name=name, token=_token(platform) if by == "token" else "")
+    approval, entry = workflows.approve_version(platform, spec, version, person, reason=reason)
+    _show_in_dagster(entry)
+    if json:
+        output.print_json(data={"approval": vars(approval), "entry": vars(entry)}, default=str)
+    else:
+        until = f"until {approval.expires_at:%Y-%m-%d %H:%M} UTC"
+        output.print(f"{model} version {entry.version}: approved by {person.name} {until}, champion", markup=False)
+
+
+def _show_in_dagster(entry: LedgerEntry) -> None:
+    from ml_platform import runs
+
+    try:
+        runs.report_champion(entry)
+    except ConfigurationError as error:
+        progress.print(f"version {entry.version} is champion; Dagster is not told: {error}", markup=False)
+
+
+def _token(platform: Platform) -> str:
+    """Return the secret; never from the command's arguments, which everybody on the host can read."""
+    given = platform.settings.approval_token
+    if given is not None:
+        return given.get_secret_value()
+    return getpass.getpass("token: ") if sys.stdin.isatty() else sys.stdin.readline().strip()
+
+
+@app.command()
+def rollback(
+    model: Model,
+    reason: Annotated[str, typer.Option(help="Why, for whoever reads the ledger later.")],
+    to: Annotated[int | None, typer.Option(help="The version; by default the champion before the present one.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Make an earlier version champion again. What is rolled back does not return by itself."""
+    platform = Platform()
+    declared = functools.partial(_spec, model)
+    asked: dict[str, Any] = {"to": to, "reason": reason, "actor": workflows.who(platform)}
+    entry = workflows.roll_back(platform, model, declared, **asked)
+    if json:
+        output.print_json(data=vars(entry), default=str)
+    else:
+        output.print(f"{model}: version {entry.version} is champion again, instead of {entry.previous_version}")
 
 
 @app.command()
@@ -292,7 +438,7 @@ def _retrain(model: str, reason: str) -> list[str]:
     with _working(f"Training and judging {model} …"):
         from ml_platform import runs
 
-        return runs.retrain(model, reason)
+        return runs.retrain(model, reason, workflows.who(Platform()))
 
 
 def _exit_if_refused(failed: list[str]) -> None:

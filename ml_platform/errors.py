@@ -17,8 +17,12 @@
     │   ├── DigestMismatchError   the bytes are not the bytes that were recorded
     │   └── UntrustedModelError   the file asks for types outside the platform's trust list
     ├── EvidenceError             a step was asked for without the evidence that it needs
+    │   └── ApprovalNeededError   the evidence holds and a person has to approve it
+    ├── ApprovalRefusedError      who approves could not be authenticated, or does not count
     ├── ConflictError             somebody else changed the same thing first
     ├── AlertError                an alert that could not be sent
+    ├── LedgerError               the ledger is not what was written into it
+    ├── DatabaseUnavailableError  the platform's database could not be reached
     └── RegistryError             MLflow refused
         └── RegistryUnavailableError   MLflow could not be reached
 
@@ -87,12 +91,28 @@ class EvidenceError(PlatformError):
     """A step was asked for without the evidence that it needs."""
 
 
+class ApprovalNeededError(EvidenceError):
+    """The evidence holds and a person has to approve it."""
+
+
+class ApprovalRefusedError(PlatformError):
+    """Who approves could not be authenticated, or does not count."""
+
+
 class ConflictError(PlatformError):
     """Somebody else changed the same thing first."""
 
 
 class AlertError(PlatformError):
     """An alert that could not be sent."""
+
+
+class LedgerError(PlatformError):
+    """The ledger is not what was written into it."""
+
+
+class DatabaseUnavailableError(PlatformError):
+    """The platform's database could not be reached."""
 
 
 class RegistryError(PlatformError):

@@ -61,6 +61,30 @@ class GoldenSet(_Declared):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
+class Approval(_Declared):
+    """Who may approve a version before it becomes champion, and for how long that counts.
+
+    Parameters
+    ----------
+    authenticated_by : tuple of str
+        How a person's name may be authenticated: ``os_user``, who runs the command; ``token``, who knows a secret;
+        ``github_environment``, whom a protected environment names. The last rests on environment variables, which
+        whoever starts the process can set: list it only where nobody but GitHub's runners reaches the database.
+    expires_after_hours : float
+        An approval older than this no longer counts.
+    """
+
+    authenticated_by: tuple[Literal["github_environment", "token", "os_user"], ...] = ("os_user", "token")
+    expires_after_hours: float = Field(default=72, gt=0, le=24 * 365)
+
+    @field_validator("authenticated_by")
+    @classmethod
+    def _somebody_can_approve(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or len(set(value)) < len(value):
+            raise ValueError(f"authenticated_by must name at least one way, each once. Got {value} instead.")
+        return value
+
+
 DEFAULT_GATES = (
     Gate(metric="auc_roc", at_least=0.80),
     Gate(metric="f1_score", at_least=0.70),
@@ -110,6 +134,9 @@ class ModelSpec(_Declared):
         A batch with fewer or more rows is quarantined whole.
     golden : tuple of GoldenSet
         Frozen datasets; a dataset version is refused while one is missing, changed or breaks the contract.
+    approval : Approval, "manual" or "automatic"
+        Whether a version that passed waits for a named person, as it does by default, and who counts. ``"manual"``
+        is ``Approval()``; ``"automatic"`` promotes at once.
     """
 
     name: str
@@ -132,6 +159,7 @@ class ModelSpec(_Declared):
     least_rows_a_batch: int = Field(default=1, ge=1)
     most_rows_a_batch: int = Field(default=50_000_000, ge=1)
     golden: tuple[GoldenSet, ...] = ()
+    approval: Approval | Literal["manual", "automatic"] = "manual"
     task: Literal["binary"] = "binary"
 
     @field_validator("name")
@@ -183,6 +211,13 @@ class ModelSpec(_Declared):
                     f"positive must be a value of {self.label!r}, one of {allowed}. Got {self.positive!r}."
                 )
         return self
+
+    @property
+    def approval_needed(self) -> Approval | None:
+        """Who may approve; ``None`` where nobody has to."""
+        if isinstance(self.approval, Approval):
+            return self.approval
+        return None if self.approval == "automatic" else Approval()
 
     @property
     def columns(self) -> list[str]:

@@ -31,6 +31,7 @@ else:  # Dagster reads the annotation of an asset's function and knows the bare 
 Decorator = Callable[[Callable[..., Result]], dg.AssetsDefinition]
 
 REASON_TAG = "ml_platform/reason"
+ACTOR_TAG = "ml_platform/actor"
 MODEL_TAG = "ml_platform/model"
 DATA_CHECKS = {
     "schema": "Every file is readable and has the contract's columns and types, nothing more and nothing less.",
@@ -188,7 +189,8 @@ def _trained_model(spec: ModelSpec) -> dg.AssetsDefinition:
     )
     def trained_model(context: dg.AssetExecutionContext, platform: PlatformResource) -> Result:
         opened, reason = platform.open(), context.run.tags.get(REASON_TAG, "manual: materialised")
-        candidate = workflows.train_candidate(opened, spec, reason=reason, run_id=_root_run(context))
+        actor, run_id = _actor(context, opened), _root_run(context)
+        candidate = workflows.train_candidate(opened, spec, reason=reason, run_id=run_id, actor=actor)
         return Result(metadata=views.candidate_metadata(candidate))
 
     return trained_model
@@ -286,6 +288,12 @@ def _blocking(spec: ModelSpec, asset: str, name: str, description: str) -> dg.As
 def _root_run(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> str:
     """Return the first of a chain of retries: each acts on the candidate that its chain trained."""
     return context.run.root_run_id or context.run.run_id
+
+
+def _actor(context: dg.AssetExecutionContext, platform: Platform) -> str | None:
+    """Return who asked for a run, None where a trigger did: a run without a reason was started here by hand."""
+    tags = context.run.tags
+    return tags.get(ACTOR_TAG) or (None if REASON_TAG in tags else workflows.who(platform))
 
 
 def _refuse_ephemeral(context: dg.AssetExecutionContext) -> None:

@@ -139,6 +139,7 @@ class Lineage:
 class Candidate:
     """A model just trained; `run_id` is the Dagster run that did it, None outside Dagster.
 
+    `actor` is the person who asked for the training, as ``name@where``; None where the platform did by itself.
     `forgotten_at` says since when it cannot be reproduced: rows it was trained on were forgotten; None if it can.
     """
 
@@ -150,6 +151,7 @@ class Candidate:
     run_id: str | None = None
     mlflow_run_id: str | None = None
     forgotten_at: datetime | None = None
+    actor: str | None = None
 
 
 class GateOutcome(StrEnum):
@@ -218,9 +220,30 @@ class Registration:
     candidate: str
 
 
+class Action(StrEnum):
+    """What an entry of the ledger says. Only PROMOTION and ROLLBACK decide who is champion."""
+
+    REQUEST = "request"
+    APPROVAL = "approval"
+    PROMOTION = "promotion"
+    ROLLBACK = "rollback"
+    CONFIRMATION = "confirmation"
+
+
+DECISIONS = (Action.PROMOTION, Action.ROLLBACK)
+# What the first entry of every ledger names as the digest of the entry before it.
+GENESIS = "0" * 64
+
+
 @dataclass(frozen=True, kw_only=True)
 class LedgerEntry:
-    """One line of the ledger: what became champion, instead of what, on which evidence and why."""
+    """One line of the ledger: what is said of which version, on which evidence, by whom and why.
+
+    `previous_version` is the champion that a decision replaces, for other actions the champion at that moment; None
+    before the first. `previous_digest` is that of the entry before, `GENESIS` in the first. `details` hold what only
+    some actions have: an approval its `GivenApproval`, a promotion its approval's digest, a confirmation the sequence
+    of the decision that it confirms.
+    """
 
     model: str
     sequence: int
@@ -232,3 +255,62 @@ class LedgerEntry:
     reason: str
     actor: str
     recorded_at: datetime
+    details: dict[str, Any] = field(default_factory=dict)
+    previous_digest: str = GENESIS
+
+    @property
+    def digest(self) -> str:
+        """The hex sha256 of the canonical JSON of all fields; the time is in UTC, to the microsecond."""
+        time = self.recorded_at.astimezone(UTC).isoformat(timespec="microseconds")
+        return sha256_text(canonical_json({**asdict(self), "recorded_at": time}))
+
+    @property
+    def decides(self) -> bool:
+        """Whether its version is champion from this entry on."""
+        return self.action in DECISIONS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Person:
+    """Somebody whose name was authenticated; `identity` is what that rests on."""
+
+    name: str
+    authenticated_by: str
+    identity: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenApproval:
+    """A person's approval of one verdict; `digest` is that of the ledger's entry that holds it."""
+
+    version: int
+    verdict_digest: str
+    person: Person
+    reason: str
+    approved_at: datetime
+    expires_at: datetime
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerHead:
+    """How far a ledger went, as an anchor outside the database says; its entry had this digest."""
+
+    model: str
+    sequence: int
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerReport:
+    """What came of verifying a ledger.
+
+    `problems` are proof that it was changed; `behind` names the anchors that have not followed it yet, `unread`
+    those that could not be asked.
+    """
+
+    model: str
+    entries: int
+    problems: tuple[str, ...] = ()
+    behind: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()

@@ -13,7 +13,8 @@ import sqlalchemy as sa
 from ml_platform import views, workflows
 from ml_platform.errors import ConfigurationError, PlatformError
 from ml_platform.liveness import PROCESS_TAG, opened_instance, process_tag
-from ml_platform.pipeline import MODEL_TAG, REASON_TAG, arrival_requests, arrivals_partition, range_tags
+from ml_platform.pipeline import ACTOR_TAG, MODEL_TAG, REASON_TAG, arrival_requests, arrivals_partition, range_tags
+from ml_platform.records import LedgerEntry
 from ml_platform.stages.arrivals import ARRIVALS_A_RUN, Look
 from ml_platform.workflows import Platform
 
@@ -66,8 +67,8 @@ def _look_twice(platform: Platform, model: str) -> Look:
     return found
 
 
-def retrain(model: str, reason: str) -> list[str]:
-    """Take a model from its newest rows to the champion.
+def retrain(model: str, reason: str, actor: str) -> list[str]:
+    """Take a model from its newest rows to the champion, because somebody asked for it.
 
     Returns
     -------
@@ -83,7 +84,20 @@ def retrain(model: str, reason: str) -> list[str]:
     """
     job = _job(f"{model}_retrain", model)
     with opened_instance() as instance:
-        return _execute(job, instance, {REASON_TAG: reason, MODEL_TAG: model})
+        return _execute(job, instance, {REASON_TAG: reason, ACTOR_TAG: actor, MODEL_TAG: model})
+
+
+def report_champion(entry: LedgerEntry) -> None:
+    """Let Dagster show a promotion that no run of its own made, so that champion_version is not red for ever.
+
+    Raises
+    ------
+    ConfigurationError
+        ``DAGSTER_HOME`` cannot be used.
+    """
+    shown = dg.AssetMaterialization([entry.model, "champion_version"], metadata=views.entry_metadata(entry))
+    with opened_instance() as instance:
+        instance.report_runless_asset_event(shown)
 
 
 def _job(name: str, model: str) -> dg.JobDefinition:

@@ -20,6 +20,12 @@ variable                           default                      what it is
 ``ML_PLATFORM_CODE_REVISION``      asked of git                 the commit, where there is no checkout
 ``ML_PLATFORM_MLFLOW_UI``          ``http://127.0.0.1:5000``    what links to MLflow start with
 ``ML_PLATFORM_ALERTMANAGER_URL``   none: alerts are logged      where alerts are sent too, ``http://host:9093``
+``ML_PLATFORM_APPROVAL_…``         none                         ``TOKENS_FILE``: who may approve by token, a private
+                                                                JSON file of names and sha256; ``TOKEN``: the secret
+``ML_PLATFORM_GITHUB_…``           none                         ``ENVIRONMENT``, ``REVIEWER``: the protected environment
+                                                                of this job, and who let it pass
+``GITHUB_…``                       none                         ``ACTIONS``, ``ACTOR``, ``TRIGGERING_ACTOR`` and
+                                                                ``RUN_ID``, set by GitHub's runners, or by anybody
 ``MLFLOW_TRACKING_URI``            SQLite under the home        the model registry
 ``DAGSTER_HOME``                   none                         the folder that holds ``dagster.yaml``
 =================================  ===========================  ===========================================
@@ -27,6 +33,7 @@ variable                           default                      what it is
 
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -54,12 +61,16 @@ class Settings(BaseSettings):
     code_revision: str | None = None
     mlflow_ui: str = "http://127.0.0.1:5000"
     alertmanager_url: SecretStr | None = None
+    approval_tokens_file: Path | None = None
+    approval_token: SecretStr | None = None
+    github_environment: str = ""
+    github_reviewer: str = ""
     mlflow_tracking_uri: SecretStr | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
 
-    @field_validator("home", "golden")
+    @field_validator("home", "golden", "approval_tokens_file")
     @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        if not value.is_absolute():
+    def _absolute(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_absolute():
             raise ValueError(f"must be an absolute path. Got {str(value)!r} instead.")
         return value
 
@@ -109,6 +120,11 @@ class Settings(BaseSettings):
         """Where MLflow's artifacts stand when its store is local."""
         return self.home / "mlartifacts"
 
+    @property
+    def ledger_heads(self) -> Path:
+        """The log of the heads of all ledgers: their anchor outside the database."""
+        return self.home / "ledger-heads.log"
+
     def model_home(self, model: str) -> Path:
         """Where the raw bytes, tables and candidates of one model stand."""
         return self.home / "models" / model
@@ -137,6 +153,37 @@ def read_settings() -> Settings:
         name = str(first["loc"][0])
         variable = name if name.isupper() else f"ML_PLATFORM_{name.upper()}"
         raise ConfigurationError(f"The environment variable {variable}: {first['msg']}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GithubRun:
+    """What the environment says of a job on GitHub; nothing proves it. `reviewer` is empty where nobody is named."""
+
+    actor: str
+    triggering_actor: str
+    run_id: str
+    environment: str
+    reviewer: str
+
+    @property
+    def approver(self) -> str:
+        """Who let the job pass: its reviewer, else who started it."""
+        return self.reviewer or self.triggering_actor
+
+
+def read_github_run(settings: Settings) -> GithubRun | None:
+    """Return what the environment says of a job on GitHub; ``None`` where this is none."""
+    names = ("GITHUB_ACTOR", "GITHUB_TRIGGERING_ACTOR", "GITHUB_RUN_ID")
+    actor, triggering_actor, run_id = (os.environ.get(name, "") for name in names)
+    if os.environ.get("GITHUB_ACTIONS") != "true" or not run_id:
+        return None
+    return GithubRun(
+        actor=actor,
+        triggering_actor=triggering_actor or actor,
+        run_id=run_id,
+        environment=settings.github_environment,
+        reviewer=settings.github_reviewer,
+    )
 
 
 def keeps_runs() -> bool:

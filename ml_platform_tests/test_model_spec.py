@@ -5,7 +5,7 @@ import pandera.pandas as pa
 import pytest
 from pydantic import ValidationError
 
-from ml_platform.model_spec import DEFAULT_GATES, Gate
+from ml_platform.model_spec import DEFAULT_GATES, Approval, Gate, ModelSpec
 from ml_platform_tests import fakes
 
 
@@ -152,6 +152,42 @@ def test_a_positive_value_may_be_any_where_the_contract_lists_none() -> None:
 def test_a_number_out_of_its_range_is_refused(change: dict[str, float]) -> None:
     with pytest.raises(ValidationError, match=next(iter(change))):
         fakes.visits_spec(**change)
+
+
+def test_a_version_waits_for_a_person_unless_its_author_says_otherwise() -> None:
+    assert ModelSpec.model_fields["approval"].default == "manual"
+    assert fakes.visits_spec(approval="manual").approval_needed == Approval()
+    assert fakes.visits_spec(approval="automatic").approval_needed is None
+    assert fakes.visits_spec(approval=Approval(expires_after_hours=1)).approval_needed == Approval(
+        expires_after_hours=1
+    )
+
+
+def test_what_anybody_could_forge_counts_only_where_it_is_listed() -> None:
+    assert Approval().authenticated_by == ("os_user", "token")
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"authenticated_by": ()},
+        {"authenticated_by": ("token", "token")},
+        {"authenticated_by": ("face",)},
+        {"expires_after_hours": 0},
+        {"expires_after_hours": inf},
+        {"expires_after_hours": 24 * 366},
+        {"author": "anybody"},
+    ],
+)
+def test_a_rule_by_which_nobody_or_anybody_approves_is_refused(rule: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(rule))):
+        Approval(**rule)
+
+
+@pytest.mark.parametrize("approval", ["none", "", None, True])
+def test_an_approval_that_is_neither_manual_nor_automatic_is_refused(approval: object) -> None:
+    with pytest.raises(ValidationError, match="approval"):
+        fakes.visits_spec(approval=approval)
 
 
 def test_the_model_sees_neither_entity_nor_time_nor_label() -> None:

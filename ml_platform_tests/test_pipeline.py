@@ -14,18 +14,20 @@ import pytest
 from ml_platform import workflows
 from ml_platform.database.tables import arrivals as arrivals_table
 from ml_platform.definitions import defs
-from ml_platform.errors import EvidenceError, LandingZoneError
+from ml_platform.errors import ApprovalRefusedError, EvidenceError, LandingZoneError
 from ml_platform.liveness import PROCESS_TAG, process_tag
 from ml_platform.model_spec import Gate, GoldenSet, ModelSpec
 from ml_platform.pipeline import (
+    ACTOR_TAG,
     DATA_CHECKS,
+    REASON_TAG,
     PlatformResource,
     arrival_requests,
     arrivals_partition,
     model_definitions,
     range_tags,
 )
-from ml_platform.records import Arrival, now
+from ml_platform.records import Arrival, Person, now
 from ml_platform.runs import QUIET, root_cause
 from ml_platform.stages._landing import open_zone
 from ml_platform.stages.arrivals import ARRIVALS_A_RUN, Manifest
@@ -114,6 +116,52 @@ def test_a_run_takes_published_rows_to_the_champion(platform: Platform, instance
     assert platform.registry.alias("visits", "champion") == champion.version == 1
     assert {"auc_roc", "f1_score", "inference_time_ms", "model_size_mb", "integration_test"} < set(checks_of(result))
     assert all(checks_of(result).values())
+
+
+def test_a_version_waits_for_an_approval_in_a_red_run_and_is_not_trained_again(
+    platform: Platform, instance: dg.DagsterInstance
+) -> None:
+    spec = fakes.visits_spec(approval="manual")
+    fakes.drop(platform, "monday.parquet", fakes.visits(600))
+    ingest(platform, instance)
+
+    result = run("visits_retrain", instance, spec, tags={REASON_TAG: "manual: a test", ACTOR_TAG: "ada@desk"})
+
+    assert not result.success
+    (waiting,) = why(result)
+    assert "waits for approval" in waiting
+    assert "ml-platform approve visits 1 --reason" in waiting
+    assert materialised(result) >= {"staging_version"}
+    assert "champion_version" not in materialised(result)
+    assert platform.database.champion("visits") is None
+    assert platform.new_rows("visits") == 0
+    ada, bob = (Person(name=f"{name}@token", authenticated_by="token", identity={}) for name in ("ada", "bob"))
+    with pytest.raises(ApprovalRefusedError, match="ada@token asked for the training"):
+        workflows.approve_version(platform, spec, None, ada, reason="mine")
+    assert workflows.approve_version(platform, spec, None, bob, reason="fine")[1].version == 1
+
+
+@pytest.mark.parametrize(
+    ("tags", "actor"),
+    [
+        ({}, "who runs the process"),
+        ({REASON_TAG: "schedule"}, None),
+        ({REASON_TAG: "manual: a test", ACTOR_TAG: "ada@desk"}, "ada@desk"),
+    ],
+    ids=["by hand", "by a trigger", "by a command"],
+)
+def test_a_candidate_names_who_asked_for_it(
+    platform: Platform, instance: dg.DagsterInstance, tags: dict[str, str], actor: str | None
+) -> None:
+    fakes.drop(platform, "monday.parquet", fakes.visits(100))
+    ingest(platform, instance)
+    selection = [dg.AssetKey(["visits", name]) for name in ("training_dataset", "trained_model")]
+
+    run("visits_retrain", instance, tags=tags, asset_selection=selection)
+
+    candidate = platform.database.newest_candidate("visits")
+    assert candidate is not None
+    assert candidate.actor == (workflows.who(platform) if tags == {} else actor)
 
 
 def test_a_quarantined_file_leaves_the_run_green_and_its_check_red(

@@ -121,7 +121,7 @@ def test_a_models_file_that_does_not_import_is_named(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(definitions, "defs", broken)
 
     with pytest.raises(ConfigurationError, match=r"models/vision\.py\. ModuleNotFoundError: No module named 'torch'"):
-        runs.retrain("vision", "manual: a test")
+        runs.retrain("vision", "manual: a test", "ada@desk")
 
 
 @pytest.mark.usefixtures("home")

@@ -4,7 +4,14 @@ import pytest
 from pydantic import ValidationError
 
 from ml_platform.errors import ConfigurationError
-from ml_platform.settings import PROJECT_ROOT, Settings, read_settings, require_dagster_home
+from ml_platform.settings import (
+    PROJECT_ROOT,
+    GithubRun,
+    Settings,
+    read_github_run,
+    read_settings,
+    require_dagster_home,
+)
 
 
 def test_everything_stands_under_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -139,3 +146,16 @@ def test_a_deployment_that_takes_no_byte_is_refused(monkeypatch: pytest.MonkeyPa
 
     with pytest.raises(ConfigurationError, match=r"ML_PLATFORM_MOST_BYTES.*greater than or equal to 1"):
         read_settings()
+
+
+def test_a_job_on_github_is_known_by_what_its_runner_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ML_PLATFORM_GITHUB_ENVIRONMENT", "production")
+    assert read_github_run(read_settings()) is None
+    for name, value in {"ACTIONS": "true", "ACTOR": "ada", "RUN_ID": "17"}.items():
+        monkeypatch.setenv(f"GITHUB_{name}", value)
+
+    run = read_github_run(read_settings())
+
+    assert run == GithubRun(actor="ada", triggering_actor="ada", run_id="17", environment="production", reviewer="")
+    monkeypatch.setenv("GITHUB_ACTIONS", "false")
+    assert read_github_run(read_settings()) is None

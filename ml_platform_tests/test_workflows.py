@@ -84,7 +84,7 @@ def test_the_alias_follows_the_ledger_after_a_crash_between_them(
     workflows.stage_version(platform, second)
 
     with monkeypatch.context() as died:
-        died.setattr("ml_platform.workflows.promotion.show_champion", die)
+        died.setattr("ml_platform.workflows.promotion.follow_ledger", die)
         with pytest.raises(ProcessDiedError):
             workflows.promote_version(platform, SPEC, second, reason="schedule", actor="test")
     between = platform.registry.alias("visits", "champion")

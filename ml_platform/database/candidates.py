@@ -92,13 +92,14 @@ class CandidateRecords(Storage):
         return _candidate(row) if row else None
 
     def newest_settled_candidate(self, model: str) -> Candidate | None:
-        """Return the newest candidate that was refused or promoted; ``None`` if there is none.
+        """Return the newest candidate that was refused or is named in the ledger; ``None`` if there is none.
 
-        One that passed its gates and got no further, or was never judged, is not settled: its run died.
+        One that waits for an approval is named there too. One that passed its gates and got no further, or was never
+        judged, is not settled: its run died.
         """
         refused = sa.select(verdicts.c.candidate).where(verdicts.c.passed.is_(False))
-        promoted = sa.select(ledger.c.candidate)
-        settled = sa.or_(candidates.c.id.in_(refused), candidates.c.id.in_(promoted))
+        named = sa.select(ledger.c.candidate)
+        settled = sa.or_(candidates.c.id.in_(refused), candidates.c.id.in_(named))
         query = sa.select(candidates).where(candidates.c.model == model, settled)
         row = self._row(query.order_by(candidates.c.trained_at.desc()).limit(1))
         return _candidate(row) if row else None
@@ -152,6 +153,18 @@ class CandidateRecords(Storage):
     def registration_of(self, candidate: str) -> Registration | None:
         """Return a candidate's number in the registry; ``None`` if it has none."""
         row = self._row(sa.select(registrations).where(registrations.c.candidate == candidate))
+        return _registration(row) if row else None
+
+    def registration(self, model: str, version: int) -> Registration | None:
+        """Return the registration of a version; ``None`` if there is none of that number."""
+        this = sa.and_(registrations.c.model == model, registrations.c.version == version)
+        row = self._row(sa.select(registrations).where(this))
+        return _registration(row) if row else None
+
+    def newest_staged(self, model: str) -> Registration | None:
+        """Return the highest version that passed its integration tests; ``None`` if none did."""
+        staged = sa.and_(registrations.c.model == model, registrations.c.staged_at.is_not(None))
+        row = self._row(sa.select(registrations).where(staged).order_by(registrations.c.version.desc()).limit(1))
         return _registration(row) if row else None
 
     def mark_staged(self, registration: Registration) -> None:

@@ -1,23 +1,29 @@
-"""The ledger."""
+"""The ledger: append-only, chained by digests, one chain a model."""
 
+import json
 from dataclasses import asdict
+from typing import Any
 
 import sqlalchemy as sa
 
 from ml_platform.database.storage import Storage
 from ml_platform.database.tables import ledger
-from ml_platform.errors import ConflictError
-from ml_platform.records import LedgerEntry
+from ml_platform.errors import ConflictError, LedgerError
+from ml_platform.records import DECISIONS, GENESIS, LedgerEntry, canonical_json
 
 
 class LedgerRecords(Storage):
     """The ledger."""
 
     def champion(self, model: str) -> LedgerEntry | None:
-        """Return the entry that made the present champion; ``None`` before the first promotion."""
-        query = sa.select(ledger).where(ledger.c.model == model).order_by(ledger.c.sequence.desc()).limit(1)
-        row = self._row(query)
-        return LedgerEntry(**row) if row else None
+        """Return the decision that made the present champion; ``None`` before the first promotion."""
+        with self._transaction() as connection:
+            return _last(connection, model, decisions=True)
+
+    def ledger_head(self, model: str) -> LedgerEntry | None:
+        """Return the last entry, whatever it says; ``None`` for an empty ledger."""
+        with self._transaction() as connection:
+            return _last(connection, model)
 
     def append_to_ledger(self, entry: LedgerEntry) -> None:
         """Append an entry, if nobody appended one since its writer looked (compare and set).
@@ -25,27 +31,66 @@ class LedgerRecords(Storage):
         Raises
         ------
         ConflictError
-            The ledger has moved on: `entry.sequence` is not the next number, or the champion is not
-            `entry.previous_version`.
+            The ledger has moved on: `entry` does not follow the last entry by number and digest, or it decides and
+            the champion is not `entry.previous_version`.
         """
         with self._transaction() as connection:
-            query = sa.select(ledger.c.sequence, ledger.c.version).where(ledger.c.model == entry.model)
-            last = connection.execute(query.order_by(ledger.c.sequence.desc()).limit(1)).first()
-            sequence, version = (last.sequence, last.version) if last else (0, None)
-            if (entry.sequence, entry.previous_version) != (sequence + 1, version):
+            head, champion = _last(connection, entry.model), _last(connection, entry.model, decisions=True)
+            version = champion.version if champion else None
+            follows = (head.sequence + 1, head.digest) if head else (1, GENESIS)
+            if (entry.sequence, entry.previous_digest) != follows or (
+                entry.decides and entry.previous_version != version
+            ):
                 raise ConflictError(
-                    f"The champion of {entry.model!r} changed meanwhile: it is version {version}, and this "
-                    f"promotion expected {entry.previous_version}. Look at `ml-platform history {entry.model}` "
-                    "and try again."
+                    f"The ledger of {entry.model!r} changed meanwhile: the champion is version {version} by entry "
+                    f"{follows[0] - 1}, and this {entry.action} expected {entry.previous_version} by entry "
+                    f"{entry.sequence - 1}. Look at `ml-platform history {entry.model}` and try again."
                 )
+            row = {**asdict(entry), "details": canonical_json(entry.details), "digest": entry.digest}
             try:
-                connection.execute(ledger.insert().values(asdict(entry)))
+                connection.execute(ledger.insert().values(row))
             except sa.exc.IntegrityError as error:
                 # PostgreSQL lets two writers look at once; the primary key lets one of them through.
                 raise ConflictError(f"Somebody else promoted {entry.model!r} at the same time. Try again.") from error
 
     def history(self, model: str) -> list[LedgerEntry]:
-        """Return the ledger of a model, oldest entry first."""
+        """Return the decisions that made a model's champions, oldest first."""
+        return [entry for entry in self.ledger(model) if entry.decides]
+
+    def ledger(self, model: str) -> list[LedgerEntry]:
+        """Return all entries of a model's ledger, oldest first."""
+        return [entry for entry, _ in self.stored_ledger(model)]
+
+    def stored_ledger(self, model: str) -> list[tuple[LedgerEntry, str]]:
+        """Return all entries of a model's ledger, oldest first, each with the digest that it was stored under.
+
+        Raises
+        ------
+        LedgerError
+            An entry cannot even be read.
+        """
         query = sa.select(ledger).where(ledger.c.model == model).order_by(ledger.c.sequence)
         with self._transaction() as connection:
-            return [LedgerEntry(**row._mapping) for row in connection.execute(query)]
+            try:
+                return [(_entry(row), row.digest) for row in connection.execute(query).all()]
+            except (ValueError, TypeError) as error:
+                raise LedgerError(f"The ledger of {model!r} holds an entry that cannot be read: {error}.") from error
+
+    def ledger_models(self) -> list[str]:
+        """Return the names of all models that have a ledger, sorted."""
+        with self._transaction() as connection:
+            return sorted(connection.scalars(sa.select(ledger.c.model).distinct()))
+
+
+def _last(connection: sa.Connection, model: str, *, decisions: bool = False) -> LedgerEntry | None:
+    query = sa.select(ledger).where(ledger.c.model == model)
+    if decisions:
+        query = query.where(ledger.c.action.in_(DECISIONS))
+    row = connection.execute(query.order_by(ledger.c.sequence.desc()).limit(1)).first()
+    return _entry(row) if row else None
+
+
+def _entry(row: sa.Row[Any]) -> LedgerEntry:
+    fields = {**row._mapping, "details": json.loads(row.details)}
+    del fields["digest"]
+    return LedgerEntry(**fields)

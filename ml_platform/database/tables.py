@@ -85,6 +85,7 @@ candidates = sa.Table(
     sa.Column("mlflow_run_id", sa.String(64)),
     sa.Column("trained_at", UtcDateTime, nullable=False),
     sa.Column("forgotten_at", UtcDateTime),
+    sa.Column("actor", sa.String(255)),
 )
 
 tombstones = sa.Table(
@@ -132,6 +133,9 @@ ledger = sa.Table(
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("actor", sa.String(255), nullable=False),
     sa.Column("recorded_at", UtcDateTime, nullable=False),
+    sa.Column("details", sa.Text, nullable=False),
+    sa.Column("previous_digest", sa.String(64), nullable=False),
+    sa.Column("digest", sa.String(64), nullable=False),
 )
 
 

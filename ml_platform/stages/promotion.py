@@ -1,12 +1,33 @@
-"""Promotion: the ledger says who is champion; aliases follow it."""
+"""Promotion: the ledger says who is champion; approvals come before, aliases follow."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from datetime import datetime, timedelta
 
 from ml_platform.database import Database
-from ml_platform.errors import ConflictError
-from ml_platform.records import LedgerEntry, Registration, Verdict, now
+from ml_platform.errors import ApprovalNeededError, ApprovalRefusedError, ConflictError, EvidenceError
+from ml_platform.model_spec import Approval
+from ml_platform.records import (
+    GENESIS,
+    Action,
+    Candidate,
+    GivenApproval,
+    LedgerEntry,
+    Person,
+    Registration,
+    Verdict,
+    now,
+)
 
 
 def promote(
-    database: Database, registration: Registration, verdict: Verdict, *, reason: str, actor: str
+    database: Database,
+    registration: Registration,
+    verdict: Verdict,
+    *,
+    reason: str,
+    actor: str,
+    needed: Approval | None = None,
 ) -> LedgerEntry:
     """Write into the ledger that a version is champion; return the entry.
 
@@ -21,31 +42,56 @@ def promote(
         Its evidence, verified by the caller just now.
     reason, actor : str
         Why, and who asked.
+    needed : Approval or None
+        Who may approve; ``None`` where nobody has to.
 
     Raises
     ------
+    ApprovalNeededError
+        Nobody who counts has approved this verdict; the ledger says that it waits.
     ConflictError
         Somebody else promoted meanwhile, or the champion was made of newer rows or later.
+    EvidenceError
+        It was rolled back, or is the same again as a version that was.
     """
-    champion = database.champion(registration.model)
+    # The end of the ledger first: whatever is appended from here on lets the entry be refused.
+    head, champion = database.ledger_head(registration.model), database.champion(registration.model)
     if champion is not None and champion.version == registration.version:
         return champion
     if champion is not None:
+        _require_not_rolled_back(database, registration)
         _require_newer(database, registration, champion)
-    entry = LedgerEntry(
+    entry = _entry(Action.PROMOTION, registration, verdict.digest, head, champion, reason=reason, actor=actor)
+    if needed is not None:
+        approval = require_approval(database, registration, verdict, needed)
+        entry = replace(entry, details={"approval": approval.digest})
+    database.append_to_ledger(entry)
+    return entry
+
+
+def _entry(
+    action: Action,
+    registration: Registration,
+    verdict_digest: str,
+    head: LedgerEntry | None,
+    champion: LedgerEntry | None,
+    *,
+    reason: str,
+    actor: str,
+) -> LedgerEntry:
+    return LedgerEntry(
         model=registration.model,
-        sequence=champion.sequence + 1 if champion else 1,
-        action="promotion",
+        sequence=head.sequence + 1 if head else 1,
+        action=action.value,
         version=registration.version,
         previous_version=champion.version if champion else None,
         candidate=registration.candidate,
-        verdict_digest=verdict.digest,
+        verdict_digest=verdict_digest,
         reason=reason,
         actor=actor,
         recorded_at=now(),
+        previous_digest=head.digest if head else GENESIS,
     )
-    database.append_to_ledger(entry)
-    return entry
 
 
 def _require_newer(database: Database, registration: Registration, champion: LedgerEntry) -> None:
@@ -56,3 +102,221 @@ def _require_newer(database: Database, registration: Registration, champion: Led
             f"Version {champion.version} of {registration.model!r} is champion and was made of newer rows, or later, "
             f"than version {registration.version}. Retrain instead: ml-platform retrain {registration.model}."
         )
+
+
+# Rollback
+
+
+def standing(history: Sequence[LedgerEntry]) -> tuple[list[int], set[int]]:
+    """Return the versions that stand in the ledger, and those that were rolled back.
+
+    Parameters
+    ----------
+    history : sequence of LedgerEntry
+        The decisions, oldest first.
+
+    Returns
+    -------
+    champions : list of int
+        Each promoted on top of the one before; the last is the champion, the one before it what a rollback returns to.
+    rolled_back : set of int
+        What a rollback left and nothing brought back since.
+    """
+    champions, rolled_back = list[int](), set[int]()
+    for entry in history:
+        if entry.action == Action.ROLLBACK:
+            kept = champions[: champions.index(entry.version)] if entry.version in champions else champions
+            # What was promoted on top of the target goes with the champion, which goes in any case.
+            gone = {*champions[len(kept) :], *champions[-1:]}
+            champions, rolled_back = kept, (rolled_back | gone) - {entry.version}
+        champions = [*champions, entry.version]
+    return champions, rolled_back
+
+
+def roll_back(database: Database, target: Registration, verdict_digest: str, *, reason: str, actor: str) -> LedgerEntry:
+    """Write into the ledger that an earlier version is champion again; return the entry.
+
+    Parameters
+    ----------
+    database : Database
+    target : Registration
+        What becomes champion; the caller has verified its bytes.
+    verdict_digest : str
+        The evidence that it stands on.
+    reason, actor : str
+        Why, and who asked.
+
+    Raises
+    ------
+    ConflictError
+        It is champion already, or somebody else changed the ledger meanwhile.
+    """
+    head, champion = database.ledger_head(target.model), database.champion(target.model)
+    if champion is not None and champion.version == target.version:
+        raise ConflictError(f"Version {target.version} of {target.model!r} is champion already: nothing to roll back.")
+    entry = _entry(Action.ROLLBACK, target, verdict_digest, head, champion, reason=reason, actor=actor)
+    database.append_to_ledger(entry)
+    return entry
+
+
+def _require_not_rolled_back(database: Database, registration: Registration) -> None:
+    """Refuse what was rolled back, and what the platform made again by itself of the same rows and code."""
+    history = database.history(registration.model)
+    _, versions = standing(history)
+    ours = database.candidate(registration.candidate)
+    for entry in history:
+        if entry.version not in versions:
+            continue
+        theirs = database.candidate(entry.candidate)
+        if entry.version == registration.version:
+            what = f"Version {entry.version} of {registration.model!r} was rolled back"
+        elif not ours.lineage.reason.startswith("manual") and _same_making(ours, theirs):
+            what = (
+                f"Version {registration.version} of {registration.model!r} was made of the same rows, code and lock "
+                f"as version {entry.version}, which was rolled back"
+            )
+        else:
+            continue
+        raise EvidenceError(
+            f"{what}: it does not return by itself. A person can: ml-platform rollback {registration.model} --to "
+            f"{registration.version} --reason …"
+        )
+
+
+def _same_making(one: Candidate, other: Candidate) -> bool:
+    return replace(one.lineage, reason="", dataset_version=0) == replace(other.lineage, reason="", dataset_version=0)
+
+
+def confirm(database: Database, decision: LedgerEntry) -> bool:
+    """Write once into the ledger that the alias shows a decision.
+
+    Returns
+    -------
+    bool
+        Whether the ledger says so now; if not, it moved on meanwhile, and the alias has to follow again.
+    """
+    head = database.ledger_head(decision.model)
+    if database.champion(decision.model) != decision:
+        return False
+    if is_confirmed(database, decision):
+        return True
+    registration = Registration(model=decision.model, version=decision.version, candidate=decision.candidate)
+    said = {"reason": f"the alias champion shows version {decision.version}", "actor": "ml-platform"}
+    entry = _entry(Action.CONFIRMATION, registration, decision.verdict_digest, head, decision, **said)
+    try:
+        database.append_to_ledger(replace(entry, details={"decision": decision.sequence}))
+    except ConflictError:
+        return False
+    return True
+
+
+def is_confirmed(database: Database, decision: LedgerEntry) -> bool:
+    """Whether the ledger says that the alias has shown a decision."""
+    return any(entry.details.get("decision") == decision.sequence for entry in database.ledger(decision.model))
+
+
+# Approvals
+
+
+def approve(
+    database: Database, registration: Registration, verdict: Verdict, needed: Approval, person: Person, *, reason: str
+) -> GivenApproval:
+    """Write a person's approval of a verdict into the ledger; return it.
+
+    It counts until it expires, for this verdict alone. It is not used up, and cannot bring back what was rolled back.
+
+    Parameters
+    ----------
+    database : Database
+    registration : Registration
+        The version that is approved.
+    verdict : Verdict
+        Its evidence, verified by the caller just now.
+    needed : Approval
+        Who may approve.
+    person : Person
+        Who does, authenticated by the caller.
+    reason : str
+        Why.
+
+    Raises
+    ------
+    ApprovalRefusedError
+        The person does not count, or asked for the training.
+    ConflictError
+        Somebody else changed the ledger meanwhile.
+    """
+    refusal = _refusal(person, database.candidate(registration.candidate), needed)
+    if refusal:
+        raise ApprovalRefusedError(f"{refusal}. Nothing was approved.")
+    head, champion = database.ledger_head(registration.model), database.champion(registration.model)
+    entry = _entry(Action.APPROVAL, registration, verdict.digest, head, champion, reason=reason, actor=person.name)
+    expires_at = entry.recorded_at + timedelta(hours=needed.expires_after_hours)
+    entry = replace(entry, details={**asdict(person), "expires_at": expires_at.isoformat()})
+    database.append_to_ledger(entry)
+    return given_approval(entry)
+
+
+def given_approval(entry: LedgerEntry) -> GivenApproval:
+    """Return the approval that an entry of the ledger holds."""
+    fields = dict(entry.details)
+    expires_at = datetime.fromisoformat(fields.pop("expires_at"))
+    return GivenApproval(
+        version=entry.version,
+        verdict_digest=entry.verdict_digest,
+        person=Person(**fields),
+        reason=entry.reason,
+        approved_at=entry.recorded_at,
+        expires_at=expires_at,
+        digest=entry.digest,
+    )
+
+
+def _refusal(person: Person, candidate: Candidate, needed: Approval) -> str | None:
+    """Return why a person's approval of a candidate does not count; ``None`` if it does."""
+    if person.authenticated_by not in needed.authenticated_by:
+        ways = ", ".join(needed.authenticated_by)
+        return f"The author of {candidate.model!r} counts approvals by {ways}. Got {person.authenticated_by} instead"
+    if candidate.actor is not None and same_name(person.name, candidate.actor):
+        return f"{person.name} asked for the training of candidate {candidate.id}: somebody else must approve it"
+    return None
+
+
+def same_name(one: str, other: str) -> bool:
+    """Whether two people, as ``name@where``, have the same name anywhere: rather refused than approved by oneself."""
+    return one.partition("@")[0].casefold() == other.partition("@")[0].casefold()
+
+
+def require_approval(
+    database: Database, registration: Registration, verdict: Verdict, needed: Approval
+) -> GivenApproval:
+    """Return an approval of a verdict that counts now, else write once into the ledger that the version waits for one.
+
+    Raises
+    ------
+    ApprovalNeededError
+        None counts; the message says why for each.
+    """
+    head, champion = database.ledger_head(registration.model), database.champion(registration.model)
+    said = [entry for entry in database.ledger(registration.model) if entry.verdict_digest == verdict.digest]
+    candidate, refusals = database.candidate(registration.candidate), list[str]()
+    for approval in [given_approval(entry) for entry in said if entry.action == Action.APPROVAL]:
+        refusal = _expiry(approval) or _refusal(approval.person, candidate, needed)
+        if refusal is None:
+            return approval
+        refusals.append(f" {refusal}.")
+    if not any(entry.action == Action.REQUEST for entry in said):
+        why, actor = candidate.lineage.reason, candidate.actor or "ml-platform"
+        request = _entry(Action.REQUEST, registration, verdict.digest, head, champion, reason=why, actor=actor)
+        database.append_to_ledger(request)
+    raise ApprovalNeededError(
+        f"Version {registration.version} of {registration.model!r} passed its gates and waits for approval."
+        f"{''.join(refusals[-3:])} Somebody other than who asked for it runs: ml-platform approve {registration.model} "
+        f"{registration.version} --reason … The champion stays."
+    )
+
+
+def _expiry(approval: GivenApproval) -> str | None:
+    if now() < approval.expires_at:
+        return None
+    return f"The approval by {approval.person.name} expired at {approval.expires_at:%Y-%m-%d %H:%M} UTC"

@@ -3,6 +3,7 @@
 Everything else of the platform reads its own database; MLflow shows people what the platform decided.
 """
 
+import json
 import logging
 import os
 import shutil
@@ -15,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from ml_platform.errors import RegistryError, RegistryUnavailableError
+from ml_platform.errors import LedgerError, RegistryError, RegistryUnavailableError
 from ml_platform.predictor import MODEL_FILE, TRUSTED_TYPES
-from ml_platform.records import Candidate, Verdict
+from ml_platform.records import Candidate, LedgerHead, Verdict, canonical_json
 from ml_platform.settings import PROJECT_ROOT
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 CANDIDATE_TAG = "ml_platform.candidate"
+LEDGER_TAG = "ml_platform.ledger_head"
 MODEL_FOLDER = "model"
 # What somebody needs to load the model with MLflow's own client.
 REQUIRED = ("mlflow", "numpy", "pandas", "scikit-learn", "skops")
@@ -175,6 +177,33 @@ class Registry:
                 return None
             version = client.get_registered_model(model).aliases.get(alias)
         return None if version is None else int(version)
+
+    # The ledger's anchor
+
+    def ledger_head(self, model: str) -> LedgerHead | None:
+        """Return how far a model's ledger went when it was last written here; ``None`` if it never was.
+
+        Raises
+        ------
+        LedgerError
+            The tag is not what the platform writes.
+        """
+        with self._asking(f"read the tag {LEDGER_TAG!r}") as client:
+            found = client.search_registered_models(f"name = '{model}'")
+        value = found[0].tags.get(LEDGER_TAG) if found else None
+        if value is None:
+            return None
+        try:
+            tag = json.loads(value)
+            return LedgerHead(model=model, sequence=int(tag["sequence"]), digest=str(tag["digest"]))
+        except (ValueError, TypeError, KeyError) as error:
+            raise LedgerError(f"MLflow's tag {LEDGER_TAG} of {model!r} was changed: {value[:100]!r}.") from error
+
+    def set_ledger_head(self, head: LedgerHead) -> None:
+        """Write how far a model's ledger goes as a tag of the registered model."""
+        value = canonical_json({"sequence": head.sequence, "digest": head.digest})
+        with self._asking(f"set the tag {LEDGER_TAG!r}") as client:
+            client.set_registered_model_tag(head.model, LEDGER_TAG, value)
 
 
 def prepare_store(tracking_uri: str) -> None:

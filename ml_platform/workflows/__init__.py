@@ -12,6 +12,7 @@ from ml_platform.workflows.candidates import (
     train_candidate,
 )
 from ml_platform.workflows.evidence import evidence
+from ml_platform.workflows.explain import explain
 from ml_platform.workflows.forgotten import (
     is_forgotten,
     original_numbers,
@@ -27,8 +28,17 @@ from ml_platform.workflows.landing import (
     look_for_arrivals,
     waiting_arrivals,
 )
+from ml_platform.workflows.ledger import ledgers, verify_ledger
+from ml_platform.workflows.people import authenticate, who
 from ml_platform.workflows.platform import FORGET_KEY, Platform
-from ml_platform.workflows.promotion import promote_version, register_candidate, show_champion, stage_version
+from ml_platform.workflows.promotion import (
+    approve_version,
+    promote_version,
+    register_candidate,
+    roll_back,
+    show_champion,
+    stage_version,
+)
 from ml_platform.workflows.status import status
 
 __all__ = [
@@ -36,9 +46,12 @@ __all__ = [
     "FORGET_KEY",
     "Judgement",
     "Platform",
+    "approve_version",
+    "authenticate",
     "current_candidate",
     "curves_of",
     "evidence",
+    "explain",
     "golden_problems",
     "ignored_files",
     "is_forgotten",
@@ -47,6 +60,7 @@ __all__ = [
     "keep_raw_batches",
     "land_files",
     "landed",
+    "ledgers",
     "look_for_arrivals",
     "original_numbers",
     "pin_dataset",
@@ -57,9 +71,12 @@ __all__ = [
     "refuse_forgotten",
     "register_candidate",
     "remove_from_raw_batch",
+    "roll_back",
     "show_champion",
     "stage_version",
     "status",
     "train_candidate",
+    "verify_ledger",
     "waiting_arrivals",
+    "who",
 ]

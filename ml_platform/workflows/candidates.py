@@ -51,8 +51,21 @@ def profile_dataset(platform: Platform, spec: ModelSpec, dataset: DatasetVersion
     return profile
 
 
-def train_candidate(platform: Platform, spec: ModelSpec, *, reason: str, run_id: str | None = None) -> Candidate:
+def train_candidate(
+    platform: Platform, spec: ModelSpec, *, reason: str, run_id: str | None = None, actor: str | None = None
+) -> Candidate:
     """Train on the dataset version that was pinned last and store the candidate with its lineage.
+
+    Parameters
+    ----------
+    platform : Platform
+    spec : ModelSpec
+    reason : str
+        Why.
+    run_id : str or None
+        The Dagster run that trains; ``None`` outside Dagster.
+    actor : str or None
+        The person who asked, who cannot approve it; ``None`` where the platform trains by itself.
 
     Raises
     ------
@@ -81,7 +94,13 @@ def train_candidate(platform: Platform, spec: ModelSpec, *, reason: str, run_id:
     folder = platform.settings.model_home(spec.name) / "candidates" / identifier
     digest = training.store(training.fit(rows, spec), folder)
     candidate = Candidate(
-        id=identifier, model=spec.name, model_digest=digest, lineage=lineage, trained_at=now(), run_id=run_id
+        id=identifier,
+        model=spec.name,
+        model_digest=digest,
+        lineage=lineage,
+        trained_at=now(),
+        run_id=run_id,
+        actor=actor,
     )
     platform.database.record_candidate(candidate)
     platform.database.record_dataset(pinned)  # refuses one that lost somebody meanwhile

@@ -9,6 +9,7 @@ from ml_platform.records import Candidate, DatasetVersion
 from ml_platform.settings import Settings, read_settings
 from ml_platform.stages import erasure
 from ml_platform.stages._landing import LandingZone, open_zone
+from ml_platform.stages.ledger import HeadsLog
 from ml_platform.stages.registry import Registry
 
 FORGET_KEY = "forget.key"
@@ -41,10 +42,16 @@ class Platform:
         """MLflow."""
         return Registry(self.settings.tracking_uri, self.settings.artifacts)
 
+    @cached_property
+    def heads_log(self) -> HeadsLog:
+        """The file that saw how far every ledger went."""
+        return HeadsLog(self.settings.ledger_heads)
+
     def new_rows(self, model: str) -> int:
         """Count the rows that were published since the dataset version of the newest settled candidate.
 
-        A candidate is settled when it was refused or promoted: one whose run died is trained again.
+        A candidate is settled when it was refused, promoted or waits for an approval: one whose run died is trained
+        again.
         """
         candidate = self.database.newest_settled_candidate(model)
         return self.database.rows_published_after(model, candidate.lineage.dataset_version if candidate else None)

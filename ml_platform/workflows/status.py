@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from ml_platform.records import Candidate, LedgerEntry, Verdict
+from ml_platform.records import DECISIONS, Action, Candidate, LedgerEntry, Verdict
 from ml_platform.workflows.landing import stuck_files
 from ml_platform.workflows.platform import Platform
 
@@ -26,7 +26,7 @@ def _status_of(platform: Platform, model: str) -> dict[str, Any]:
         "new_rows": platform.new_rows(model),
         "stuck": stuck_files(platform, model),
         "last_run": {
-            "state": _state_of(candidate, verdict, champion),
+            "state": _state_of(platform, candidate, verdict, champion),
             "candidate": candidate.id,
             "trained_at": candidate.trained_at.isoformat(),
             "reason": candidate.lineage.reason,
@@ -42,9 +42,14 @@ def _status_of(platform: Platform, model: str) -> dict[str, Any]:
     }
 
 
-def _state_of(candidate: Candidate, verdict: Verdict | None, champion: LedgerEntry | None) -> str:
+def _state_of(platform: Platform, candidate: Candidate, verdict: Verdict | None, champion: LedgerEntry | None) -> str:
     if verdict is None:
         return "not judged"
     if not verdict.passed:
         return "refused"
-    return "champion" if champion and champion.candidate == candidate.id else "passed, not promoted"
+    if champion and champion.candidate == candidate.id:
+        return "champion"
+    said = {entry.action for entry in platform.database.ledger(candidate.model) if entry.candidate == candidate.id}
+    if said & set(DECISIONS):
+        return "rolled back"
+    return "waits for approval" if Action.REQUEST in said else "passed, not promoted"

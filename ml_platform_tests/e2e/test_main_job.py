@@ -2,6 +2,7 @@
 
 import json
 import os
+import pwd
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,16 @@ def test_the_demo_ends_with_a_champion_that_mlflow_finds(deployment: Deployment)
     assert {f"ml_platform.{name}" for name in lineage} <= {name for name, value in version.tags.items() if value}
 
 
+def test_the_champion_is_explained_by_who_asked_and_what_went_into_it(deployment: Deployment) -> None:
+    done = deployment.call("ml-platform", "explain", "champion", "churn", "--json")
+
+    said = json.loads(done.stdout)
+    assert said["ledger"]["verifies"] is True
+    assert said["candidate"]["asked_for_by"].startswith(f"{pwd.getpwuid(os.getuid()).pw_name}@")
+    assert len(said["dataset"]["arrivals"]) == 5
+    assert sum(arrival["rows"] for arrival in said["dataset"]["arrivals"]) == 5_000
+
+
 def test_a_second_demo_publishes_nothing_twice_and_says_so(deployment: Deployment) -> None:
     before = deployment.status()
 
@@ -98,3 +109,14 @@ def test_shuffled_labels_close_the_gates_and_leave_the_champion(deployment: Depl
     }
     assert deployment.status()["champion"] == before
     assert int(deployment.champion_in_mlflow().version) == before
+
+
+def test_the_champion_before_is_back_after_a_rollback_and_the_ledger_verifies(deployment: Deployment) -> None:
+    before = deployment.status()["champion"]
+
+    done = deployment.call("ml-platform", "rollback", "churn", "--reason", "a test")
+    verified = deployment.call("ml-platform", "ledger", "verify")
+
+    assert done.returncode == 0, done.stderr
+    assert deployment.status()["champion"] == int(deployment.champion_in_mlflow().version) == before - 1
+    assert verified.returncode == 0, verified.stdout

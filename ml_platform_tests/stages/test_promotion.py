@@ -1,15 +1,25 @@
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ml_platform.database import Database
-from ml_platform.errors import ConflictError, EvidenceError
-from ml_platform.records import Candidate, LedgerEntry
-from ml_platform.stages.promotion import promote
+from ml_platform.errors import ApprovalNeededError, ApprovalRefusedError, ConflictError, EvidenceError
+from ml_platform.model_spec import Approval
+from ml_platform.records import Candidate, GivenApproval, LedgerEntry, Lineage, Person, sha256_text
+from ml_platform.stages.promotion import (
+    approve,
+    confirm,
+    given_approval,
+    is_confirmed,
+    promote,
+    roll_back,
+    standing,
+)
 from ml_platform_tests import fakes
 
 
@@ -138,3 +148,269 @@ def test_of_two_promotions_at_once_one_wins_and_the_other_gets_a_conflict(
     assert [entry.sequence for entry in history] == list(range(1, champions_before + 2))
     assert [entry.previous_version for entry in history] == [None, *(entry.version for entry in history[:-1])]
     assert history[-1].version == winner
+
+
+# Confirmations
+
+
+def test_a_decision_is_confirmed_once(database: Database) -> None:
+    entry = promote_numbered(database, 1)
+    assert not is_confirmed(database, entry)
+
+    assert [confirm(database, entry), confirm(database, entry)] == [True, True]
+
+    assert is_confirmed(database, entry)
+    assert [each.action for each in database.ledger("visits")] == ["promotion", "confirmation"]
+    assert database.champion("visits") == entry
+    assert database.history("visits") == [entry]
+
+
+def test_a_decision_that_another_one_followed_is_not_confirmed(database: Database) -> None:
+    first = promote_numbered(database, 1)
+    promote_numbered(database, 2)
+
+    assert not confirm(database, first)
+    assert not is_confirmed(database, first)
+
+
+class Late(Database):
+    """A database to whose ledger somebody else appends behind every look at its head."""
+
+    def ledger_head(self, model: str) -> LedgerEntry | None:
+        found = super().ledger_head(model)
+        if found is not None and found.action == "promotion":
+            rival = fakes.candidate("rival")
+            note = replace(found, sequence=found.sequence + 1, action="request", previous_digest=found.digest)
+            self.append_to_ledger(replace(note, candidate=rival.id, previous_version=found.version))
+        return found
+
+
+def test_a_confirmation_that_came_too_late_says_so(database: Database) -> None:
+    entry = promote_numbered(database, 1)
+    late = Late(database.url.render_as_string(hide_password=False))
+
+    assert not confirm(late, entry)
+    assert not is_confirmed(database, entry)
+    late.close()
+
+
+# Rollbacks
+
+
+def roll_back_to(database: Database, version: int) -> LedgerEntry:
+    target = fakes.registration(trained(database, version), version)
+    return roll_back(database, target, "0" * 64, reason="it is worse", actor="ada")
+
+
+def test_a_rollback_is_a_decision_with_its_reason(database: Database) -> None:
+    for version in (1, 2):
+        promote_numbered(database, version)
+
+    entry = roll_back_to(database, 1)
+
+    assert database.champion("visits") == entry
+    assert (entry.action, entry.version, entry.previous_version) == ("rollback", 1, 2)
+    assert (entry.reason, entry.actor, entry.candidate) == ("it is worse", "ada", "candidate-1")
+
+
+def test_rolling_back_to_the_champion_is_a_conflict(database: Database) -> None:
+    promote_numbered(database, 1)
+
+    with pytest.raises(ConflictError, match="Version 1 of 'visits' is champion already"):
+        roll_back_to(database, 1)
+
+
+STEPS = {
+    "p1": ([1], set()),
+    "p1 p2 p3": ([1, 2, 3], set()),
+    "p1 p2 r1": ([1], {2}),
+    "p1 p2 p3 r1": ([1], {2, 3}),
+    "p1 p2 p3 r2": ([1, 2], {3}),
+    "p1 p2 r1 p3": ([1, 3], {2}),
+    "p1 p2 r1 r2": ([1, 2], {1}),
+    "p1 p2 p3 r1 r3": ([1, 3], {1, 2}),
+    "p1 p2 r1 p3 r1": ([1], {2, 3}),
+    "p1 p2 r1 p3 r2": ([1, 3, 2], {3}),
+}
+
+
+@pytest.mark.parametrize("steps", STEPS)
+def test_what_stands_and_what_was_rolled_back_follows_from_the_history(steps: str) -> None:
+    actions = {"p": "promotion", "r": "rollback"}
+    decision = LedgerEntry(
+        model="visits",
+        sequence=1,
+        action="promotion",
+        version=1,
+        previous_version=None,
+        candidate="",
+        verdict_digest="",
+        reason="",
+        actor="",
+        recorded_at=fakes.candidate().trained_at,
+    )
+    history = [replace(decision, action=actions[step[0]], version=int(step[1])) for step in steps.split()]
+
+    assert standing(history) == STEPS[steps]
+
+
+def test_what_was_rolled_back_is_not_promoted_again(database: Database) -> None:
+    for version in (1, 2):
+        promote_numbered(database, version)
+    champion = roll_back_to(database, 1)
+
+    for reason in ("schedule", "manual: again"):
+        with pytest.raises(EvidenceError, match=r"Version 2 of 'visits' was rolled back: .*rollback visits --to 2"):
+            promote_numbered(database, 2, reason=reason)
+
+    assert database.champion("visits") == champion
+
+
+def test_what_a_rollback_passed_over_is_not_promoted_again_either(database: Database) -> None:
+    for version in (1, 2, 3):
+        promote_numbered(database, version)
+    roll_back_to(database, 1)
+
+    with pytest.raises(EvidenceError, match="Version 2 of 'visits' was rolled back"):
+        promote_numbered(database, 2)
+
+
+def made_for(reason: str, rows: str = "dataset") -> Lineage:
+    return replace(fakes.candidate().lineage, reason=reason, dataset_digest=sha256_text(rows))
+
+
+def test_the_same_model_made_again_by_itself_does_not_return_either(database: Database) -> None:
+    for version in (1, 2):
+        promote_numbered(database, version, lineage=made_for("arrival", f"rows {version}"))
+    champion = roll_back_to(database, 1)
+
+    with pytest.raises(EvidenceError, match="made of the same rows, code and lock as version 2, which was rolled back"):
+        promote_numbered(database, 3, lineage=made_for("schedule", "rows 2"))
+
+    assert database.champion("visits") == champion
+
+
+@pytest.mark.parametrize("lineage", [made_for("manual: I looked", "rows 2"), made_for("schedule", "rows 3")])
+def test_a_new_candidate_of_a_person_or_of_other_rows_is_promoted(database: Database, lineage: Lineage) -> None:
+    for version in (1, 2):
+        promote_numbered(database, version, lineage=made_for("arrival", f"rows {version}"))
+    roll_back_to(database, 1)
+
+    assert promote_numbered(database, 3, lineage=lineage).version == 3
+
+
+def test_what_a_person_brought_back_is_champion_again(database: Database) -> None:
+    for version in (1, 2):
+        promote_numbered(database, version)
+    roll_back_to(database, 1)
+
+    assert roll_back_to(database, 2).version == 2
+    assert promote_numbered(database, 2).action == "rollback"
+
+
+# Approvals
+
+RULE = Approval(authenticated_by=("os_user", "token"), expires_after_hours=24)
+BOB = Person(name="bob@desk", authenticated_by="os_user", identity={"uid": "7"})
+
+
+def promote_approved(database: Database, candidate: Candidate, version: int = 1, **metrics: float) -> LedgerEntry:
+    verdict, registration = fakes.verdict(candidate, **metrics), fakes.registration(candidate, version)
+    return promote(database, registration, verdict, reason="schedule", actor="test", needed=RULE)
+
+
+def give(database: Database, candidate: Candidate, person: Person = BOB, rule: Approval = RULE) -> GivenApproval:
+    registration, verdict = fakes.registration(candidate, 1), fakes.verdict(candidate)
+    return approve(database, registration, verdict, rule, person, reason="looked at it")
+
+
+def test_without_approval_a_version_waits_and_the_ledger_says_so_once(database: Database) -> None:
+    candidate = trained(database, 1, actor="ada@desk")
+
+    for _ in range(2):
+        with pytest.raises(ApprovalNeededError, match=r"waits for approval.*ml-platform approve visits 1 --reason"):
+            promote_approved(database, candidate)
+
+    (request,) = database.ledger("visits")
+    assert (request.action, request.version, request.actor) == ("request", 1, "ada@desk")
+    assert database.champion("visits") is None
+    assert database.newest_settled_candidate("visits") == candidate
+
+
+def test_an_approved_version_is_promoted_and_names_its_approval(database: Database) -> None:
+    candidate = trained(database, 1, actor="ada@desk")
+    approval = give(database, candidate)
+
+    entry = promote_approved(database, candidate)
+
+    assert entry.details == {"approval": approval.digest}
+    recorded, _ = database.ledger("visits")
+    assert recorded.digest == approval.digest
+    assert given_approval(recorded) == approval
+    assert (recorded.action, recorded.actor, recorded.reason) == ("approval", "bob@desk", "looked at it")
+    assert approval.expires_at - approval.approved_at == timedelta(hours=24)
+
+
+def test_an_approval_is_for_one_verdict_alone(database: Database) -> None:
+    candidate = trained(database, 1)
+    give(database, candidate)
+
+    with pytest.raises(ApprovalNeededError):
+        promote_approved(database, candidate, auc_roc=0.9)
+    with pytest.raises(ApprovalNeededError):
+        promote_approved(database, trained(database, 2), version=2)
+
+
+def test_an_approval_expires(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    candidate = trained(database, 1)
+    approval = give(database, candidate)
+
+    monkeypatch.setattr("ml_platform.stages.promotion.now", lambda: approval.expires_at)
+    with pytest.raises(ApprovalNeededError, match=r"The approval by bob@desk expired at 20.*UTC\."):
+        promote_approved(database, candidate)
+    monkeypatch.setattr("ml_platform.stages.promotion.now", lambda: approval.expires_at - timedelta(seconds=1))
+
+    assert promote_approved(database, candidate).version == 1
+
+
+@pytest.mark.parametrize("name", ["ada@desk", "ada@elsewhere", "ADA@token", "ada"])
+def test_who_asked_for_the_training_does_not_approve_it(database: Database, name: str) -> None:
+    candidate = trained(database, 1, actor="ada@desk")
+
+    with pytest.raises(ApprovalRefusedError, match="asked for the training of candidate candidate-1"):
+        give(database, candidate, replace(BOB, name=name))
+
+    assert database.ledger("visits") == []
+
+
+def test_a_training_that_nobody_asked_for_is_approved_by_anybody(database: Database) -> None:
+    candidate = trained(database, 1, actor=None)
+
+    assert give(database, candidate).person == BOB
+
+
+def test_a_way_that_the_author_does_not_count_is_refused(database: Database) -> None:
+    github = replace(BOB, authenticated_by="github_environment")
+
+    with pytest.raises(ApprovalRefusedError, match=r"counts approvals by os_user, token\. Got github_environment"):
+        give(database, trained(database, 1), github)
+
+
+def test_what_counted_then_must_count_now(database: Database) -> None:
+    candidate = trained(database, 1)
+    wide = Approval(authenticated_by=("github_environment",))
+    give(database, candidate, replace(BOB, authenticated_by="github_environment"), wide)
+
+    with pytest.raises(ApprovalNeededError, match="Got github_environment instead"):
+        promote_approved(database, candidate)
+
+
+def test_an_approval_does_not_bring_back_what_was_rolled_back(database: Database) -> None:
+    promote_numbered(database, 1)
+    second = trained(database, 2)
+    approve(database, fakes.registration(second, 2), fakes.verdict(second), RULE, BOB, reason="fine")
+    promote_approved(database, second, version=2)
+    roll_back_to(database, 1)
+
+    with pytest.raises(EvidenceError, match="was rolled back"):
+        promote_approved(database, second, version=2)

@@ -83,6 +83,7 @@ churn = ModelSpec(
     ),
     schedule="0 2 * * 1",
     min_new_rows=100,
+    approval="automatic",
 )
 
 

@@ -8,6 +8,27 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+# The third of SQLite: INSERT OR REPLACE deletes a row without asking the trigger on deletion.
+APPEND_ONLY = {
+    "sqlite": [
+        "CREATE TRIGGER ledger_no_update BEFORE UPDATE ON ledger "
+        "BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END",
+        "CREATE TRIGGER ledger_no_delete BEFORE DELETE ON ledger "
+        "BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END",
+        "CREATE TRIGGER ledger_no_replace BEFORE INSERT ON ledger "
+        "WHEN EXISTS (SELECT 1 FROM ledger WHERE model = NEW.model AND sequence = NEW.sequence) "
+        "BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END",
+    ],
+    "postgresql": [
+        "CREATE FUNCTION ledger_is_append_only() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE EXCEPTION 'the ledger is append-only'; END $$",
+        "CREATE TRIGGER ledger_no_change BEFORE UPDATE OR DELETE ON ledger "
+        "FOR EACH ROW EXECUTE FUNCTION ledger_is_append_only()",
+        "CREATE TRIGGER ledger_no_truncate BEFORE TRUNCATE ON ledger "
+        "FOR EACH STATEMENT EXECUTE FUNCTION ledger_is_append_only()",
+    ],
+}
+
 
 def upgrade() -> None:
     op.create_table(
@@ -67,6 +88,7 @@ def upgrade() -> None:
         sa.Column("mlflow_run_id", sa.String(64)),
         sa.Column("trained_at", sa.DateTime, nullable=False),
         sa.Column("forgotten_at", sa.DateTime),
+        sa.Column("actor", sa.String(255)),
     )
     op.create_table(
         "tombstones",
@@ -109,10 +131,16 @@ def upgrade() -> None:
         sa.Column("reason", sa.Text, nullable=False),
         sa.Column("actor", sa.String(255), nullable=False),
         sa.Column("recorded_at", sa.DateTime, nullable=False),
+        sa.Column("details", sa.Text, nullable=False),
+        sa.Column("previous_digest", sa.String(64), nullable=False),
+        sa.Column("digest", sa.String(64), nullable=False),
     )
+    for statement in APPEND_ONLY[op.get_bind().dialect.name]:
+        op.execute(sa.text(statement))
 
 
 def downgrade() -> None:
+    dialect = op.get_bind().dialect.name
     for table in (
         "ledger",
         "registrations",
@@ -124,3 +152,5 @@ def downgrade() -> None:
         "arrivals",
     ):
         op.drop_table(table)
+    if dialect == "postgresql":
+        op.execute(sa.text("DROP FUNCTION ledger_is_append_only()"))

@@ -1,0 +1,142 @@
+"""Why a version is champion, or is not: everything that the platform knows of it, with the proof."""
+
+from typing import Any
+
+from ml_platform.errors import EvidenceError
+from ml_platform.records import Action, Candidate, LedgerEntry, Outcome, Registration
+from ml_platform.stages import promotion
+from ml_platform.workflows.ledger import verify_ledger
+from ml_platform.workflows.platform import Platform
+
+
+def explain(platform: Platform, model: str, version: int | None = None) -> dict[str, Any]:
+    """Return who made a version champion, when, why, of what and on which evidence, as plain values.
+
+    Parameters
+    ----------
+    platform : Platform
+    model : str
+    version : int or None
+        ``None`` is the champion.
+
+    Raises
+    ------
+    EvidenceError
+        There is no such version, or no champion.
+    """
+    registration = _asked_for(platform, model, version)
+    candidate = platform.database.candidate(registration.candidate)
+    entries = [entry for entry in platform.database.ledger(model) if entry.version == registration.version]
+    return {
+        "model": model,
+        "version": registration.version,
+        **_standing(platform, registration),
+        "decision": _decision(entries),
+        "ledger": _proof(platform, model),
+        "candidate": _candidate(candidate),
+        "dataset": _dataset(platform, candidate),
+        **_evidence(platform, candidate),
+        "approvals": [_approval(entry) for entry in entries if entry.action == Action.APPROVAL],
+    }
+
+
+def _asked_for(platform: Platform, model: str, version: int | None) -> Registration:
+    champion = platform.database.champion(model)
+    if version is None and champion is None:
+        raise EvidenceError(f"{model!r} never had a champion.")
+    number = champion.version if version is None and champion else version
+    found = platform.database.registration(model, number or 0)
+    if found is None:
+        raise EvidenceError(f"There is no version {number} of {model!r}. Look at `ml-platform history {model}`.")
+    return found
+
+
+def _standing(platform: Platform, registration: Registration) -> dict[str, Any]:
+    champions, rolled_back = promotion.standing(platform.database.history(registration.model))
+    return {
+        "is_champion": champions[-1:] == [registration.version],
+        "was_rolled_back": registration.version in rolled_back,
+        "staged": platform.database.is_staged(registration),
+    }
+
+
+def _decision(entries: list[LedgerEntry]) -> dict[str, Any] | None:
+    """Return the last decision for a version, ``None`` where it never was champion."""
+    decisions = [entry for entry in entries if entry.decides]
+    if not decisions:
+        return None
+    last = decisions[-1]
+    confirmed = any(entry.details.get("decision") == last.sequence for entry in entries)
+    return {
+        "action": last.action,
+        "when": last.recorded_at.isoformat(),
+        "by": last.actor,
+        "reason": last.reason,
+        "instead_of": last.previous_version,
+        "ledger_entry": last.sequence,
+        "ledger_digest": last.digest,
+        "approval": last.details.get("approval"),
+        "shown_in_mlflow": confirmed,
+    }
+
+
+def _proof(platform: Platform, model: str) -> dict[str, Any]:
+    report = verify_ledger(platform, model)
+    return {
+        "entries": report.entries,
+        "verifies": not report.problems,
+        "problems": list(report.problems[:10]),
+        "anchors": [*report.behind, *report.unread],
+    }
+
+
+def _candidate(candidate: Candidate) -> dict[str, Any]:
+    return {
+        "id": candidate.id,
+        "trained_at": candidate.trained_at.isoformat(),
+        "asked_for_by": candidate.actor,
+        "reason": candidate.lineage.reason,
+        "model_digest": candidate.model_digest,
+        "code_revision": candidate.lineage.code_revision,
+        "lock_digest": candidate.lineage.lock_digest,
+        "dagster_run": candidate.run_id,
+        "mlflow_run": candidate.mlflow_run_id,
+        "reproducible": candidate.forgotten_at is None,
+    }
+
+
+def _dataset(platform: Platform, candidate: Candidate) -> dict[str, Any]:
+    """Return a candidate's dataset version with the arrivals that were published in it or before."""
+    lineage = candidate.lineage
+    arrivals = [
+        {"name": row["name"], "key": row["key"], "sha256": row["sha256"], "rows": row["rows"] - row["quarantined_rows"]}
+        for row in platform.database.arrival_outcomes(candidate.model)
+        if row["outcome"] == Outcome.PUBLISHED.value and (row["dataset_version"] or 0) <= lineage.dataset_version
+    ]
+    return {"version": lineage.dataset_version, "digest": lineage.dataset_digest, "arrivals": arrivals}
+
+
+def _evidence(platform: Platform, candidate: Candidate) -> dict[str, Any]:
+    verdict = platform.database.verdict_on(candidate.id)
+    if verdict is None:
+        return {"verdict": None, "gates": []}
+    gates = [
+        {"gate": result.condition, "value": result.value, "result": result.outcome.value, "why": result.why}
+        for result in verdict.results
+    ]
+    return {"verdict": verdict.digest, "gates": gates}
+
+
+def _approval(entry: LedgerEntry) -> dict[str, Any]:
+    given = promotion.given_approval(entry)
+    return {
+        "by": given.person.name,
+        "authenticated_by": given.person.authenticated_by,
+        "identity": given.person.identity,
+        "when": given.approved_at.isoformat(),
+        "expires": given.expires_at.isoformat(),
+        "reason": given.reason,
+        "verdict": given.verdict_digest,
+        "ledger_entry": entry.sequence,
+        "digest": given.digest,
+    }

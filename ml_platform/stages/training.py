@@ -1,5 +1,6 @@
 """Fit the author's pipeline and store it as skops."""
 
+import io
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ml_platform.errors import ModelError
 from ml_platform.model_spec import ModelSpec
 from ml_platform.predictor import MODEL_FILE, file_digest
+from ml_platform.stages._skops import write_canonical
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,13 +48,16 @@ def fit(rows: "pd.DataFrame", spec: ModelSpec) -> Any:
 
 
 def store(pipeline: Any, folder: Path) -> str:
-    """Write a fitted pipeline to ``<folder>/model.skops``, whole or not at all; return the file's sha256."""
+    """Write a fitted pipeline to ``<folder>/model.skops``, whole or not at all; return the file's sha256.
+
+    The same fit gives the same bytes, in any process.
+    """
     import skops.io as sio
 
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{MODEL_FILE}"
     with temporary.open("wb") as file:
-        sio.dump(pipeline, file)
+        write_canonical(io.BytesIO(sio.dumps(pipeline)), file)
         file.flush()
         os.fsync(file.fileno())
     digest = file_digest(temporary)

@@ -15,6 +15,7 @@
     │   ├── DigestMismatchError   the bytes are not the bytes that were recorded
     │   └── UntrustedModelError   the file asks for types outside the platform's trust list
     ├── EvidenceError             a step was asked for without the evidence that it needs
+    │   └── IrreproducibleError   a version that cannot be made again here
     ├── ConflictError             somebody else changed the same thing first
     ├── AlertError                an alert that could not be sent
     └── RegistryError             MLflow refused
@@ -75,6 +76,10 @@ class UntrustedModelError(ModelError):
 
 class EvidenceError(PlatformError):
     """A step was asked for without the evidence that it needs."""
+
+
+class IrreproducibleError(EvidenceError):
+    """A version that cannot be made again here; the message says what is not as it was."""
 
 
 class ConflictError(PlatformError):

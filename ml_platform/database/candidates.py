@@ -151,6 +151,12 @@ class CandidateRecords(Storage):
         row = self._row(sa.select(registrations).where(registrations.c.candidate == candidate))
         return _registration(row) if row else None
 
+    def registration(self, model: str, version: int) -> Registration | None:
+        """Return the registration of a version; ``None`` if there is none of that number."""
+        this = sa.and_(registrations.c.model == model, registrations.c.version == version)
+        row = self._row(sa.select(registrations).where(this))
+        return _registration(row) if row else None
+
     def mark_staged(self, registration: Registration) -> None:
         """Record that a version passed its integration tests."""
         with self._transaction() as connection:

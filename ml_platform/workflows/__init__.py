@@ -30,13 +30,16 @@ from ml_platform.workflows.landing import (
 )
 from ml_platform.workflows.platform import FORGET_KEY, Platform
 from ml_platform.workflows.promotion import promote_version, register_candidate, show_champion, stage_version
+from ml_platform.workflows.reproduction import Likeness, Reproduction, reproduce
 from ml_platform.workflows.status import status
 
 __all__ = [
     "CURVES",
     "FORGET_KEY",
     "Judgement",
+    "Likeness",
     "Platform",
+    "Reproduction",
     "current_candidate",
     "curves_of",
     "evidence",
@@ -59,6 +62,7 @@ __all__ = [
     "register_candidate",
     "remove_from_raw_batch",
     "remove_landed",
+    "reproduce",
     "show_champion",
     "stage_version",
     "status",

@@ -60,7 +60,8 @@ def environment() -> dict[str, str]:
         "Python": platform.python_version(),
         "system": platform.system(),
         "CPU": platform.machine(),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set"),
+        "number of CPUs": str(os.cpu_count()),
+        THREADS: os.environ.get(THREADS, ""),
     }
 
 
@@ -86,6 +87,8 @@ def _installed(package: str) -> str | None:
         return None
 
 
+# scikit-learn's trees keep the number of threads that they were fitted with: other threads, other bytes.
+THREADS = "OMP_NUM_THREADS"
 COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 

@@ -5,9 +5,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from ml_platform import provenance, workflows
@@ -17,7 +15,7 @@ from ml_platform.model_spec import ModelSpec
 from ml_platform.predictor import MODEL_FILE
 from ml_platform.records import Candidate
 from ml_platform.settings import PROJECT_ROOT
-from ml_platform.stages import staging
+from ml_platform.stages import datasets, staging
 from ml_platform.workflows import Likeness, Platform, Reproduction
 from ml_platform_tests import declared, fakes, life
 
@@ -171,6 +169,15 @@ def test_code_that_nobody_can_bring_back_is_refused_with_advice(platform: Platfo
         assert "--here" in str(refused.value)
 
 
+def test_the_threads_that_trained_it_train_it_again(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    champion(platform, declared.boosted)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+
+    found = reproduce(platform, "boosted")
+
+    assert (found.outcome, found.notes) == (Likeness.REPRODUCED, [])
+
+
 def test_uncommitted_changes_that_are_still_here_are_the_same_code(platform: Platform, checkout: Path) -> None:
     (checkout / "ml_platform_tests" / "note.py").write_text("")
     revision = provenance.code_revision(root=checkout)
@@ -230,12 +237,18 @@ def test_bytes_that_were_changed_are_not_loaded(platform: Platform) -> None:
 
 def test_rows_that_are_not_those_that_were_pinned_are_refused(platform: Platform) -> None:
     champion(platform)
-    (file,) = platform.rows("visits").glob("*.parquet")
-    rows = pq.read_table(file)
-    pages = rows.column("pages").to_numpy() + np.eye(1, rows.num_rows, dtype="int64")[0]
-    pq.write_table(rows.set_column(rows.schema.get_field_index("pages"), "pages", pa.array(pages)), file)
+    table = platform.rows("visits")
+    rows = datasets.read_version(table, declared.visits, 1).replace({"pages": {49: 48}})
+    shutil.rmtree(table)
+    others = pa.Table.from_pandas(rows, preserve_index=False)
+    datasets.publish(table, others, arrival="monday", sha256="f" * 64, notes={})
 
-    with pytest.raises(IrreproducibleError, match=r"cannot be made again: .* was pinned with digest"):
+    with pytest.raises(IrreproducibleError, match=r"cannot be made again: Version 1 .* was pinned with digest"):
+        reproduce(platform)
+
+    for file in table.glob("*.parquet"):
+        file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(IrreproducibleError, match=r"could not be made again with .*: .*Parquet"):
         reproduce(platform)
 
 

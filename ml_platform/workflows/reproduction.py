@@ -211,16 +211,18 @@ def _elsewhere(recorded: _Recorded) -> str:
     )
 
 
-def _environment_notes(recorded: _Recorded) -> list[str]:
+def _trained_in(recorded: _Recorded) -> dict[str, str]:
     file = recorded.golden / ENVIRONMENT
-    if not file.is_file():
+    return dict(json.loads(file.read_text())) if file.is_file() else {}
+
+
+def _environment_notes(recorded: _Recorded) -> list[str]:
+    was, found = _trained_in(recorded), provenance.environment()
+    if not was:
         return ["which Python and which CPU trained it was not recorded"]
-    was, found = json.loads(file.read_text()), provenance.environment()
-    return [
-        f"{name} is {found[name]}, it was trained with {was.get(name)}"
-        for name in found
-        if found[name] != was.get(name)
-    ]
+    # Not the threads: the rebuild gets those that were recorded.
+    names = [name for name in found if name != provenance.THREADS and found[name] != was.get(name)]
+    return [f"{name} is {found[name]}, it was trained with {was.get(name)}" for name in names]
 
 
 @contextmanager
@@ -264,7 +266,8 @@ def _rebuild(platform: Platform, recorded: _Recorded, code: _Code, module: str, 
     # -P: the folder of the program holds modules that are called like Python's own.
     command = [sys.executable, "-P", str(PROGRAM), str(order), str(answer)]
     # No limit of time: it takes as long as the training did.
-    done = subprocess.run(command, cwd=home, env=_environment(code, home), capture_output=True, text=True, check=False)  # noqa: S603
+    environment = _environment(recorded, code, home)
+    done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode != 0 or not answer.is_file():
         said = (done.stderr.strip().splitlines() or ["it died without a word"])[-1]
         raise IrreproducibleError(f"{recorded.name} could not be made again with {code.words}: {said}.")
@@ -292,8 +295,11 @@ def _order(platform: Platform, recorded: _Recorded, code: _Code, module: str) ->
     }
 
 
-def _environment(code: _Code, home: Path) -> dict[str, str]:
+def _environment(recorded: _Recorded, code: _Code, home: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name == FROZEN or not name.startswith(OURS)}
+    threads = _trained_in(recorded).get(provenance.THREADS)
+    if threads is not None:
+        kept[provenance.THREADS] = threads  # empty counts as not set
     path = os.pathsep.join(filter(None, [str(code.folder), kept.get("PYTHONPATH")]))
     return {
         **kept,

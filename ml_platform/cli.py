@@ -46,8 +46,10 @@ output = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
 Model = Annotated[str, typer.Argument(help="Name of the model, for instance churn.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+MODELS = "ml_platform.defs.models"
 REFUSED = 1
 FAILED = 2
+FIRST = 10
 
 
 class _Progress(logging.Handler):
@@ -355,7 +357,7 @@ def forget(
 def _spec(model: str) -> ModelSpec:
     """Return what a model's author declared; importing its file imports Dagster."""
     _require_model(model)
-    members = vars(importlib.import_module(f"ml_platform.defs.models.{model}")).values()
+    members = vars(importlib.import_module(f"{MODELS}.{model}")).values()
     return next(member for member in members if isinstance(member, ModelSpec) and member.name == model)
 
 
@@ -414,6 +416,61 @@ def rollback(
         output.print_json(data=vars(entry), default=str)
     else:
         output.print(f"{model}: version {entry.version} is champion again, instead of {entry.previous_version}")
+
+
+@app.command()
+def reproduce(
+    model: Model,
+    version: Annotated[int, typer.Argument(help="Its number in the registry.")],
+    here: Annotated[
+        bool, typer.Option("--here", help="Rebuild with the code and lock that are here, whatever was recorded.")
+    ] = False,
+    any_commit: Annotated[
+        bool, typer.Option("--any-commit", help="Also run the code of a commit that HEAD does not come from.")
+    ] = False,
+    json: AsJson = False,
+) -> None:
+    """Make a version again from its pinned dataset, code and lock, and compare; exit status 1 if it is not the same."""
+    _require_model(model)
+    with _working(f"Making version {version} of {model} again …"):
+        found = workflows.reproduce(
+            Platform(), model, version, module=f"{MODELS}.{model}", here=here, any_commit=any_commit
+        )
+    if json:
+        output.print_json(data=vars(found))
+    else:
+        _print_reproduction(found)
+    if not found.identical:
+        raise typer.Exit(REFUSED)
+
+
+def _print_reproduction(found: workflows.Reproduction) -> None:
+    colour = "green" if found.identical else "red"
+    output.print(f"[bold]{found.model}[/] version {found.version}: [{colour}]{found.outcome}[/]")
+    lines = {
+        "dataset": f"version {found.dataset_version}, digest {found.dataset_digest[:12]}",
+        "code": found.code,
+        "lock": f"digest {found.lock_digest[:12]}",
+        "model": f"canonical bytes {found.model_digest[:12]}, made again {found.rebuilt_digest[:12]}",
+        "compared": f"{found.predictions:,} predictions to the bit, {len(found.figures)} figures of the verdict",
+        "not compared": ", ".join(name.removeprefix("metrics.") for name in found.not_compared) or "nothing",
+    }
+    for name, text in lines.items():
+        output.print(f"{name:<14}{text}", markup=False)
+    for note in found.notes:
+        output.print(f"note          {note}", markup=False)
+    for difference in found.differences[:FIRST]:
+        output.print(f"differs       {difference}", style="red", markup=False)
+    if len(found.differences) > FIRST:
+        output.print(f"              and {len(found.differences) - FIRST} differences more")
+    if found.deterministic is False:
+        output.print(f"pipeline      {_unseeded(found)}", style="red", markup=False)
+
+
+def _unseeded(found: workflows.Reproduction) -> str:
+    names = ", ".join(found.unseeded)
+    advice = f"random_state is None: {names}" if names else "no random_state is None: look for other randomness"
+    return f"{found.model} cannot be reproduced: two rebuilds gave two models; {advice}"
 
 
 @app.command()

@@ -17,7 +17,8 @@
     │   ├── DigestMismatchError   the bytes are not the bytes that were recorded
     │   └── UntrustedModelError   the file asks for types outside the platform's trust list
     ├── EvidenceError             a step was asked for without the evidence that it needs
-    │   └── ApprovalNeededError   the evidence holds and a person has to approve it
+    │   ├── ApprovalNeededError   the evidence holds and a person has to approve it
+    │   └── IrreproducibleError   a version that cannot be made again here
     ├── ApprovalRefusedError      who approves could not be authenticated, or does not count
     ├── ConflictError             somebody else changed the same thing first
     ├── AlertError                an alert that could not be sent
@@ -93,6 +94,10 @@ class EvidenceError(PlatformError):
 
 class ApprovalNeededError(EvidenceError):
     """The evidence holds and a person has to approve it."""
+
+
+class IrreproducibleError(EvidenceError):
+    """A version that cannot be made again here; the message says what is not as it was."""
 
 
 class ApprovalRefusedError(PlatformError):

@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from ml_platform import workflows
+from ml_platform.model_spec import ModelSpec
 from ml_platform.records import LedgerEntry
 from ml_platform.workflows import Platform
 from ml_platform_tests import fakes
 
 
-def live(platform: Platform) -> LedgerEntry:
-    """Take what waits in the landing zone to the champion, as the runs of a deployment do."""
-    spec = fakes.visits_spec()
+def live(platform: Platform, spec: ModelSpec | None = None) -> LedgerEntry:
+    """Take what waits in the landing zone to the champion, as the runs of a deployment do; ``visits`` by default."""
+    spec = spec or fakes.visits_spec()
     keys = [arrival.key for arrival in workflows.waiting_arrivals(platform, spec.name)]
     workflows.keep_raw_batches(platform, spec.name, keys)
     workflows.publish_batches(platform, spec, keys)

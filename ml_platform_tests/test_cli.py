@@ -20,7 +20,7 @@ from ml_platform.demo import exports
 from ml_platform.errors import ApprovalNeededError, ApprovalRefusedError, ConfigurationError, LandingZoneError
 from ml_platform.model_spec import ModelSpec
 from ml_platform.records import LedgerEntry, sha256_text
-from ml_platform.workflows import Platform
+from ml_platform.workflows import Likeness, Platform, Reproduction
 from ml_platform_tests import fakes, life
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -381,3 +381,74 @@ def test_a_wrong_token_approves_nothing(platform: Platform, tmp_path: Path, monk
 
     assert isinstance(done.exception, ApprovalRefusedError)
     assert platform.database.ledger("visits") == []
+
+
+def made_again(outcome: Likeness, **changes: Any) -> Reproduction:
+    values: dict[str, Any] = {
+        "model": "churn",
+        "version": 3,
+        "candidate": "20240101-000000-00000001",
+        "outcome": outcome,
+        "code": "the recorded code, which is here",
+        "code_revision": "0" * 40,
+        "lock_digest": "1" * 64,
+        "dataset_version": 5,
+        "dataset_digest": "2" * 64,
+        "model_digest": "3" * 64,
+        "rebuilt_digest": "3" * 64,
+        "predictions": 1_050,
+        "figures": ["metrics.auc_roc"],
+        "not_compared": ["metrics.inference_time_ms"],
+        "differences": [],
+        "notes": [],
+        "unseeded": [],
+    }
+    return Reproduction(**{**values, **changes})
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status"), [(Likeness.REPRODUCED, 0), (Likeness.OTHER_BYTES, 0), (Likeness.NOT_REPRODUCED, 1)]
+)
+def test_a_version_made_again_ends_with_success_if_it_predicts_the_same(
+    outcome: Likeness, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def reproduce(_: Platform, *arguments: Any, **options: Any) -> Reproduction:
+        asked.append((*arguments, options))
+        return made_again(outcome, notes=["CPU is abacus"])
+
+    monkeypatch.setattr(workflows, "reproduce", reproduce)
+    text = call("reproduce", "churn", "3", "--here")
+    as_json = call("reproduce", "churn", "3", "--json")
+
+    assert text[0] == as_json[0] == status
+    assert f"churn version 3: {outcome}\n" in text[1]
+    assert "1,050 predictions to the bit, 1 figures of the verdict" in text[1]
+    assert "not compared  inference_time_ms\n" in text[1]
+    assert "note          CPU is abacus\n" in text[1]
+    shown = json.loads(as_json[1][as_json[1].index("{") :])
+    assert (shown["outcome"], shown["differences"]) == (outcome.value, [])
+    options = {"module": "ml_platform.defs.models.churn", "any_commit": False}
+    assert asked == [("churn", 3, {**options, "here": True}), ("churn", 3, {**options, "here": False})]
+
+
+def test_a_pipeline_that_cannot_be_reproduced_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    differences = [f"holdout, row {i}" for i in range(12)]
+    found = made_again(
+        Likeness.NOT_REPRODUCED, differences=differences, deterministic=False, unseeded=["classify__random_state"]
+    )
+    monkeypatch.setattr(workflows, "reproduce", lambda *_, **__: found)
+
+    status, text = call("reproduce", "churn", "3")
+
+    assert status == 1
+    assert text.count("differs       holdout, row") == 10
+    assert "and 2 differences more" in text
+    assert "churn cannot be reproduced: two rebuilds gave two models" in text
+    assert "random_state is None: classify__random_state" in text
+
+
+def test_only_a_declared_model_is_made_again() -> None:
+    with pytest.raises(ConfigurationError, match="There is no model 'visits'"):
+        call("reproduce", "visits", "1")

@@ -311,6 +311,8 @@ def test_a_registration_is_stored_once_and_staged_by_a_test(database: Database) 
     database.record_registration(replace(registration, version=2))
 
     assert database.registration_of(candidate.id) == registration
+    assert database.registration("visits", 1) == registration
+    assert database.registration("visits", 2) is database.registration("others", 1) is None
     assert not database.is_staged(registration)
     database.mark_staged(registration)
     assert database.is_staged(registration)

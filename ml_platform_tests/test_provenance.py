@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ml_platform.errors import ConfigurationError
-from ml_platform.provenance import code_revision, lock_digest
+from ml_platform.provenance import checked_out, code_revision, has_commit, is_in_history, lock_digest, not_as_locked
 
 
 def git(root: Path, *arguments: str) -> str:
@@ -145,3 +145,57 @@ def test_the_environment_is_named_by_the_bytes_of_its_lock(tmp_path: Path) -> No
 def test_a_missing_lock_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"requirements\.lock is missing"):
         lock_digest(tmp_path)
+
+
+def test_only_a_whole_hash_names_a_commit(checkout: Path) -> None:
+    commit = git(checkout, "rev-parse", "HEAD")
+    tree = git(checkout, "rev-parse", "HEAD^{tree}")
+
+    assert has_commit(commit, checkout)
+    for other in ("HEAD", commit[:12], "f" * 40, tree, f"{commit}\n", "--help", ""):
+        assert not has_commit(other, checkout)
+
+
+def test_history_is_head_and_what_it_comes_from(checkout: Path) -> None:
+    first = git(checkout, "rev-parse", "HEAD")
+    git(checkout, "commit", "--quiet", "--allow-empty", "--message", "second")
+    second = git(checkout, "rev-parse", "HEAD")
+    git(checkout, "reset", "--quiet", "--hard", first)
+
+    assert is_in_history(first, checkout)
+    assert has_commit(second, checkout)
+    assert not is_in_history(second, checkout)
+
+
+def test_a_commit_is_checked_out_beside_the_checkout_and_removed_again(checkout: Path) -> None:
+    commit = git(checkout, "rev-parse", "HEAD")
+    (checkout / "model.py").write_text("depth = 4\n")
+    hook = checkout / ".git" / "hooks" / "post-checkout"
+    hook.write_text(f"#!/bin/sh\ntouch {checkout.parent}/hook-ran\n")
+    hook.chmod(0o755)
+
+    with checked_out(commit, checkout) as tree:
+        assert (tree / "model.py").read_text() == "depth = 3\n"
+        (tree / "left.py").write_text("")
+
+    with pytest.raises(KeyError), checked_out(commit, checkout) as other:
+        raise KeyError(str(other))
+
+    assert not tree.exists()
+    assert not other.exists()
+    assert git(checkout, "worktree", "list").count("\n") == 0
+    assert (checkout / "model.py").read_text() == "depth = 4\n"
+    assert not (checkout.parent / "hook-ran").exists()
+
+
+def test_what_is_installed_is_held_against_the_lock(tmp_path: Path) -> None:
+    from importlib.metadata import version
+
+    right = f"pytest=={version('pytest')} \\\n    --hash=sha256:00\n"
+    elsewhere = "none-such==1 ; sys_platform == 'none'\n"
+    (tmp_path / "requirements.lock").write_text(f"{right}ruff==0.0.1\nnone-such-either==1\n{elsewhere}")
+
+    assert not_as_locked(tmp_path) == [
+        f"ruff {version('ruff')} installed, ==0.0.1 locked",
+        "none-such-either not installed, ==1 locked",
+    ]

@@ -1,5 +1,6 @@
 """Fit the author's pipeline and store it as skops."""
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -7,6 +8,7 @@ from ml_platform import durable
 from ml_platform.errors import ModelError
 from ml_platform.model_spec import ModelSpec
 from ml_platform.predictor import MODEL_FILE, file_digest
+from ml_platform.stages._skops import write_canonical
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,6 +50,8 @@ def fit(rows: "pd.DataFrame", spec: ModelSpec) -> Any:
 def store(pipeline: Any, folder: Path) -> str:
     """Write a fitted pipeline to ``<folder>/model.skops``, whole or not at all; return the file's sha256.
 
+    The same fit gives the same bytes, in any process.
+
     Raises
     ------
     StorageError
@@ -57,7 +61,7 @@ def store(pipeline: Any, folder: Path) -> str:
 
     with durable.temporary_beside(folder / MODEL_FILE) as temporary:
         with temporary.open("wb") as file:
-            sio.dump(pipeline, file)
+            write_canonical(io.BytesIO(sio.dumps(pipeline)), file)
         digest = file_digest(temporary)
         durable.place(temporary, folder / MODEL_FILE)
     return digest

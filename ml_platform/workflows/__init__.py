@@ -39,13 +39,16 @@ from ml_platform.workflows.promotion import (
     show_champion,
     stage_version,
 )
+from ml_platform.workflows.reproduction import Likeness, Reproduction, reproduce
 from ml_platform.workflows.status import status
 
 __all__ = [
     "CURVES",
     "FORGET_KEY",
     "Judgement",
+    "Likeness",
     "Platform",
+    "Reproduction",
     "approve_version",
     "authenticate",
     "current_candidate",
@@ -71,6 +74,7 @@ __all__ = [
     "refuse_forgotten",
     "register_candidate",
     "remove_from_raw_batch",
+    "reproduce",
     "roll_back",
     "show_champion",
     "stage_version",

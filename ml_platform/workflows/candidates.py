@@ -1,5 +1,6 @@
 """From published rows to a trained candidate."""
 
+import json
 import logging
 import uuid
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 log = logging.getLogger("ml_platform")
+
+ENVIRONMENT = "environment.json"
 
 
 def pin_dataset(platform: Platform, spec: ModelSpec) -> DatasetReport:
@@ -93,6 +96,7 @@ def train_candidate(
     identifier = f"{now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:8]}"
     folder = platform.settings.model_home(spec.name) / "candidates" / identifier
     digest = training.store(training.fit(rows, spec), folder)
+    (folder / ENVIRONMENT).write_text(json.dumps(provenance.environment()))
     candidate = Candidate(
         id=identifier,
         model=spec.name,

@@ -193,7 +193,7 @@ CATALOGUE: Mapping[str, Mapping[str, Metric]] = MappingProxyType(
     {
         "binary": {
             "auc_roc": _more("probabilities", auc, ranks=True),
-            "average_precision": _more("probabilities", average_precision),
+            "average_precision": _more("probabilities", average_precision, biased=True),
             "f1_score": _more(
                 "predictions",
                 f1_score,

@@ -297,8 +297,8 @@ def bootstrap_interval(
     confidence : float
         Two-sided.
     biased : bool
-        Whether resampling raises the metric, as it does a calibration error, which is never below 0. The percentile
-        above is then too high, which is safe, and the bound below is that percentile mirrored at the value, or 0.
+        Whether resampling moves the metric, as it raises a calibration error; for a metric within 0 and 1. The bounds
+        are then the outer ones of the percentiles and of their mirror images at the value.
 
     Returns
     -------
@@ -311,7 +311,7 @@ def bootstrap_interval(
         `confidence` is not between 0 and 1, or `resamples` is too small.
     """
     _check("bootstrap_interval", confidence, resamples)
-    method = f"{'mirrored' if biased else 'percentile'} {_bootstrap_name(strata, resamples)}"
+    method = f"{'outer percentile' if biased else 'percentile'} {_bootstrap_name(strata, resamples)}"
     reason = _problems.rows_problem(labels, predictions)
     if reason:
         return _no_interval(method, labels, reason)
@@ -322,7 +322,8 @@ def bootstrap_interval(
     if reason:
         return Interval(value=value, low=None, high=None, method=method, rows=len(labels), reason=reason)
     low, high = _resampling.percentiles(drawn, confidence)
-    low = max(0.0, 2 * value - high) if biased else low
+    if biased:
+        low, high = max(0.0, min(low, 2 * value - high)), min(1.0, max(high, 2 * value - low))
     return Interval(value=value, low=min(low, value), high=max(high, value), method=method, rows=len(labels))
 
 

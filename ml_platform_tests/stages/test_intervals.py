@@ -21,10 +21,12 @@ QUICK: dict[str, Any] = {"resamples": 100}
 TASKS = ["binary", "multiclass", "regression"]
 
 
-def binary(n: int = 300, *, seed: int = 0, signal: float = 1.5, shift: float = 0.0) -> tuple[Any, Answers]:
+def binary(
+    n: int = 300, *, seed: int = 0, signal: float = 1.5, rare: float = 0.5, shift: float = 0.0
+) -> tuple[Any, Answers]:
     """Return labels, and answers whose probabilities are off by `shift` on the logit scale."""
     random = np.random.default_rng(seed)
-    logits = random.normal(size=n) * signal - 0.5
+    logits = random.normal(size=n) * signal - rare
     labels = (random.random(n) < 1 / (1 + np.exp(-logits))).astype("int64")
     scores = 1 / (1 + np.exp(-logits - shift))
     return labels, Answers(predictions=(scores >= 0.5).astype("int64"), probabilities=scores)
@@ -648,15 +650,17 @@ def f1_figure(labels: Any, answers: Answers) -> Interval:
     )
 
 
-# The bootstrap is an approximation: 8 % is what it is held to, and what a stratified one for these metrics breaks.
+# The bootstrap is an approximation: it is held to 8 %. Resamples that keep the number of positives, one row in seven,
+# miss this for all four.
 @pytest.mark.parametrize("name", ["brier_score", "log_loss", "average_precision", "expected_calibration_error"])
 def test_the_bounds_of_a_bootstrap_err_little_more_than_they_say(name: str) -> None:
     metric = intervals.CATALOGUE["binary"][name]
-    large_labels, large = binary(400_000, seed=99, shift=0.7)
-    truth = metric.of(large_labels, large.probabilities)
+    rare: dict[str, float] = {"signal": 1.8, "rare": 2.6, "shift": 0.5}
+    many, said = binary(400_000, seed=99, **rare)
+    truth = metric.of(many, said.probabilities)
     found = []
     for seed in range(200):
-        labels, answers = binary(400, seed=seed, shift=0.7)
+        labels, answers = binary(500, seed=seed, **rare)
         options = {"confidence": 0.9, "resamples": 150, "seed": seed}
         found.append(intervals._figure(metric, labels, answers.probabilities, options))
 

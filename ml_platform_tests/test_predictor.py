@@ -167,16 +167,14 @@ def test_a_model_of_another_scikit_learn_is_refused(model_bytes: bytes, tmp_path
         predictor.load(path, digest)
 
 
-def test_as_a_program_it_prints_the_answers(
-    fitted: Any, model_bytes: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_as_a_program_it_writes_the_answers(fitted: Any, model_bytes: bytes, tmp_path: Path) -> None:
     path, digest = stored(tmp_path, model_bytes)
     requests = tmp_path / "requests.parquet"
     FEATURES.head(7).to_parquet(requests)
 
-    predictor.main([str(path), digest, str(requests)])
+    predictor.main([str(path), digest, str(requests), str(tmp_path / "answers.json")])
 
-    answer = json.loads(capsys.readouterr().out)
+    answer = json.loads((tmp_path / "answers.json").read_text())
     loaded = predictor.Predictor(fitted, digest)
     assert answer["scores"] == loaded.scores(FEATURES.head(7)).tolist()
     assert answer["positive"] == loaded.positive(FEATURES.head(7)).tolist()

@@ -58,8 +58,8 @@ def test_a_model_with_the_recorded_digest_predicts_as_before(fitted: Any, model_
 
     assert loaded.digest == digest
     np.testing.assert_array_equal(loaded.scores(FEATURES), fitted.predict_proba(FEATURES)[:, 1])
-    np.testing.assert_array_equal(loaded.positive(FEATURES), fitted.predict(FEATURES) == 1)
-    assert loaded.positive(FEATURES).dtype == bool
+    np.testing.assert_array_equal(loaded.predictions(FEATURES), fitted.predict(FEATURES))
+    assert loaded.classes.tolist() == [0, 1]
 
 
 def test_a_record_scores_as_its_row(fitted: Any) -> None:
@@ -177,7 +177,7 @@ def test_as_a_program_it_writes_the_answers(fitted: Any, model_bytes: bytes, tmp
     answer = json.loads((tmp_path / "answers.json").read_text())
     loaded = predictor.Predictor(fitted, digest)
     assert answer["scores"] == loaded.scores(FEATURES.head(7)).tolist()
-    assert answer["positive"] == loaded.positive(FEATURES.head(7)).tolist()
+    assert answer["predictions"] == loaded.predictions(FEATURES.head(7)).tolist()
 
 
 def test_the_digest_of_a_file_is_the_sha256_of_its_bytes(tmp_path: Path) -> None:

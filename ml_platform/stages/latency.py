@@ -199,7 +199,7 @@ def main(arguments: list[str]) -> None:
     fresh.answer(Path(answers), times)
 
 
-def _asking(predictor: "Predictor", records: Path) -> Callable[[], float]:
+def _asking(predictor: "Predictor", records: Path) -> Callable[[], Any]:
     """Return a function that scores the next record, around and around."""
     from itertools import cycle
 
@@ -212,7 +212,7 @@ def _asking(predictor: "Predictor", records: Path) -> Callable[[], float]:
     return lambda: predictor.score_record(next(again))
 
 
-def _calls(ask: Callable[[], float], control: list[float], seconds: float) -> tuple[float, list[float]]:
+def _calls(ask: Callable[[], Any], control: list[float], seconds: float) -> tuple[float, list[float]]:
     """Return the time of the first call and those of the warm ones; add the control's between them to its list."""
     begin, (first, _) = time.perf_counter(), _timed(ask)
     for _ in range(WARM_UP_CALLS):

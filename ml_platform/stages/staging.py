@@ -24,7 +24,7 @@ def keep_golden_requests(predictor: Predictor, features: "pd.DataFrame", folder:
     requests.to_parquet(folder / GOLDEN_REQUESTS, index=False)
     answers = {
         "scores": predictor.scores(requests).tolist(),
-        "positive": predictor.positive(requests).tolist(),
+        "predictions": predictor.predictions(requests).tolist(),
     }
     (folder / GOLDEN_ANSWERS).write_text(json.dumps(answers))
 

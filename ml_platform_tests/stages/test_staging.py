@@ -52,7 +52,7 @@ def test_the_golden_requests_are_the_first_rows_and_the_models_answers(stored: t
 
     pd.testing.assert_frame_equal(requests, features)
     assert answers["scores"] == predictor.scores(features).tolist()
-    assert answers["positive"] == predictor.positive(features).tolist()
+    assert answers["predictions"] == predictor.predictions(features).tolist()
 
 
 def test_the_bytes_that_were_gated_pass_in_a_fresh_process(stored: tuple[Path, str]) -> None:
@@ -100,6 +100,6 @@ def test_what_a_model_writes_to_stdout_is_not_taken_for_its_answers(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
     file, digest = odd_models.store(tmp_path, odd_models.Odd("writes"))
     fakes.visits(3)[SPEC.features].to_parquet(tmp_path / staging.GOLDEN_REQUESTS)
-    (tmp_path / staging.GOLDEN_ANSWERS).write_text('{"scores": [0.5, 0.5, 0.5], "positive": [false, false, false]}')
+    (tmp_path / staging.GOLDEN_ANSWERS).write_text('{"scores": [0.5, 0.5, 0.5], "predictions": [0, 0, 0]}')
 
     assert staging.integration_test(file, digest, tmp_path) is None

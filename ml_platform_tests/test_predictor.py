@@ -70,6 +70,25 @@ def test_a_record_scores_as_its_row(fitted: Any) -> None:
         assert loaded.score_record(row.to_dict("records")[0]) == loaded.scores(row)[0]
 
 
+def test_a_record_of_several_classes_has_a_score_for_each() -> None:
+    rows = fakes.kinds(ROWS)
+    loaded = predictor.Predictor(fakes.visits_pipeline().fit(FEATURES, rows["kind"].to_numpy().astype("str")), "")
+
+    scores = loaded.score_record(FEATURES.iloc[0].to_dict())
+
+    assert isinstance(scores, list)
+    assert len(scores) == len(loaded.classes) == 3
+    assert sum(scores) == pytest.approx(1)
+
+
+def test_a_model_of_numbers_scores_with_its_number() -> None:
+    rows = fakes.spending(ROWS)
+    loaded = predictor.Predictor(fakes.spending_pipeline().fit(FEATURES, rows["spent"]), "")
+
+    assert loaded.score_record(FEATURES.iloc[0].to_dict()) == pytest.approx(loaded.predictions(FEATURES)[0])
+    assert len(loaded.classes) == 0
+
+
 def test_the_order_of_a_records_fields_does_not_matter(fitted: Any) -> None:
     loaded = predictor.Predictor(fitted, "")
     record = FEATURES.iloc[0].to_dict()

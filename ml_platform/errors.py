@@ -15,7 +15,8 @@
     │       └── ForgottenError    a dataset version that lost rows because a person's data was forgotten
     ├── ModelError                a model that must not be used
     │   ├── DigestMismatchError   the bytes are not the bytes that were recorded
-    │   └── UntrustedModelError   the file asks for types outside the platform's trust list
+    │   ├── UntrustedModelError   the file asks for types outside the platform's trust list
+    │   └── ModelTimeoutError     a model that gave no answer in time
     ├── EvidenceError             a step was asked for without the evidence that it needs
     │   ├── ApprovalNeededError   the evidence holds and a person has to approve it
     │   └── IrreproducibleError   a version that cannot be made again here
@@ -86,6 +87,10 @@ class DigestMismatchError(ModelError):
 
 class UntrustedModelError(ModelError):
     """The file asks for types outside the platform's trust list."""
+
+
+class ModelTimeoutError(ModelError):
+    """A model that gave no answer in time."""
 
 
 class EvidenceError(PlatformError):

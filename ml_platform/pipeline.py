@@ -203,8 +203,8 @@ def _gates(spec: ModelSpec) -> dg.AssetChecksDefinition:
     registration judges the stored verdict again, so that a run that starts behind the gates meets them there.
     """
     specs = [
-        _blocking(spec, "trained_model", gate.metric, f"{gate.condition}, on rows the model has not seen")
-        for gate in spec.gates
+        _blocking(spec, "trained_model", name, f"{condition}, on rows the model has not seen")
+        for name, condition in spec.conditions.items()
     ]
 
     @dg.multi_asset_check(name=f"{spec.name}_gates", specs=specs, can_subset=False)
@@ -212,7 +212,7 @@ def _gates(spec: ModelSpec) -> dg.AssetChecksDefinition:
         opened = platform.open()
         candidate = workflows.current_candidate(opened, spec.name, _root_run(context))
         judgement = workflows.judge_candidate(opened, spec, candidate)
-        yield from views.gate_checks(opened, judgement)
+        yield from views.gate_checks(opened, spec, judgement)
 
     return gates
 

@@ -2,13 +2,13 @@
 
 Run as a program it is the integration test's fresh process: it knows nothing but a file and its digest::
 
-    python -m ml_platform.predictor MODEL.skops DIGEST REQUESTS.parquet
+    python -m ml_platform.predictor MODEL.skops DIGEST REQUESTS.parquet ANSWERS.json
 
-prints ``{"scores": [...], "positive": [...]}``.
+writes ``{"scores": [...], "predictions": [...]}``. A model's code may print what it likes: the answers stand
+in the file.
 """
 
 import hashlib
-import json
 import sys
 import warnings
 import zipfile
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml_platform.errors import DigestMismatchError, ModelError, UntrustedModelError
+from ml_platform.fresh import answer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,12 +41,12 @@ TRUSTED_TYPES = (
 
 
 class Predictor:
-    """A fitted binary pipeline whose bytes were verified.
+    """A fitted pipeline whose bytes were verified: it tells two classes apart, or more, or predicts a number.
 
     Parameters
     ----------
     pipeline : fitted scikit-learn Pipeline
-        Its classes are 0 and 1.
+        Its classes are 0 and 1, or three or more values; one without probabilities predicts numbers.
     digest : str
         Hex sha256 of the file that it was loaded from.
     """
@@ -54,8 +55,15 @@ class Predictor:
         self.pipeline = pipeline
         self.digest = digest
 
+    @property
+    def classes(self) -> "NDArray[Any]":
+        """The classes that it knows, in the order of its probabilities; shape (n_classes,), empty without any."""
+        import numpy as np
+
+        return np.asarray(getattr(self.pipeline, "classes_", ()))
+
     def scores(self, frame: "pd.DataFrame") -> "NDArray[np.float64]":
-        """Return the probability of the positive class.
+        """Return the probability of the positive class, or of each class, or the predicted number.
 
         Parameters
         ----------
@@ -64,19 +72,22 @@ class Predictor:
 
         Returns
         -------
-        ndarray of shape (n_samples,), in 0 to 1
+        ndarray of shape (n_samples,), or (n_samples, n_classes) for more than two classes
         """
-        return self.pipeline.predict_proba(frame)[:, 1]  # type: ignore[no-any-return]
+        if not hasattr(self.pipeline, "predict_proba"):
+            return self.pipeline.predict(frame)  # type: ignore[no-any-return]
+        probabilities = self.pipeline.predict_proba(frame)
+        return probabilities[:, 1] if probabilities.shape[1] == 2 else probabilities  # type: ignore[no-any-return]
 
-    def positive(self, frame: "pd.DataFrame") -> "NDArray[np.bool_]":
-        """Return whether each row is predicted positive, at the model's own threshold; shape (n_samples,)."""
-        return self.pipeline.predict(frame).astype(bool)  # type: ignore[no-any-return]
+    def predictions(self, frame: "pd.DataFrame") -> "NDArray[Any]":
+        """Return 1 or 0 at the model's own threshold, or the class, or the number; shape (n_samples,)."""
+        return self.pipeline.predict(frame)  # type: ignore[no-any-return]
 
-    def score_record(self, record: Mapping[Any, Any]) -> float:
-        """Return the probability of the positive class for one record of feature names and values."""
+    def score_record(self, record: Mapping[Any, Any]) -> float | list[float]:
+        """Return the score of one record of feature names and values; a list, in the order of `classes`, for many."""
         import pandas as pd
 
-        return float(self.scores(pd.DataFrame([record]))[0])
+        return self.scores(pd.DataFrame([record]))[0].tolist()  # type: ignore[no-any-return]
 
 
 def file_digest(path: Path) -> str:
@@ -133,14 +144,14 @@ def _deserialise(data: bytes, path: Path) -> Any:
 
 
 def main(arguments: list[str]) -> None:
-    """Load a model and print its predictions for the rows of a Parquet file, as JSON."""
+    """Load a model and write its predictions for the rows of a Parquet file, as JSON."""
     import pandas as pd
 
-    model, digest, requests = arguments
+    model, digest, requests, answers = arguments
     predictor = load(Path(model), digest)
     frame = pd.read_parquet(requests)
-    answer = {"scores": predictor.scores(frame).tolist(), "positive": predictor.positive(frame).tolist()}
-    sys.stdout.write(json.dumps(answer))
+    said = {"scores": predictor.scores(frame).tolist(), "predictions": predictor.predictions(frame).tolist()}
+    answer(Path(answers), said)
 
 
 if __name__ == "__main__":

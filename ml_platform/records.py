@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
+from ml_platform.model_spec import safe_name
+
 
 def now() -> datetime:
     """Return the time in UTC, aware."""
@@ -163,10 +165,106 @@ class GateOutcome(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GateResult:
-    """One gate, applied to one candidate. ``value`` is None where the metric is missing or not finite."""
+class Figure:
+    """One number that was measured of a model, where, and between which bounds it may lie.
+
+    Parameters
+    ----------
+    metric : str
+    value, low, high : float or None
+        Two-sided bounds at 90 %, so that each alone is a one-sided 95 % bound; of a time, the range that noise leaves.
+        None where it cannot be told.
+    rows : int or None
+        How many rows of the dataset are in the slice; None for what rests on no rows, as a file's size.
+    dataset : str
+        ``holdout`` or the name of a golden dataset.
+    slice : str
+        The slice's name; empty for all rows.
+    method : str
+        How the bounds were found.
+    reason : str
+        Why a number is None; empty where all are there.
+    """
 
     metric: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    rows: int | None = None
+    dataset: str = "holdout"
+    slice: str = ""
+    method: str = ""
+    reason: str = ""
+
+    @property
+    def label(self) -> str:
+        """The name that MLflow shows and takes: ``holiday/plan_paid/auc_roc``."""
+        where = [] if self.dataset == "holdout" else [self.dataset]
+        part = [safe_name(self.slice)] if self.slice else []
+        return "/".join([*where, *part, self.metric])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rival:
+    """Whom a candidate was compared with on the same rows, and what came of it.
+
+    Parameters
+    ----------
+    kind : str
+        ``champion`` or ``baseline``.
+    name : str
+        ``version 3``, or the baseline as the author declares it.
+    version, model_digest : int, str or None
+        Of the champion whose bytes answered. None for a baseline.
+    metric : str
+    rows : int
+        The rows of the holdout that neither of the two was trained on.
+    difference, low, high : float or None
+        How much better the candidate is; bounds one-sided at the comparison's confidence. None where it cannot be told.
+    p_better : float or None
+        One-sided p-value of "the candidate is not better".
+    method, reason : str
+        As in `Figure`.
+    figures : list of Figure
+        The rival's own figures, on all places where the candidate's were measured.
+    """
+
+    kind: str
+    name: str
+    metric: str
+    version: int | None = None
+    model_digest: str | None = None
+    rows: int = 0
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p_better: float | None = None
+    method: str = ""
+    reason: str = ""
+    figures: list[Figure] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """All that was measured of one candidate; its gates' results follow from this alone.
+
+    `champion` is the version that was champion at that time, whoever the rival is; None where there was none.
+    `rival` is None where the author asks for no comparison.
+    """
+
+    figures: list[Figure]
+    rival: Rival | None = None
+    champion: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateResult:
+    """One gate, applied to one candidate.
+
+    `name` is that of the check. `value` is what decided, in the slice that decided; None where it cannot be told.
+    """
+
+    name: str
     condition: str
     value: float | None
     outcome: GateOutcome
@@ -175,7 +273,11 @@ class GateResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """Every gate's result for one candidate, bound by digest to what it speaks of."""
+    """Every gate's result for one candidate, bound by digest to what it speaks of.
+
+    `split`, `slices` and `baseline` say in words what `gates_digest` binds with the gates: how the holdout was made,
+    which parts of it were measured, and what the first model must beat.
+    """
 
     candidate: str
     model: str
@@ -185,13 +287,26 @@ class Verdict:
     gates_digest: str
     code_revision: str
     lock_digest: str
-    metrics: dict[str, float]
+    split: str
+    slices: list[str]
+    baseline: str
+    findings: Findings
     results: list[GateResult]
 
     @property
     def passed(self) -> bool:
         """Whether there is at least one gate and every one passed."""
         return bool(self.results) and all(result.outcome is GateOutcome.PASS for result in self.results)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Every number by the name that MLflow shows it under, bounds as ``NAME.low`` and ``NAME.high``."""
+        numbers = {
+            f"{figure.label}{suffix}": number
+            for figure in self.findings.figures
+            for suffix, number in (("", figure.value), (".low", figure.low), (".high", figure.high))
+        }
+        return {name: number for name, number in numbers.items() if number is not None}
 
     @property
     def document(self) -> str:
@@ -208,7 +323,21 @@ class Verdict:
         """Read a verdict back from its canonical JSON."""
         fields = json.loads(text)
         results = [GateResult(**{**row, "outcome": GateOutcome(row["outcome"])}) for row in fields.pop("results")]
-        return cls(**fields, results=results)
+        findings = _findings(fields.pop("findings"))
+        return cls(**fields, findings=findings, results=results)
+
+
+def _findings(fields: dict[str, Any]) -> Findings:
+    rival = fields["rival"]
+    return Findings(
+        figures=_figures(fields["figures"]),
+        rival=rival and Rival(**{**rival, "figures": _figures(rival["figures"])}),
+        champion=fields["champion"],
+    )
+
+
+def _figures(rows: list[dict[str, Any]]) -> list[Figure]:
+    return [Figure(**row) for row in rows]
 
 
 @dataclass(frozen=True, kw_only=True)

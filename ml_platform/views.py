@@ -8,8 +8,20 @@ from typing import Any, Protocol
 import dagster as dg
 
 from ml_platform import workflows
+from ml_platform.errors import EvidenceError
 from ml_platform.model_spec import ModelSpec
-from ml_platform.records import BatchResult, Candidate, GateOutcome, LedgerEntry, Outcome, RawBatch, Registration
+from ml_platform.records import (
+    BatchResult,
+    Candidate,
+    Figure,
+    GateOutcome,
+    GateResult,
+    LedgerEntry,
+    Outcome,
+    RawBatch,
+    Registration,
+    Verdict,
+)
 from ml_platform.stages.datasets import DatasetReport
 from ml_platform.stages.previews import Preview
 from ml_platform.stages.profiles import Profile
@@ -94,7 +106,7 @@ def dataset_metadata(report: DatasetReport) -> dict[str, Any]:
         "digest": report.dataset.digest,
         "training_rows": report.training_rows,
         "holdout_rows": report.holdout_rows,
-        "share_positive": report.share_positive,
+        **({} if report.share_positive is None else {"share_positive": report.share_positive}),
     }
 
 
@@ -152,27 +164,73 @@ def candidate_metadata(candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def gate_checks(platform: Platform, judgement: Judgement) -> Iterator[dg.AssetCheckResult]:
-    """Yield one result for every gate of a verdict, with its evidence."""
+def gate_checks(platform: Platform, spec: ModelSpec, judgement: Judgement) -> Iterator[dg.AssetCheckResult]:
+    """Yield one result for every gate that a model declares, with its evidence.
+
+    Raises
+    ------
+    EvidenceError
+        The verdict has not exactly one result for every gate: Dagster must not take what is left out for passed.
+    """
+    verdict, asked = judgement.verdict, list(spec.conditions)
+    if sorted(result.name for result in verdict.results) != sorted(asked):
+        raise EvidenceError(f"The verdict on {verdict.candidate} must answer {asked}. Judge the candidate again.")
     evidence: dict[str, Any] = {
-        "verdict": judgement.verdict.digest,
+        "verdict": verdict.digest,
         "mlflow_run": dg.MetadataValue.url(_mlflow_run(platform, judgement)),
     }
-    for position, result in enumerate(judgement.verdict.results):
-        figures: dict[str, Any] = {
-            "result": result.outcome.value,
-            "gate": result.condition,
-            "value": result.value,
-            "why": result.why,
-        }
-        # One picture is enough: each copy would stand in the event log.
-        pictures = {"curves": _picture(judgement.curves)} if position == 0 and judgement.curves else {}
-        yield dg.AssetCheckResult(
-            check_name=result.metric,
-            passed=result.outcome is GateOutcome.PASS,
-            description=f"{result.outcome.value}: {result.why}",
-            metadata={**figures, **evidence, **pictures},
-        )
+    for position, result in enumerate(verdict.results):
+        # One picture and one table are enough: each copy would stand in the event log.
+        shown = _shown(judgement) if position == 0 else {}
+        yield gate_check(result, {**evidence, **_beside(result, spec, verdict), **shown})
+
+
+def gate_check(result: GateResult, evidence: dict[str, Any]) -> dg.AssetCheckResult:
+    """Return a gate's result as Dagster takes it: the one place that says passed, always an error where it did not.
+
+    Dagster lets a blocking check through that returns None, False or a dict, or that only warns.
+    """
+    figures = {"result": result.outcome.value, "gate": result.condition, "value": result.value, "why": result.why}
+    return dg.AssetCheckResult(
+        check_name=result.name,
+        passed=result.outcome is GateOutcome.PASS,
+        severity=dg.AssetCheckSeverity.ERROR,
+        description=f"{result.outcome.value}: {result.why}",
+        metadata={**figures, **evidence},
+    )
+
+
+def _shown(judgement: Judgement) -> dict[str, Any]:
+    pictures = {"curves": _picture(judgement.curves)} if judgement.curves else {}
+    return {**pictures, "figures": _figures_table(judgement.verdict)}
+
+
+def _beside(result: GateResult, spec: ModelSpec, verdict: Verdict) -> dict[str, Any]:
+    """Return what stands beside the result of a comparison: whom it was made with, and what came of it."""
+    rival = verdict.findings.rival
+    if spec.comparison is None or result.name != spec.comparison.name or rival is None:
+        return {}
+    numbers = {"difference": rival.difference, "low": rival.low, "high": rival.high, "p_better": rival.p_better}
+    return {"against": rival.name, "rows": rival.rows, "method": rival.method, **numbers}
+
+
+def _figures_table(verdict: Verdict) -> dg.TableMetadataValue:
+    theirs = {f.label: f.value for f in (verdict.findings.rival.figures if verdict.findings.rival else [])}
+    records = [
+        dg.TableRecord({**_row(figure), "rival": _number(theirs.get(figure.label))})
+        for figure in verdict.findings.figures
+    ]
+    return dg.MetadataValue.table(records)
+
+
+def _row(figure: Figure) -> dict[str, str]:
+    numbers = {name: _number(getattr(figure, name)) for name in ("value", "low", "high")}
+    place = {"dataset": figure.dataset, "slice": figure.slice or "all rows", "metric": figure.metric}
+    return {**place, **numbers, "rows": "" if figure.rows is None else str(figure.rows)}
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
 
 
 def version_metadata(platform: Platform, registration: Registration) -> dict[str, Any]:
@@ -189,8 +247,10 @@ def evidence_metadata(platform: Platform, candidate: Candidate) -> dict[str, Any
     """Return the metrics and the picture that a candidate's verdict rests on."""
     verdict = platform.database.verdict_on(candidate.id)
     curves = workflows.curves_of(platform, candidate)
-    metrics: dict[str, Any] = dict(verdict.metrics) if verdict else {}
-    return {**metrics, **({"curves": _picture(curves)} if curves else {})}
+    metrics = verdict.metrics if verdict else {}
+    # On all rows of the holdout: bounds, slices and golden datasets stand in the gates' table.
+    plain: dict[str, Any] = {name: value for name, value in metrics.items() if "/" not in name and "." not in name}
+    return {**plain, **({"curves": _picture(curves)} if curves else {})}
 
 
 def entry_metadata(entry: LedgerEntry) -> dict[str, Any]:

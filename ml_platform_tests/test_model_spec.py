@@ -1,3 +1,4 @@
+import re
 from math import inf, nan
 from typing import Any
 
@@ -5,7 +6,7 @@ import pandera.pandas as pa
 import pytest
 from pydantic import ValidationError
 
-from ml_platform.model_spec import DEFAULT_GATES, Approval, Gate, ModelSpec
+from ml_platform.model_spec import DEFAULT_GATES, Approval, Comparison, Gate, GoldenSet, ModelSpec, Range, Value
 from ml_platform_tests import fakes
 
 
@@ -72,7 +73,188 @@ def test_a_bound_is_a_finite_number(side: str, bound: float) -> None:
     ],
 )
 def test_a_gate_is_written_as_people_write_it(gate: Gate, condition: str, bound: float) -> None:
-    assert (gate.condition, gate.bound) == (condition, bound)
+    assert (gate.condition, gate.bound, gate.name) == (condition, bound, gate.metric)
+
+
+@pytest.mark.parametrize(
+    ("gate", "condition", "name"),
+    [
+        ({"on": "bound"}, "lower bound of auc_roc >= 0.8", "auc_roc_bound"),
+        (
+            {"slices": ("plan", Range(column="pages", below=9))},
+            "auc_roc >= 0.8, for each plan and pages",
+            "_by_plan_pages",
+        ),
+        ({"dataset": "holiday"}, "auc_roc >= 0.8 on holiday", "auc_roc_on_holiday"),
+    ],
+)
+def test_a_gate_says_where_it_holds_in_its_condition_and_its_name(
+    gate: dict[str, Any], condition: str, name: str
+) -> None:
+    made = Gate(metric="auc_roc", at_least=0.8, **gate)
+
+    assert made.condition == condition
+    assert made.name.endswith(name)
+    assert re.fullmatch(r"[a-z0-9_]+", made.name)
+
+
+@pytest.mark.parametrize("metric", ["", "AUC", "auc roc", "auc=1", "auc\n"])
+def test_a_metric_that_can_name_no_check_is_refused(metric: str) -> None:
+    with pytest.raises(ValidationError, match="metric"):
+        Gate(metric=metric, at_least=0.8)
+
+
+@pytest.mark.parametrize("least_rows", [0, -1])
+def test_a_gate_on_no_rows_is_refused(least_rows: int) -> None:
+    with pytest.raises(ValidationError, match="least_rows"):
+        Gate(metric="auc_roc", at_least=0.8, least_rows=least_rows)
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        {"margin": nan},
+        {"margin": 0.0},
+        {"margin": -0.1},
+        {"margin": inf},
+        {"minimum_gain": nan},
+        {"minimum_gain": -0.1},
+        {"confidence": 0.5},
+        {"confidence": 1.0},
+        {"confidence": nan},
+        {"least_rows": 1},
+    ],
+    ids=str,
+)
+def test_a_comparison_with_a_number_that_decides_nothing_is_refused(declared: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(declared))):
+        Comparison(**declared)
+
+
+# Slices
+
+
+def test_a_column_stands_for_a_slice_of_each_value_that_its_contract_lists() -> None:
+    spec = fakes.visits_spec(slices=("plan",))
+
+    assert spec.parts == (Value(column="plan", equals="free"), Value(column="plan", equals="paid"))
+
+
+def test_slices_of_gates_are_measured_too_and_each_once() -> None:
+    gate = Gate(metric="f1_score", at_least=0.5, slices=(Value(column="plan", equals="paid"), "plan"))
+
+    spec = fakes.visits_spec(slices=("plan",), gates=(gate,))
+
+    assert [part.name for part in spec.parts] == ["plan = free", "plan = paid"]
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        (Value(column="pages", equals=7), "pages = 7"),
+        (Range(column="pages", below=9), "pages < 9"),
+        (Range(column="pages", at_least=9), "9 <= pages"),
+        (Range(column="pages", at_least=0.5, below=9), "0.5 <= pages < 9"),
+    ],
+)
+def test_a_slice_is_written_as_people_write_it(part: Value | Range, name: str) -> None:
+    assert part.name == name
+
+
+@pytest.mark.parametrize(
+    "ends", [{}, {"at_least": 3, "below": 3}, {"at_least": 4, "below": 3}, {"below": nan}], ids=str
+)
+def test_a_range_without_numbers_in_it_is_refused(ends: dict[str, float]) -> None:
+    with pytest.raises(ValidationError, match=r"must have at_least|finite number"):
+        Range(column="pages", **ends)
+
+
+@pytest.mark.parametrize(
+    ("part", "rule"),
+    [
+        ("pages", "a column whose values the contract lists"),
+        ("absent", "a column whose values the contract lists"),
+        ("bought", "must be of a feature"),
+        (Value(column="absent", equals=1), "must be of a feature"),
+        (Value(column="visitor", equals=1), "must be of a feature"),
+        (Value(column="plan", equals="gold"), "one of ['free', 'paid']"),
+        (Range(column="plan", below=1), "holds no numbers"),
+        (Range(column="seen_at", below=1), "must be of a feature"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("of_a_gate", [False, True])
+def test_a_slice_that_nothing_can_be_in_is_refused(part: Any, rule: str, of_a_gate: bool) -> None:
+    gates = (Gate(metric="auc_roc", at_least=0.8, slices=(part,)),)
+
+    with pytest.raises(ValidationError, match=re.escape(rule)):
+        fakes.visits_spec(**({"gates": gates} if of_a_gate else {"slices": (part,)}))
+
+
+def test_slices_that_mlflow_could_not_tell_apart_are_refused() -> None:
+    alike = (Range(column="pages", below=9), Range(column="pages", at_least=9, below=10))
+    same = (*alike, Value(column="seconds", equals="a b"), Value(column="seconds", equals="a-b"))
+
+    assert len(fakes.visits_spec(slices=alike).parts) == 2
+    with pytest.raises(ValidationError, match="different names in MLflow"):
+        fakes.visits_spec(slices=same)
+
+
+@pytest.mark.parametrize("dataset", ["holiday", ""])
+def test_a_gate_on_a_dataset_that_nobody_froze_is_refused(dataset: str) -> None:
+    with pytest.raises(ValidationError, match=r"must be one of \['holdout'\]"):
+        fakes.visits_spec(gates=(Gate(metric="auc_roc", at_least=0.8, dataset=dataset),))
+
+
+def test_no_golden_dataset_takes_the_holdouts_name() -> None:
+    with pytest.raises(ValidationError, match="none 'holdout'"):
+        fakes.visits_spec(golden=(GoldenSet(name="holdout", sha256="0" * 64),))
+
+
+# Tasks and baselines
+
+
+def test_a_model_is_compared_with_the_champion_unless_its_author_says_otherwise() -> None:
+    assert fakes.visits_spec().comparison == Comparison(metric="auc_roc", margin=0.01)
+    assert "auc_roc_compared" in fakes.visits_spec().conditions
+
+
+@pytest.mark.parametrize(
+    ("spec", "baseline"),
+    [
+        (fakes.visits_spec(), "DummyClassifier(prior)"),
+        (fakes.visits_spec(baseline="most_frequent"), "DummyClassifier(most_frequent)"),
+        (fakes.kinds_spec(), "DummyClassifier(prior)"),
+        (fakes.spending_spec(), "DummyRegressor(mean)"),
+        (fakes.spending_spec(baseline="median"), "DummyRegressor(median)"),
+        (fakes.visits_spec(baseline=fakes.visits), "rule ml_platform_tests.fakes.visits"),
+    ],
+)
+def test_a_baseline_is_stated_by_name(spec: ModelSpec, baseline: str) -> None:
+    assert spec.stated_baseline == baseline
+
+
+@pytest.mark.parametrize(
+    ("make", "change", "rule"),
+    [
+        (fakes.visits_spec, {"baseline": "mean"}, "baseline must be one of"),
+        (fakes.visits_spec, {"baseline": "coin"}, "baseline must be one of"),
+        (fakes.spending_spec, {"baseline": "prior"}, "baseline must be one of"),
+        (fakes.visits_spec, {"positive": None}, "positive must be given for the task 'binary'"),
+        (fakes.kinds_spec, {"positive": "few"}, "positive must be given for the task 'binary'"),
+        (fakes.spending_spec, {"gates": DEFAULT_GATES}, "a metric that the task 'regression' does not have"),
+        (
+            fakes.visits_spec,
+            {"gates": (Gate(metric="r2", at_least=0),)},
+            "a metric that the task 'binary' does not have",
+        ),
+        (fakes.kinds_spec, {"comparison": Comparison()}, "comparison must be of one of"),
+        (fakes.visits_spec, {"comparison": Comparison(metric="model_size_mb")}, "comparison must be of one of"),
+    ],
+)
+def test_what_does_not_fit_the_task_is_refused(make: Any, change: dict[str, Any], rule: str) -> None:
+    with pytest.raises(ValidationError, match=rule):
+        make(**change)
 
 
 def test_a_model_without_declared_gates_has_the_default_ones() -> None:

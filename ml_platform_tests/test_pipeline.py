@@ -4,14 +4,15 @@ import gzip
 import io
 import os
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+import numpy as np
 import pytest
 
-from ml_platform import workflows
+from ml_platform import views, workflows
 from ml_platform.database.tables import arrivals as arrivals_table
 from ml_platform.definitions import defs
 from ml_platform.errors import ApprovalRefusedError, EvidenceError, LandingZoneError
@@ -27,11 +28,12 @@ from ml_platform.pipeline import (
     model_definitions,
     range_tags,
 )
-from ml_platform.records import Arrival, Person, now
+from ml_platform.records import Arrival, Figure, Person, now
 from ml_platform.runs import QUIET, root_cause
+from ml_platform.stages import gates
 from ml_platform.stages._landing import open_zone
 from ml_platform.stages.arrivals import ARRIVALS_A_RUN, Manifest
-from ml_platform.workflows import Platform
+from ml_platform.workflows import Judgement, Platform
 from ml_platform_tests import fakes, s3
 
 if TYPE_CHECKING:
@@ -114,7 +116,7 @@ def test_a_run_takes_published_rows_to_the_champion(platform: Platform, instance
     champion = platform.database.champion("visits")
     assert champion is not None
     assert platform.registry.alias("visits", "champion") == champion.version == 1
-    assert {"auc_roc", "f1_score", "inference_time_ms", "model_size_mb", "integration_test"} < set(checks_of(result))
+    assert {"auc_roc", "f1_score", "model_size_mb", "auc_roc_compared", "integration_test"} < set(checks_of(result))
     assert all(checks_of(result).values())
 
 
@@ -215,7 +217,8 @@ def test_a_model_that_learnt_nothing_stops_at_its_gates(platform: Platform, inst
     result = run("visits_retrain", instance)
 
     assert not result.success
-    assert {name for name, passed in checks_of(result).items() if not passed} == {"auc_roc", "f1_score"}
+    failed = {name for name, passed in checks_of(result).items() if not passed}
+    assert failed == {"auc_roc", "f1_score", "auc_roc_compared"}
     assert materialised(result) == {"training_dataset", "trained_model"}
     assert platform.registry.alias("visits", "champion") == 1
     assert [entry.version for entry in platform.database.history("visits")] == [1]
@@ -244,6 +247,68 @@ def test_a_metric_that_nobody_computes_blocks(platform: Platform, instance: dg.D
     assert not result.success
     assert checks_of(result)["auc_rok"] is False
     assert platform.database.champion("visits") is None
+
+
+def judgement_of(spec: ModelSpec, **metrics: float | None) -> Judgement:
+    verdict = gates.judge(fakes.candidate(), fakes.findings(spec, **metrics), spec)
+    return Judgement(verdict=verdict, curves=None, mlflow_run_id="run")
+
+
+def test_all_gates_are_blocking_checks_of_one_step_that_cannot_be_subset() -> None:
+    spec = fakes.visits_spec(gates=(*fakes.visits_spec().gates, Gate(metric="recall", at_least=0.5, slices=("plan",))))
+
+    (step,) = model_definitions(spec).asset_checks or []
+
+    assert isinstance(step, dg.AssetChecksDefinition)
+    assert {check.name: check.blocking for check in step.check_specs} == dict.fromkeys(spec.conditions, True)
+    assert not step.can_subset
+
+
+@pytest.mark.fault("C5")
+@pytest.mark.parametrize(
+    ("value", "passed"), [(0.8, True), (np.float64(0.9), True), (0.79, False), (np.float32(0.1), False), (None, False)]
+)
+def test_a_gate_is_an_asset_check_result_with_a_real_bool_and_never_a_warning(
+    platform: Platform, value: Any, passed: bool
+) -> None:
+    spec = fakes.visits_spec()
+
+    (first, *others) = views.gate_checks(platform, spec, judgement_of(spec, auc_roc=value))
+
+    assert {type(check) for check in (first, *others)} == {dg.AssetCheckResult}
+    assert {check.severity for check in (first, *others)} == {dg.AssetCheckSeverity.ERROR}
+    assert first.passed is passed
+
+
+@pytest.mark.fault("C5")
+@pytest.mark.parametrize(
+    "results", [[], [0], [0, 0, 1, 2], [0, 1, 2]], ids=["none", "one", "twice", "without the last"]
+)
+def test_a_verdict_that_does_not_answer_every_gate_gives_no_check_at_all(
+    platform: Platform, results: list[int]
+) -> None:
+    spec = fakes.visits_spec()
+    whole = judgement_of(spec)
+    kept = replace(whole.verdict, results=[whole.verdict.results[i] for i in results])
+
+    with pytest.raises(EvidenceError, match="must answer"):
+        list(views.gate_checks(platform, spec, replace(whole, verdict=kept)))
+
+
+def test_the_first_check_shows_all_figures_beside_the_rivals(platform: Platform) -> None:
+    spec = fakes.visits_spec()
+    made = judgement_of(spec)
+    theirs = fakes.beaten(spec, figures=[Figure(metric="auc_roc", value=0.5)])
+    shown = replace(made, verdict=replace(made.verdict, findings=replace(made.verdict.findings, rival=theirs)))
+
+    checks = {check.check_name: check for check in views.gate_checks(platform, spec, shown)}
+
+    table = checks["auc_roc"].metadata["figures"]
+    assert isinstance(table, dg.TableMetadataValue)
+    first = table.records[0].data
+    assert (first["metric"], first["slice"], first["value"], first["rival"]) == ("auc_roc", "all rows", "0.8", "0.5")
+    assert checks["auc_roc_compared"].metadata["against"].value == "DummyClassifier(prior)"
+    assert "figures" not in checks["f1_score"].metadata
 
 
 @pytest.mark.fault("D13")

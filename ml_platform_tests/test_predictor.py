@@ -58,8 +58,8 @@ def test_a_model_with_the_recorded_digest_predicts_as_before(fitted: Any, model_
 
     assert loaded.digest == digest
     np.testing.assert_array_equal(loaded.scores(FEATURES), fitted.predict_proba(FEATURES)[:, 1])
-    np.testing.assert_array_equal(loaded.positive(FEATURES), fitted.predict(FEATURES) == 1)
-    assert loaded.positive(FEATURES).dtype == bool
+    np.testing.assert_array_equal(loaded.predictions(FEATURES), fitted.predict(FEATURES))
+    assert loaded.classes.tolist() == [0, 1]
 
 
 def test_a_record_scores_as_its_row(fitted: Any) -> None:
@@ -68,6 +68,25 @@ def test_a_record_scores_as_its_row(fitted: Any) -> None:
         row = FEATURES.iloc[[position]]
 
         assert loaded.score_record(row.to_dict("records")[0]) == loaded.scores(row)[0]
+
+
+def test_a_record_of_several_classes_has_a_score_for_each() -> None:
+    rows = fakes.kinds(ROWS)
+    loaded = predictor.Predictor(fakes.visits_pipeline().fit(FEATURES, rows["kind"].to_numpy().astype("str")), "")
+
+    scores = loaded.score_record(FEATURES.iloc[0].to_dict())
+
+    assert isinstance(scores, list)
+    assert len(scores) == len(loaded.classes) == 3
+    assert sum(scores) == pytest.approx(1)
+
+
+def test_a_model_of_numbers_scores_with_its_number() -> None:
+    rows = fakes.spending(ROWS)
+    loaded = predictor.Predictor(fakes.spending_pipeline().fit(FEATURES, rows["spent"]), "")
+
+    assert loaded.score_record(FEATURES.iloc[0].to_dict()) == pytest.approx(loaded.predictions(FEATURES)[0])
+    assert len(loaded.classes) == 0
 
 
 def test_the_order_of_a_records_fields_does_not_matter(fitted: Any) -> None:
@@ -167,19 +186,17 @@ def test_a_model_of_another_scikit_learn_is_refused(model_bytes: bytes, tmp_path
         predictor.load(path, digest)
 
 
-def test_as_a_program_it_prints_the_answers(
-    fitted: Any, model_bytes: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_as_a_program_it_writes_the_answers(fitted: Any, model_bytes: bytes, tmp_path: Path) -> None:
     path, digest = stored(tmp_path, model_bytes)
     requests = tmp_path / "requests.parquet"
     FEATURES.head(7).to_parquet(requests)
 
-    predictor.main([str(path), digest, str(requests)])
+    predictor.main([str(path), digest, str(requests), str(tmp_path / "answers.json")])
 
-    answer = json.loads(capsys.readouterr().out)
+    answer = json.loads((tmp_path / "answers.json").read_text())
     loaded = predictor.Predictor(fitted, digest)
     assert answer["scores"] == loaded.scores(FEATURES.head(7)).tolist()
-    assert answer["positive"] == loaded.positive(FEATURES.head(7)).tolist()
+    assert answer["predictions"] == loaded.predictions(FEATURES.head(7)).tolist()
 
 
 def test_the_digest_of_a_file_is_the_sha256_of_its_bytes(tmp_path: Path) -> None:

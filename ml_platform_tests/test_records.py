@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_platform.records import Arrival, GateOutcome, Verdict, canonical_json, now, sha256_text
+from ml_platform.records import Arrival, Figure, Findings, GateOutcome, Verdict, canonical_json, now, sha256_text
 from ml_platform_tests import fakes
 
 quick = settings(max_examples=50, deadline=None, database=None)
@@ -81,6 +81,25 @@ def test_a_verdict_read_back_from_its_document_is_the_same() -> None:
     assert {result.outcome for result in again.results} == set(GateOutcome)
 
 
+def test_the_metrics_of_a_verdict_are_named_by_place_and_bound() -> None:
+    figures = [
+        Figure(metric="auc_roc", value=0.9, low=0.8, high=0.95),
+        Figure(metric="auc_roc", value=0.7, slice="plan = paid"),
+        Figure(metric="auc_roc", value=0.6, slice="0 <= pages < 10", dataset="holiday"),
+        Figure(metric="f1_score", value=None, reason="no rows"),
+    ]
+    verdict = replace(fakes.verdict(fakes.candidate()), findings=Findings(figures=figures))
+
+    assert verdict.metrics == {
+        "auc_roc": 0.9,
+        "auc_roc.low": 0.8,
+        "auc_roc.high": 0.95,
+        "plan_paid/auc_roc": 0.7,
+        "holiday/0_pages_10/auc_roc": 0.6,
+    }
+    assert all(re.fullmatch(r"[A-Za-z0-9_./]+", name) for name in verdict.metrics)
+
+
 def test_a_verdict_whose_gates_all_pass_passes() -> None:
     assert fakes.verdict(fakes.candidate()).passed
 
@@ -111,7 +130,10 @@ def test_every_field_of_a_verdict_is_bound_by_its_digest() -> None:
         {"gates_digest": "other"},
         {"code_revision": "other"},
         {"lock_digest": "other"},
-        {"metrics": {**verdict.metrics, "auc_roc": 1.0}},
+        {"split": "other"},
+        {"slices": ["other"]},
+        {"baseline": "other"},
+        {"findings": replace(verdict.findings, champion=7)},
         {"results": verdict.results[1:]},
     ]
 

@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from ml_platform import durable
 from ml_platform.errors import ConflictError, DatasetError
-from ml_platform.model_spec import ModelSpec
+from ml_platform.model_spec import ModelSpec, Task
 from ml_platform.records import DatasetVersion
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
     import pyarrow as pa
     from numpy.typing import NDArray
@@ -34,6 +33,8 @@ ATTEMPTS = 20
 # A single feature this good is not signal but the label in disguise.
 GIVEAWAY = 0.99
 LEAST_ROWS_A_CATEGORY = 5
+# Into so many parts of equal size a numeric feature is cut to see whether it gives one of several classes away.
+BINS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -397,30 +398,27 @@ def _open(table: Path) -> Any:
 class DatasetReport:
     """What a person wants to know of a dataset version before a model is trained on it.
 
-    `problems` says, by the name of the check, why no model may be; an empty dict means that one may.
+    `share_positive` is None but for two classes. `problems` says, by the name of the check, why no model may be; an
+    empty dict means that one may.
     """
 
     dataset: DatasetVersion
     training_rows: int
     holdout_rows: int
-    share_positive: float
+    share_positive: float | None
     problems: dict[str, str]
 
 
-def look_at(
-    dataset: DatasetVersion, rows: "pd.DataFrame", labels: "NDArray[np.int64]", spec: ModelSpec
-) -> DatasetReport:
-    """Hold a dataset version against what its author asks of it, and against leakage."""
+def look_at(dataset: DatasetVersion, rows: "pd.DataFrame", labels: "NDArray[Any]", spec: ModelSpec) -> DatasetReport:
+    """Hold a dataset version, its labels as training sees them, against what its author asks, and against leakage."""
     training, holdout = split(rows, spec)
-    share = float(labels.mean()) if len(labels) else 0.0
     shared = set(training[spec.entity]) & set(holdout[spec.entity])
-    leaks = giveaways(rows[spec.features], labels)
+    leaks = giveaways(rows[spec.features], labels, spec.task)
     problems = {}
     if len(rows) < spec.least_rows or not len(training) or not len(holdout):
         problems["least_rows"] = f"it has {len(rows)} rows, {spec.least_rows} are asked for"
-    if min(share, 1 - share) < spec.least_share_of_a_class:
-        least = f"{spec.least_share_of_a_class:.1%}"
-        problems["class_balance"] = f"{share:.1%} of its rows are positive, a class must have at least {least}"
+    if unbalanced := _unbalanced(labels, spec):
+        problems["class_balance"] = unbalanced
     if shared:
         problems["disjoint_split"] = f"{len(shared)} entities are both in the training rows and in the holdout"
     if leaks:
@@ -430,38 +428,91 @@ def look_at(
         dataset=dataset,
         training_rows=len(training),
         holdout_rows=len(holdout),
-        share_positive=share,
+        share_positive=_share_positive(labels) if spec.task == "binary" else None,
         problems=problems,
     )
 
 
-def giveaways(features: "pd.DataFrame", labels: "NDArray[np.int64]") -> dict[str, float]:
+def _share_positive(labels: "NDArray[Any]") -> float:
+    return float(labels.mean()) if len(labels) else 0.0
+
+
+def _unbalanced(labels: "NDArray[Any]", spec: ModelSpec) -> str:
+    """Say why the labels are too much alike to learn from; an empty text if they are not."""
+    import numpy as np
+
+    values, counts = np.unique(labels, return_counts=True)
+    if spec.task == "regression":
+        return "" if len(values) > 1 else "its label never varies"
+    least, share = spec.least_share_of_a_class, _share_positive(labels) if spec.task == "binary" else 0.0
+    if spec.task == "binary" and min(share, 1 - share) < least:
+        return f"{share:.1%} of its rows are positive, a class must have at least {least:.1%}"
+    if spec.task == "multiclass" and len(values) < 3:
+        return f"it has {len(values)} classes, three are the least that are not binary"
+    if spec.task == "multiclass" and counts.min() < least * len(labels):
+        rarest, rare = values[counts.argmin()], counts.min() / len(labels)
+        return f"{rare:.1%} of its rows are {rarest}, a class must have at least {least:.1%}"
+    return ""
+
+
+def giveaways(features: "pd.DataFrame", labels: "NDArray[Any]", task: Task = "binary") -> dict[str, float]:
     """Return the features that give the label away on their own, with how well they do.
 
-    A numeric feature gives the label away when its AUC, read either way round, is at least `GIVEAWAY`; a category when
-    predicting each category's majority is right that often and beats the overall majority by half of what is left.
+    A numeric feature gives two classes away when its AUC, read either way round, is at least `GIVEAWAY`. A category
+    does when predicting each category's majority is right that often and beats the overall majority by half of what is
+    left; so does a numeric feature, cut into bins, with more than two classes. A feature gives a number away when its
+    rank correlation, or the share of variance between its categories, is at least `GIVEAWAY`.
 
     Parameters
     ----------
     features : DataFrame of shape (n_samples, n_features)
-    labels : ndarray of shape (n_samples,) of 0 and 1
+    labels : ndarray of shape (n_samples,)
+        0 and 1, classes, or numbers.
+    task : "binary", "multiclass" or "regression"
 
     Returns
     -------
     dict
-        AUC or accuracy by column.
+        AUC, accuracy, correlation or share of variance by column.
     """
     import pandas as pd
     from pandas.api.types import is_numeric_dtype
 
-    positive = pd.Series(labels, index=features.index)
-    if not 0 < positive.sum() < len(positive):
+    label = pd.Series(labels, index=features.index)
+    if label.nunique() < 2:
         return {}
+    numeric, category = {
+        "binary": (_auc_either_way, _majority),
+        "multiclass": (_binned_majority, _majority),
+        "regression": (_rank_correlation, _variance_between),
+    }[task]
     scores = {
-        str(name): _auc_either_way(column, positive) if is_numeric_dtype(column) else _majority(column, positive)
+        str(name): numeric(column, label) if is_numeric_dtype(column) else category(column, label)
         for name, column in features.items()
     }
     return {name: score for name, score in scores.items() if score >= GIVEAWAY}
+
+
+def _rank_correlation(column: "pd.Series[Any]", label: "pd.Series[Any]") -> float:
+    ranks, others = column.astype("float64").rank(), label.rank()
+    return 0.0 if ranks.nunique() < 2 else abs(float(ranks.corr(others)))
+
+
+def _variance_between(column: "pd.Series[Any]", label: "pd.Series[Any]") -> float:
+    if column.nunique() * LEAST_ROWS_A_CATEGORY > len(column):
+        return 0.0
+    means = label.groupby(column.fillna("")).transform("mean")
+    return float(means.var() / label.var())
+
+
+def _binned_majority(column: "pd.Series[Any]", label: "pd.Series[Any]") -> float:
+    import pandas as pd
+
+    bins = min(BINS, len(column) // LEAST_ROWS_A_CATEGORY)
+    few = column.nunique() <= bins
+    return _majority(
+        (column if few else pd.qcut(column.astype("float64"), bins, duplicates="drop")).astype("str"), label
+    )
 
 
 def _auc_either_way(column: "pd.Series[Any]", positive: "pd.Series[Any]") -> float:
@@ -472,10 +523,11 @@ def _auc_either_way(column: "pd.Series[Any]", positive: "pd.Series[Any]") -> flo
     return float(max(area, 1 - area))
 
 
-def _majority(column: "pd.Series[Any]", positive: "pd.Series[Any]") -> float:
+def _majority(column: "pd.Series[Any]", label: "pd.Series[Any]") -> float:
+    import pandas as pd
+
     if column.nunique() * LEAST_ROWS_A_CATEGORY > len(column):
         return 0.0  # with a category a row or so, the majority of each is right by itself
-    share = positive.groupby(column.fillna("")).transform("mean")
-    accuracy = float(((share >= 0.5) == (positive == 1)).mean())
-    base = max(float(positive.mean()), 1 - float(positive.mean()))
-    return accuracy if accuracy >= (1 + base) / 2 else 0.0
+    table = pd.crosstab(column.fillna(""), label)
+    accuracy, base = table.max(axis=1).sum() / len(label), table.sum().max() / len(label)
+    return float(accuracy) if accuracy >= (1 + base) / 2 else 0.0

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from ml_platform.errors import LedgerError, RegistryError, RegistryUnavailableError
 from ml_platform.predictor import MODEL_FILE, TRUSTED_TYPES
-from ml_platform.records import Candidate, LedgerHead, Verdict, canonical_json
+from ml_platform.records import Candidate, LedgerHead, Verdict, canonical_json, now
 from ml_platform.settings import PROJECT_ROOT
 
 if TYPE_CHECKING:
@@ -99,15 +99,17 @@ class Registry:
         str
             MLflow's run id.
         """
-        from mlflow.entities import Metric, Param, RunTag
+        from mlflow.entities import Metric, RunTag
 
-        milliseconds = int(candidate.trained_at.timestamp() * 1000)
-        metrics = [Metric(name, value, milliseconds, 0) for name, value in verdict.metrics.items()]
-        params = [Param(result.metric, result.condition) for result in verdict.results]
-        tags = [RunTag(name, value) for name, value in lineage_tags(candidate, verdict).items()]
+        milliseconds, judged = (int(time.timestamp() * 1000) for time in (candidate.trained_at, now()))
+        # Of several values MLflow shows the newest: a candidate may be judged again.
+        metrics = [Metric(name, value, judged, 0) for name, value in verdict.metrics.items()]
+        # Gates are tags, for a parameter cannot change and a gate can before it is judged again.
+        shown = {**lineage_tags(candidate, verdict), **gate_tags(verdict)}
+        tags = [RunTag(name, value) for name, value in shown.items()]
         with self._asking("record the run") as client:
             run_id = self._run_of(client, candidate, milliseconds)
-            client.log_batch(run_id, metrics=metrics, params=params, tags=tags)
+            client.log_batch(run_id, metrics=metrics, tags=tags)
             client.log_artifacts(run_id, str(files))
             client.set_terminated(run_id, "FINISHED" if verdict.passed else "FAILED")
         return run_id
@@ -248,6 +250,13 @@ def lineage_tags(candidate: Candidate, verdict: Verdict) -> dict[str, str]:
         "ml_platform.verdict_digest": verdict.digest,
         "ml_platform.reason": lineage.reason,
         "ml_platform.dagster_run": candidate.run_id or "",
+    }
+
+
+def gate_tags(verdict: Verdict) -> dict[str, str]:
+    """Return every gate with its result, so that both can be read and searched in MLflow."""
+    return {
+        f"ml_platform.gate.{result.name}": f"{result.outcome.value}: {result.condition}" for result in verdict.results
     }
 
 

@@ -1,12 +1,11 @@
 """The integration test of a registered version: its bytes, in a fresh process, against golden requests."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ml_platform import durable
+from ml_platform import durable, fresh
+from ml_platform.errors import ModelError
 from ml_platform.predictor import Predictor
 
 if TYPE_CHECKING:
@@ -16,6 +15,7 @@ GOLDEN_REQUESTS = "golden_requests.parquet"
 GOLDEN_ANSWERS = "golden_answers.json"
 GOLDEN_ROWS = 50
 TIMEOUT_SECONDS = 120
+PROGRAM = "ml_platform.predictor"
 
 
 def keep_golden_requests(predictor: Predictor, features: "pd.DataFrame", folder: Path) -> None:
@@ -24,7 +24,7 @@ def keep_golden_requests(predictor: Predictor, features: "pd.DataFrame", folder:
     durable.write(folder / GOLDEN_REQUESTS, requests.to_parquet(index=False))
     answers = {
         "scores": predictor.scores(requests).tolist(),
-        "positive": predictor.positive(requests).tolist(),
+        "predictions": predictor.predictions(requests).tolist(),
     }
     durable.write(folder / GOLDEN_ANSWERS, json.dumps(answers).encode())
 
@@ -52,19 +52,10 @@ def integration_test(model_file: Path, digest: str, golden: Path) -> str | None:
     str or None
         What went wrong; ``None`` if nothing did.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "ml_platform.predictor",
-        str(model_file),
-        digest,
-        str(golden / GOLDEN_REQUESTS),
-    ]
+    arguments = [str(model_file), digest, str(golden / GOLDEN_REQUESTS)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)  # noqa: S603
-    except subprocess.TimeoutExpired:
-        return f"the fresh process gave no answer within {TIMEOUT_SECONDS} s"
-    if done.returncode != 0:
-        return (done.stderr.strip().splitlines() or ["the fresh process died without a word"])[-1]
+        found = fresh.ask(PROGRAM, arguments, seconds=TIMEOUT_SECONDS)
+    except ModelError as error:
+        return str(error)
     expected = json.loads((golden / GOLDEN_ANSWERS).read_text())
-    return None if json.loads(done.stdout) == expected else "its answers differ from those that were gated"
+    return None if found == expected else "its answers differ from those that were gated"

@@ -11,14 +11,24 @@ from ml_platform.predictor import MODEL_FILE, file_digest
 from ml_platform.stages._skops import write_canonical
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
     from numpy.typing import NDArray
 
 
-def target(rows: "pd.DataFrame", spec: ModelSpec) -> "NDArray[np.int64]":
-    """Return the label as 0 and 1, shape (n_samples,): 1 where it equals `spec.positive`."""
-    return (rows[spec.label] == spec.positive).to_numpy().astype("int64")
+def target(rows: "pd.DataFrame", spec: ModelSpec) -> "NDArray[Any]":
+    """Return what is to be predicted, shape (n_samples,).
+
+    1 where the label equals `spec.positive` and else 0, of type int64, for the task ``binary``; the label as text or
+    integers for ``multiclass``; float64 for ``regression``.
+    """
+    labels = rows[spec.label]
+    if spec.task == "binary":
+        return (labels == spec.positive).to_numpy().astype("int64")
+    if spec.task == "regression":
+        return labels.to_numpy().astype("float64")
+    values = labels.to_numpy()
+    # Objects would stand in the model's file, which holds plain arrays only.
+    return values if values.dtype.kind in "iu" else values.astype("str")
 
 
 def fit(rows: "pd.DataFrame", spec: ModelSpec) -> Any:
@@ -31,18 +41,20 @@ def fit(rows: "pd.DataFrame", spec: ModelSpec) -> Any:
 
     Returns
     -------
-    fitted scikit-learn Pipeline whose classes are 0 and 1
+    fitted scikit-learn Pipeline
+        Its classes are 0 and 1, or those of the label; one without probabilities predicts numbers.
 
     Raises
     ------
     ModelError
-        What `spec.pipeline` returned is no classifier with probabilities.
+        What `spec.pipeline` returned cannot do the task: a classifier with probabilities, or a regressor.
     """
     pipeline = spec.pipeline()
-    if not (hasattr(pipeline, "fit") and hasattr(pipeline, "predict_proba")):
+    classifies = spec.task != "regression"
+    if not hasattr(pipeline, "fit") or hasattr(pipeline, "predict_proba") != classifies:
         raise ModelError(
-            f"pipeline() of the model {spec.name!r} must return a scikit-learn Pipeline with predict_proba. "
-            f"Got {type(pipeline).__name__} instead."
+            f"pipeline() of the model {spec.name!r} must return a scikit-learn Pipeline with"
+            f"{'' if classifies else 'out'} predict_proba. Got {type(pipeline).__name__} instead."
         )
     return pipeline.fit(rows[spec.features], target(rows, spec))
 

@@ -2,18 +2,22 @@
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ml_platform import durable
 from ml_platform.errors import ForgottenError
-from ml_platform.model_spec import ModelSpec
+from ml_platform.model_spec import HOLDOUT, ModelSpec
 from ml_platform.predictor import load
-from ml_platform.records import Candidate, DatasetVersion, Verdict
-from ml_platform.stages import datasets, evaluation, gates, staging, training
+from ml_platform.records import Candidate, DatasetVersion, Findings, Verdict
+from ml_platform.stages import datasets, evaluation, gates, staging
+from ml_platform.stages.evaluation import Answered
 from ml_platform.stages.registry import run_files
 from ml_platform.workflows.candidates import pinned_rows
+from ml_platform.workflows.measuring import answers_in, costs_of, datasets_to_judge, figures_of
 from ml_platform.workflows.platform import Platform
 from ml_platform.workflows.promotion import show_champion
+from ml_platform.workflows.rivals import Trial, rival_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,37 +38,50 @@ class Judgement:
 
 
 def judge_candidate(platform: Platform, spec: ModelSpec, candidate: Candidate) -> Judgement:
-    """Evaluate a candidate from its stored bytes and store its verdict, whatever it says.
+    """Measure a candidate from its stored bytes and store its verdict, whatever it says.
 
-    The evaluation reads the file that will be registered, digest first, and rows that the candidate has not seen.
+    What is measured is the file that will be registered, loaded digest first, on rows that the candidate has not seen,
+    beside the champion or the baseline on the same rows.
     """
-    model_file = platform.model_file(candidate)
-    predictor = load(model_file, candidate.model_digest)
-    pinned = DatasetVersion(
-        model=spec.name,
-        version=candidate.lineage.dataset_version,
-        digest=candidate.lineage.dataset_digest,
-        rows=0,
-    )
-    _, holdout = datasets.split(pinned_rows(platform, spec, pinned), spec)
-    features, labels = holdout[spec.features], training.target(holdout, spec)
-    measured = evaluation.evaluate(predictor, features, labels, model_file)
-    verdict = gates.judge(candidate, measured.metrics, spec)
+    predictor = load(platform.model_file(candidate), candidate.model_digest)
+    trained, holdout = datasets.split(pinned_rows(platform, spec, _pinned(candidate)), spec)
+    data = datasets_to_judge(platform, spec, holdout)
+    answering = partial(evaluation.ask, predictor, task=spec.task)
+    answers = {name: answers_in(rows, spec, answering) for name, rows in data.items()}
+    features = holdout[spec.features]
     staging.keep_golden_requests(predictor, features, platform.candidate_folder(candidate))
     try:
-        platform.database.record_dataset(pinned)
+        platform.database.record_dataset(_pinned(candidate))
     except ForgottenError:  # somebody was forgotten since the rows were read: they may be in the requests
         staging.remove_golden_requests(platform.candidate_folder(candidate))
         raise
+    champion = platform.database.champion(spec.name)
+    trial = Trial(training=trained, data=data, answers=answers)
+    findings = Findings(
+        figures=[*figures_of(spec, data, answers), *costs_of(platform, spec, candidate)],
+        rival=rival_of(platform, spec, candidate, trial, champion),
+        champion=champion.version if champion else None,
+    )
+    verdict = gates.judge(candidate, findings, spec)
     platform.database.record_verdict(verdict)
-    curves = evaluation.draw_curves(measured)
-    if curves is not None:
-        durable.write(platform.candidate_folder(candidate) / CURVES, curves)
+    curves = _keep_curves(platform, candidate, answers[HOLDOUT], verdict)
     run_id = _show_in_mlflow(platform, candidate, verdict, features, curves)
     show_champion(platform, spec.name)
     for result in verdict.results:
         log.info("gate %s: %s", result.outcome.value, result.why)
     return Judgement(verdict=verdict, curves=curves, mlflow_run_id=run_id)
+
+
+def _pinned(candidate: Candidate) -> DatasetVersion:
+    lineage = candidate.lineage
+    return DatasetVersion(model=candidate.model, version=lineage.dataset_version, digest=lineage.dataset_digest, rows=0)
+
+
+def _keep_curves(platform: Platform, candidate: Candidate, answered: Answered, verdict: Verdict) -> bytes | None:
+    curves = evaluation.draw_curves(answered, verdict.metrics)
+    if curves is not None:
+        durable.write(platform.candidate_folder(candidate) / CURVES, curves)
+    return curves
 
 
 def _show_in_mlflow(

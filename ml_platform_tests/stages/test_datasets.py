@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml_platform.errors import ConflictError, DatasetError
+from ml_platform.records import DatasetVersion
 from ml_platform.stages import datasets
 from ml_platform.stages.datasets import Publication
 from ml_platform_tests import fakes
@@ -438,3 +439,73 @@ def test_an_old_version_stays_readable_however_many_came_after_it(tmp_path: Path
     assert list((table / "_delta_log").glob("*.checkpoint.parquet"))
     assert datasets.pin(table, SPEC, 1)[0].rows == 10
     assert datasets.published(table, "a" * 64) == Publication(version=1, notes={"rows": 10})
+
+
+@pytest.fixture
+def random() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def test_a_feature_that_gives_one_of_several_classes_away_is_found(random: np.random.Generator) -> None:
+    labels = random.choice(["a", "b", "c"], 600)
+    codes = np.searchsorted(["a", "b", "c"], labels)
+    features = pd.DataFrame(
+        {
+            "text": np.char.add("is ", labels),
+            "number": codes * -2,
+            "spread": codes + random.random(600) * 0.99,
+            "noise": random.random(600),
+            "other": random.choice(["x", "y"], 600),
+            "hint": np.where(random.random(600) < 0.5, codes, 0),
+        }
+    )
+
+    assert set(datasets.giveaways(features, labels, "multiclass")) == {"text", "number", "spread"}
+
+
+def test_a_feature_that_gives_a_number_away_is_found(random: np.random.Generator) -> None:
+    labels = random.choice([1.0, 5.0, 9.0], 600)
+    features = pd.DataFrame(
+        {
+            "copy": labels,
+            "grown": -np.exp(labels),
+            "text": labels.astype("str"),
+            "noise": random.random(600),
+            "constant": 1,
+            "hint": labels + random.normal(0, 2, 600),
+            "other": random.choice(["x", "y"], 600),
+            "id": [f"v{i}" for i in range(600)],
+        }
+    )
+
+    assert set(datasets.giveaways(features, labels, "regression")) == {"copy", "grown", "text"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem"),
+    [
+        (["few"] * 300 + ["many"] * 300, "it has 2 classes, three are the least"),
+        (["few"] * 300 + ["many"] * 298 + ["some"] * 2, "0.3% of its rows are some"),
+        (["few"] * 300 + ["many"] * 200 + ["some"] * 100, None),
+    ],
+)
+def test_several_classes_are_refused_if_they_are_two_or_one_is_rare(labels: list[str], problem: str | None) -> None:
+    rows, spec = fakes.visits(600).drop(columns="bought").assign(kind=labels), fakes.kinds_spec()
+    version = DatasetVersion(model="visits", version=1, digest="", rows=600)
+
+    report = datasets.look_at(version, rows, np.array(labels), spec)
+
+    assert report.share_positive is None
+    assert (problem is None) == ("class_balance" not in report.problems)
+    assert report.problems.get("class_balance", "").startswith(problem or "")
+
+
+@pytest.mark.parametrize(("spent", "refused"), [(7.0, True), (None, False)])
+def test_a_number_that_never_varies_is_refused(spent: float | None, refused: bool) -> None:
+    rows, spec = fakes.spending(fakes.visits(600)), fakes.spending_spec()
+    rows = rows if spent is None else rows.assign(spent=spent)
+    version = DatasetVersion(model="visits", version=1, digest="", rows=600)
+
+    report = datasets.look_at(version, rows, rows["spent"].to_numpy(), spec)
+
+    assert ("class_balance" in report.problems) is refused

@@ -1,13 +1,14 @@
-from pathlib import Path
+"""What a model says of rows: in numbers, in slices, beside a baseline."""
+
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from ml_platform.model_spec import Range, Value
 from ml_platform.predictor import Predictor
-from ml_platform.records import GateOutcome
-from ml_platform.stages import evaluation, gates
+from ml_platform.stages import evaluation, training
 from ml_platform_tests import fakes
 
 SPEC = fakes.visits_spec()
@@ -18,223 +19,211 @@ SCORES = np.array([0.1, 0.4, 0.6, 0.35, 0.8, 0.9, 0.6, 0.2])
 class Recited:
     """A pipeline that says what it was told to say, row by row; it reads the row's position from ``position``."""
 
-    def __init__(self, scores: Any) -> None:
+    def __init__(self, scores: Any, classes: Any = (0, 1)) -> None:
         self.told = np.asarray(scores, dtype=float)
+        self.classes_ = np.asarray(classes)
 
     def predict_proba(self, frame: pd.DataFrame) -> Any:
         scores = self.told[frame["position"].to_numpy()]
-        return np.column_stack([1 - scores, scores])
+        return scores if scores.ndim == 2 else np.column_stack([1 - scores, scores])
 
     def predict(self, frame: pd.DataFrame) -> Any:
-        return (self.predict_proba(frame)[:, 1] >= 0.5).astype("int64")
+        answers = self.predict_proba(frame)
+        return self.classes_[answers.argmax(axis=1)]
 
 
-@pytest.fixture
-def model_file(tmp_path: Path) -> Path:
-    path = tmp_path / "model.skops"
-    path.write_bytes(bytes(250_000))
-    return path
+def positions(count: int) -> pd.DataFrame:
+    return pd.DataFrame({"position": np.arange(count)})
 
 
-def evaluate(model_file: Path, scores: Any = SCORES, labels: Any = LABELS) -> evaluation.Evaluation:
-    features = pd.DataFrame({"position": np.arange(len(labels))})
-    return evaluation.evaluate(Predictor(Recited(scores), ""), features, np.asarray(labels), model_file)
+def ask(scores: Any = SCORES, labels: Any = LABELS) -> evaluation.Answered:
+    return evaluation.ask(Predictor(Recited(scores), ""), positions(len(labels)), np.asarray(labels), "binary")
 
 
-def test_the_auc_is_the_share_of_pairs_in_the_right_order(model_file: Path) -> None:
-    pairs = [(p, n) for p in SCORES[LABELS == 1] for n in SCORES[LABELS == 0]]
-    right = sum(1.0 if p > n else 0.5 if p == n else 0.0 for p, n in pairs)
-
-    assert evaluate(model_file).metrics["auc_roc"] == pytest.approx(right / len(pairs))
+# Answers
 
 
-def test_the_counts_behind_f1_precision_recall_and_accuracy_are_those_at_the_models_threshold(
-    model_file: Path,
-) -> None:
-    predicted = SCORES >= 0.5
-    hits, alarms, positives = (predicted & (LABELS == 1)).sum(), predicted.sum(), LABELS.sum()
+def test_a_binary_model_answers_with_its_probabilities_and_at_its_own_threshold() -> None:
+    answered = ask()
 
-    metrics = evaluate(model_file).metrics
-
-    assert metrics["precision"] == pytest.approx(hits / alarms)
-    assert metrics["recall"] == pytest.approx(hits / positives)
-    assert metrics["f1_score"] == pytest.approx(2 * hits / (alarms + positives))
-    assert metrics["accuracy"] == pytest.approx((predicted == LABELS).mean())
-    assert metrics["brier_score"] == pytest.approx(((SCORES - LABELS) ** 2).mean())
+    np.testing.assert_array_equal(answered.labels, LABELS)
+    np.testing.assert_array_equal(answered.probabilities, SCORES)
+    np.testing.assert_array_equal(answered.predictions, (SCORES > 0.5).astype("int64"))
 
 
-def test_the_size_of_the_holdout_and_of_the_file_are_metrics(model_file: Path) -> None:
-    metrics = evaluate(model_file).metrics
+def test_classes_are_numbered_as_the_model_orders_its_probabilities() -> None:
+    told = np.array([[0.7, 0.2, 0.1], [0.1, 0.2, 0.7], [0.2, 0.6, 0.2]])
+    predictor = Predictor(Recited(told, ["blue", "green", "red"]), "")
 
-    assert metrics["model_size_mb"] == model_file.stat().st_size / 1e6
-    assert (metrics["holdout_rows"], metrics["holdout_positives"]) == (len(LABELS), LABELS.sum())
+    answered = evaluation.ask(predictor, positions(3), np.array(["green", "red", "green"]), "multiclass")
 
-
-def test_every_metric_of_the_default_gates_is_computed(model_file: Path) -> None:
-    metrics = evaluate(model_file).metrics
-
-    assert {gate.metric for gate in SPEC.gates} <= set(metrics)
-    assert np.isfinite(list(metrics.values())).all()
+    assert answered.labels.tolist() == [1, 2, 1]
+    assert answered.predictions.tolist() == [0, 2, 1]
+    np.testing.assert_array_equal(answered.probabilities, told)
 
 
-def test_the_labels_and_scores_are_kept_with_the_metrics(model_file: Path) -> None:
-    measured = evaluate(model_file)
+@pytest.mark.parametrize("stranger", ["aqua", "olive", "violet"])
+def test_a_class_that_the_model_does_not_know_is_no_class_of_it(stranger: str) -> None:
+    told = np.full((2, 3), 1 / 3)
+    predictor = Predictor(Recited(told, ["blue", "green", "red"]), "")
 
-    np.testing.assert_array_equal(measured.labels, LABELS)
-    np.testing.assert_array_equal(measured.scores, SCORES)
+    answered = evaluation.ask(predictor, positions(2), np.array([stranger, "red"]), "multiclass")
 
-
-@pytest.mark.parametrize("label", [0, 1])
-def test_with_one_class_alone_there_is_no_auc_and_its_gate_is_inconclusive(model_file: Path, label: int) -> None:
-    measured = evaluate(model_file, labels=np.full(len(SCORES), label))
-
-    assert "auc_roc" not in measured.metrics
-    assert evaluation.draw_curves(measured) is None
-    outcomes = {r.metric: r.outcome for r in gates.judge(fakes.candidate(), measured.metrics, SPEC).results}
-    assert outcomes["auc_roc"] is GateOutcome.INCONCLUSIVE
+    assert answered.labels.tolist() == [-1, 2]
 
 
-def test_a_model_that_never_says_yes_has_an_f1_of_zero_and_fails(model_file: Path) -> None:
-    measured = evaluate(model_file, scores=np.zeros(len(LABELS)))
+def test_a_model_of_numbers_has_no_probabilities() -> None:
+    class Doubling:
+        def predict(self, frame: pd.DataFrame) -> Any:
+            return frame["position"].to_numpy() * 2.0
 
-    assert measured.metrics["f1_score"] == 0.0
-    outcomes = {r.metric: r.outcome for r in gates.judge(fakes.candidate(), measured.metrics, SPEC).results}
-    assert outcomes["f1_score"] is GateOutcome.FAIL
+    answered = evaluation.ask(Predictor(Doubling(), ""), positions(3), np.array([0.0, 1.0, 5.0]), "regression")
+
+    assert answered.predictions.tolist() == [0.0, 2.0, 4.0]
+    assert answered.probabilities is None
+
+
+def test_no_rows_have_no_answers() -> None:
+    answered = ask(labels=np.empty(0, "int64"))
+
+    assert (len(answered.labels), len(answered.predictions), len(answered.at(np.empty(0, bool)).labels)) == (0, 0, 0)
+
+
+def test_answers_for_some_rows_are_those_of_these_rows() -> None:
+    inside = np.array([True, False, False, True, False, False, False, True])
+
+    part = ask().at(inside)
+
+    assert part.labels.tolist() == [0, 1, 0]
+    assert part.probabilities is not None
+    assert part.probabilities.tolist() == [0.1, 0.35, 0.2]
 
 
 @pytest.mark.fault("M1")
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-@pytest.mark.parametrize("share", ["one", "all"])
-def test_scores_that_are_not_finite_do_not_pass(model_file: Path, bad: float, share: str) -> None:
-    scores = np.where(np.arange(len(SCORES)) < (1 if share == "one" else len(SCORES)), bad, SCORES)
+def test_answers_for_another_number_of_rows_belong_to_no_slice() -> None:
+    answered = evaluation.Answered(labels=LABELS, predictions=LABELS[:4], probabilities=SCORES[:4])
 
-    measured = evaluate(model_file, scores=scores)
+    part = answered.at(np.arange(8) < 4)
 
-    assert_inconclusive(measured)
-
-
-class Miscounting(Recited):
-    """A pipeline that answers for fewer or for more rows than it was asked about, or only predicts so."""
-
-    def __init__(self, more: int, *, scores_too: bool) -> None:
-        super().__init__(SCORES)
-        self.more = more
-        self.scores_too = scores_too
-
-    def predict_proba(self, frame: pd.DataFrame) -> Any:
-        answers = super().predict_proba(frame)
-        return miscounted(answers, self.more) if self.scores_too and len(frame) > 1 else answers
-
-    def predict(self, frame: pd.DataFrame) -> Any:
-        return miscounted((Recited.predict_proba(self, frame)[:, 1] >= 0.5).astype("int64"), self.more)
+    assert (len(part.labels), len(part.predictions)) == (4, 0)
+    assert part.probabilities is not None
+    assert len(part.probabilities) == 0
 
 
-def miscounted(answers: Any, more: int) -> Any:
-    return np.concatenate([answers, answers[:more]]) if more > 0 else answers[:more]
+# Slices
 
 
-@pytest.mark.fault("M1")
-@pytest.mark.parametrize("scores_too", [True, False])
-@pytest.mark.parametrize("more", [-1, 1])
-def test_answers_for_another_number_of_rows_do_not_pass(model_file: Path, more: int, scores_too: bool) -> None:
-    features = pd.DataFrame({"position": np.arange(len(LABELS))})
+def test_slices_hold_the_rows_that_they_name_and_the_unnamed_one_all() -> None:
+    spec = fakes.visits_spec(slices=("plan", Value(column="pages", equals=7), Range(column="pages", below=10)))
+    rows = fakes.visits(300)
 
-    measured = evaluation.evaluate(
-        Predictor(Miscounting(more, scores_too=scores_too), ""), features, LABELS, model_file
+    found = evaluation.slices(rows, spec)
+
+    assert list(found) == ["", "plan = free", "plan = paid", "pages = 7", "pages < 10"]
+    assert found[""].all()
+    np.testing.assert_array_equal(found["plan = paid"], rows["plan"] == "paid")
+    np.testing.assert_array_equal(found["pages = 7"], rows["pages"] == 7)
+    np.testing.assert_array_equal(found["pages < 10"], rows["pages"] < 10)
+
+
+def test_a_range_holds_its_lower_end_and_not_its_upper() -> None:
+    spec = fakes.visits_spec(slices=(Range(column="pages", at_least=3, below=5),))
+    rows = fakes.visits(5).assign(pages=[2, 3, 4, 5, 6])
+
+    assert evaluation.slices(rows, spec)["3 <= pages < 5"].tolist() == [False, True, True, False, False]
+
+
+@pytest.mark.parametrize("part", [Range(column="pages", below=10), Range(column="pages", at_least=0)])
+@pytest.mark.parametrize("dtype", ["float64", "Int64"])
+def test_a_row_without_a_value_is_in_no_range(part: Range, dtype: str) -> None:
+    rows = fakes.visits(3).assign(pages=pd.Series([1, None, 2], dtype=dtype))
+
+    found = evaluation.slices(rows, fakes.visits_spec(slices=(part,)))
+
+    assert found[part.name].tolist() == [True, False, True]
+    assert found[part.name].dtype == bool
+
+
+def test_a_row_without_a_value_is_in_no_slice_of_its_column() -> None:
+    rows = fakes.visits(2).assign(plan=pd.Series(["paid", None], dtype="str"))
+
+    found = evaluation.slices(rows, fakes.visits_spec(slices=("plan",)))
+
+    assert [inside.tolist() for inside in found.values()] == [[True, True], [False, False], [True, False]]
+
+
+# The baseline
+
+
+def test_the_default_baseline_is_the_share_of_each_class_in_the_training_rows() -> None:
+    rows, asked = fakes.visits(400), fakes.visits(100, seed=1, first=1_000)
+    labels = training.target(rows, SPEC)
+
+    answering = evaluation.baseline(rows[SPEC.features], labels, SPEC)
+    answered = answering(asked[SPEC.features], training.target(asked, SPEC))
+
+    assert answered.probabilities is not None
+    assert set(answered.probabilities) == {labels.mean()}
+    np.testing.assert_array_equal(answered.labels, training.target(asked, SPEC))
+
+
+def test_a_stratified_baseline_gives_the_same_answers_again() -> None:
+    spec = fakes.visits_spec(baseline="stratified")
+    rows = fakes.visits(400)
+    labels = training.target(rows, spec)
+
+    first, second = (
+        evaluation.baseline(rows[spec.features], labels, spec)(rows[spec.features], labels) for _ in range(2)
     )
 
-    assert not {"auc_roc", "f1_score", "accuracy"} & set(measured.metrics)
-    assert_inconclusive(measured)
+    np.testing.assert_array_equal(first.predictions, second.predictions)
+    assert set(first.predictions) == {0, 1}
 
 
-def test_an_empty_holdout_measures_nothing(model_file: Path) -> None:
-    measured = evaluate(model_file, labels=np.empty(0, "int64"))
+def test_a_rule_is_asked_about_features_and_says_yes_from_one_half_on() -> None:
+    def rule(frame: pd.DataFrame) -> Any:
+        assert list(frame.columns) == SPEC.features
+        return frame["pages"] / 50
 
-    assert (measured.metrics["holdout_rows"], len(measured.labels), len(measured.scores)) == (0, 0, 0)
-    assert_inconclusive(measured)
+    spec, rows = fakes.visits_spec(baseline=rule), fakes.visits(200)
+    labels = training.target(rows, spec)
 
+    answered = evaluation.baseline(rows[spec.features], labels, spec)(rows[spec.features], labels)
 
-def assert_inconclusive(measured: evaluation.Evaluation) -> None:
-    verdict = gates.judge(fakes.candidate(), measured.metrics, SPEC)
-    outcomes = {result.metric: result.outcome for result in verdict.results}
-    assert not verdict.passed
-    assert outcomes["auc_roc"] is outcomes["f1_score"] is GateOutcome.INCONCLUSIVE
-    assert evaluation.draw_curves(measured) is None
-
-
-class Clock:
-    """A clock that stands still but for what the model costs."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def read(self) -> float:
-        return self.seconds
+    np.testing.assert_array_equal(answered.probabilities, rows["pages"] / 50)
+    np.testing.assert_array_equal(answered.predictions, rows["pages"] >= 25)
 
 
-class Costly:
-    """A pipeline whose calls cost what they were told to, one after the other; the last cost stays."""
+def test_a_rule_that_names_classes_is_sure_of_them() -> None:
+    labels = np.array(["b", "a", "c", "a"])
+    spec = fakes.kinds_spec(baseline=lambda _: np.array(["a", "a", "c", "b"]))
 
-    def __init__(self, clock: Clock, *costs: float) -> None:
-        self.clock = clock
-        self.costs = list(costs)
-        self.rows: list[int] = []
+    answered = evaluation.baseline(positions(4), labels, spec)(positions(4), labels)
 
-    def predict_proba(self, frame: pd.DataFrame) -> Any:
-        self.clock.seconds += self.costs.pop(0) if len(self.costs) > 1 else self.costs[0]
-        self.rows.append(len(frame))
-        return np.full((len(frame), 2), 0.5)
+    assert answered.labels.tolist() == [1, 0, 2, 0]
+    assert answered.predictions.tolist() == [0, 0, 2, 1]
+    assert answered.probabilities is not None
+    assert answered.probabilities.tolist() == [[1, 0, 0], [1, 0, 0], [0, 0, 1], [0, 1, 0]]
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr("time.perf_counter", made.read)
-    return made
+def test_the_baseline_of_numbers_is_their_mean() -> None:
+    labels = np.array([1.0, 2.0, 6.0])
+
+    answered = evaluation.baseline(positions(3), labels, fakes.spending_spec())(positions(3), labels)
+
+    assert answered.predictions.tolist() == [3.0, 3.0, 3.0]
 
 
-def test_a_model_that_takes_five_seconds_fails_the_latency_gate(clock: Clock) -> None:
-    milliseconds = evaluation.latency_p95_ms(Predictor(Costly(clock, 5.0), ""), fakes.visits(60))
-
-    assert milliseconds == pytest.approx(5_000)
-    verdict = fakes.verdict(fakes.candidate(), inference_time_ms=milliseconds)
-    assert [r.metric for r in verdict.results if r.outcome is GateOutcome.FAIL] == ["inference_time_ms"]
+# The curves
 
 
-def test_the_first_calls_are_not_timed(clock: Clock) -> None:
-    cold = [60.0] * evaluation.WARM_UP_CALLS
-
-    assert evaluation.latency_p95_ms(Predictor(Costly(clock, *cold, 0.002), ""), fakes.visits(60)) == pytest.approx(2)
-
-
-@pytest.mark.parametrize(("slow", "milliseconds"), [(2, 1.0), (5, 1_000.0)])
-def test_the_latency_is_the_95th_percentile(clock: Clock, slow: int, milliseconds: float) -> None:
-    calls = [0.001] * evaluation.WARM_UP_CALLS + [1.0] * slow + [0.001]
-
-    measured = evaluation.latency_p95_ms(Predictor(Costly(clock, *calls), ""), fakes.visits(60))
-
-    assert measured == pytest.approx(milliseconds)
-
-
-@pytest.mark.parametrize("n", [1, 7, 500])
-def test_latency_is_that_of_one_record_and_needs_few_rows(clock: Clock, n: int) -> None:
-    costly = Costly(clock, 0.001)
-
-    evaluation.latency_p95_ms(Predictor(costly, ""), fakes.visits(n))
-
-    assert costly.rows == [1] * (evaluation.WARM_UP_CALLS + evaluation.TIMED_CALLS)
-
-
-def test_without_a_row_the_latency_is_inconclusive() -> None:
-    nothing = fakes.visits(1).head(0)
-
-    milliseconds = evaluation.latency_p95_ms(Predictor(Recited([]), ""), nothing)
-
-    assert np.isnan(milliseconds)
-
-
-def test_the_curves_are_a_png(model_file: Path) -> None:
-    curves = evaluation.draw_curves(evaluate(model_file))
+def test_the_curves_are_a_png() -> None:
+    curves = evaluation.draw_curves(ask(), {"auc_roc": 0.8, "brier_score": 0.1})
 
     assert curves is not None
     assert curves.startswith(b"\x89PNG\r\n")
+
+
+@pytest.mark.parametrize("metrics", [{}, {"brier_score": 0.1}, {"auc_roc": 0.9}])
+def test_without_an_area_there_are_no_curves(metrics: dict[str, float]) -> None:
+    assert evaluation.draw_curves(ask(), metrics) is None

@@ -15,9 +15,10 @@ import pytest
 
 from ml_platform import predictor
 from ml_platform.errors import DigestMismatchError, RegistryError, RegistryUnavailableError
+from ml_platform.model_spec import Gate
 from ml_platform.predictor import Predictor, file_digest, load
 from ml_platform.records import Candidate, Verdict
-from ml_platform.stages import training
+from ml_platform.stages import gates, training
 from ml_platform.stages.registry import CANDIDATE_TAG, Registry, lineage_tags, locked, prepare_store, run_files
 from ml_platform_tests import fakes
 
@@ -83,7 +84,8 @@ def test_a_run_shows_metrics_gates_and_lineage(shown: Shown) -> None:
     run = shown.client().get_run(shown.run_id)
 
     assert run.data.metrics == shown.verdict.metrics
-    assert run.data.params == {gate.metric: gate.condition for gate in SPEC.gates}
+    assert run.data.tags["ml_platform.gate.auc_roc"] == "PASS: auc_roc >= 0.8"
+    assert {f"ml_platform.gate.{name}" for name in SPEC.conditions} <= set(run.data.tags)
     assert lineage_tags(shown.candidate, shown.verdict).items() <= run.data.tags.items()
     assert run.info.status == "FINISHED"
 
@@ -128,6 +130,21 @@ def test_another_candidate_is_another_run_and_the_next_version(shown: Shown) -> 
 
     assert run_id != shown.run_id
     assert version == shown.version + 1
+
+
+def test_a_candidate_that_is_judged_again_shows_its_newest_figures_and_gates(shown: Shown) -> None:
+    candidate = replace(shown.candidate, id="judged-twice")
+    lenient = fakes.visits_spec(gates=(Gate(metric="auc_roc", at_least=0.1),))
+    with run_files(shown.model_file, FEATURES.head(), {}) as files:
+        for auc, spec in ((0.9, SPEC), (0.5, lenient)):
+            again = gates.judge(candidate, fakes.findings(spec, auc_roc=auc), spec)
+            run_id = shown.registry.record_run(candidate, again, files)
+
+    run = shown.client().get_run(run_id)
+
+    assert run.data.metrics["auc_roc"] == 0.5
+    assert run.data.tags["ml_platform.gate.auc_roc"] == "PASS: auc_roc >= 0.1"
+    assert run.data.tags["ml_platform.verdict_digest"] == again.digest
 
 
 def test_the_run_of_a_candidate_that_failed_is_shown_as_failed(shown: Shown) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import skops.io as sio
-from scipy import sparse  # type: ignore[import-untyped]
+from scipy import sparse
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.model_selection import TunedThresholdClassifierCV

@@ -1,5 +1,7 @@
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 
 from ml_platform.predictor import MODEL_FILE, load
 from ml_platform.stages import staging, training
-from ml_platform_tests import fakes
+from ml_platform_tests import fakes, odd_models
 
 SPEC = fakes.visits_spec()
 
@@ -50,7 +52,7 @@ def test_the_golden_requests_are_the_first_rows_and_the_models_answers(stored: t
 
     pd.testing.assert_frame_equal(requests, features)
     assert answers["scores"] == predictor.scores(features).tolist()
-    assert answers["positive"] == predictor.positive(features).tolist()
+    assert answers["predictions"] == predictor.predictions(features).tolist()
 
 
 def test_the_bytes_that_were_gated_pass_in_a_fresh_process(stored: tuple[Path, str]) -> None:
@@ -89,3 +91,15 @@ def test_a_model_that_wants_other_columns_is_refused(candidate: tuple[Path, str]
 
     assert problem is not None
     assert "plan" in problem
+
+
+def test_what_a_model_writes_to_stdout_is_not_taken_for_its_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "PROGRAM", odd_models.NAME)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+    file, digest = odd_models.store(tmp_path, odd_models.Odd("writes"))
+    fakes.visits(3)[SPEC.features].to_parquet(tmp_path / staging.GOLDEN_REQUESTS)
+    (tmp_path / staging.GOLDEN_ANSWERS).write_text('{"scores": [0.5, 0.5, 0.5], "predictions": [0, 0, 0]}')
+
+    assert staging.integration_test(file, digest, tmp_path) is None

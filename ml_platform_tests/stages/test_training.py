@@ -29,6 +29,53 @@ def test_the_target_is_one_where_the_label_is_positive() -> None:
     assert (target + opposite == 1).all()
 
 
+def test_the_target_of_several_classes_is_their_names() -> None:
+    rows = fakes.kinds(ROWS)
+
+    target = training.target(rows, fakes.kinds_spec())
+
+    assert target.dtype.kind == "U"
+    assert target.tolist() == rows["kind"].tolist()
+
+
+def test_the_target_of_numbered_classes_is_their_numbers() -> None:
+    spec = fakes.visits_spec(label="pages", task="multiclass", positive=None, gates=SPEC.gates[-1:], comparison=None)
+
+    np.testing.assert_array_equal(training.target(ROWS, spec), ROWS["pages"])
+
+
+def test_the_target_of_a_number_is_the_number() -> None:
+    rows = fakes.spending(ROWS)
+
+    target = training.target(rows, fakes.spending_spec())
+
+    assert target.dtype == np.float64
+    np.testing.assert_array_equal(target, rows["spent"])
+
+
+@pytest.mark.parametrize(
+    ("spec", "rows"),
+    [(fakes.kinds_spec(), fakes.kinds(ROWS)), (fakes.spending_spec(), fakes.spending(ROWS))],
+    ids=["multiclass", "regression"],
+)
+def test_models_of_other_tasks_are_stored_and_loaded_by_the_same_trust_list(
+    tmp_path: Path, spec: Any, rows: Any
+) -> None:
+    fitted = training.fit(rows, spec)
+
+    loaded = predictor.load(tmp_path / predictor.MODEL_FILE, training.store(fitted, tmp_path))
+
+    np.testing.assert_array_equal(loaded.predictions(rows[spec.features]), fitted.predict(rows[spec.features]))
+    np.testing.assert_array_equal(loaded.classes, getattr(fitted, "classes_", []))
+
+
+def test_a_classifier_where_a_number_is_asked_for_is_refused() -> None:
+    spec = fakes.spending_spec(pipeline=fakes.visits_pipeline)
+
+    with pytest.raises(ModelError, match="Pipeline without predict_proba"):
+        training.fit(fakes.spending(ROWS), spec)
+
+
 def test_the_model_is_fitted_on_the_features_alone(fitted: Any) -> None:
     assert fitted.feature_names_in_.tolist() == SPEC.features
     assert fitted.classes_.tolist() == [0, 1]

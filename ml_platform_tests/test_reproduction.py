@@ -16,7 +16,7 @@ from ml_platform.predictor import MODEL_FILE
 from ml_platform.records import Candidate
 from ml_platform.settings import PROJECT_ROOT
 from ml_platform.stages import datasets, staging
-from ml_platform.workflows import Likeness, Platform, Reproduction
+from ml_platform.workflows import Likeness, Platform, Reproduction, reproduction
 from ml_platform_tests import declared, fakes, life
 
 MODULE = "ml_platform_tests.declared"
@@ -250,6 +250,21 @@ def test_rows_that_are_not_those_that_were_pinned_are_refused(platform: Platform
         file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(IrreproducibleError, match=r"could not be made again with .*: .*Parquet"):
         reproduce(platform)
+
+
+@pytest.mark.parametrize(
+    ("stderr", "said"),
+    [
+        (
+            "Traceback:\n  ...\nArrowInvalid: torn\nterminate called\n",
+            "ArrowInvalid: torn",
+        ),
+        ("Traceback:\n  ...\nMemoryError\n", "MemoryError"),
+        ("", "it died without a word"),
+    ],
+)
+def test_of_a_process_that_died_the_exception_is_named(stderr: str, said: str) -> None:
+    assert reproduction._why(stderr).endswith(said)
 
 
 def test_golden_answers_that_were_changed_show(platform: Platform) -> None:

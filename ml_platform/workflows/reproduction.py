@@ -7,6 +7,7 @@ candidates stay as they are.
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,7 @@ PROGRAM = Path(__file__).with_name("rebuild.py")
 # What leads to a deployment or a registry: the fresh process gets none of it but the frozen datasets' folder.
 OURS = ("ML_PLATFORM_", "MLFLOW_", "DAGSTER_", "AWS_")
 FROZEN = "ML_PLATFORM_GOLDEN"
+EXCEPTION = re.compile(r"[A-Za-z_][\w.]*: ")
 
 
 class Likeness(StrEnum):
@@ -269,12 +271,17 @@ def _rebuild(platform: Platform, recorded: _Recorded, code: _Code, module: str, 
     environment = _environment(recorded, code, home)
     done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode != 0 or not answer.is_file():
-        said = (done.stderr.strip().splitlines() or ["it died without a word"])[-1]
-        raise IrreproducibleError(f"{recorded.name} could not be made again with {code.words}: {said}.")
+        raise IrreproducibleError(f"{recorded.name} could not be made again with {code.words}: {_why(done.stderr)}.")
     found: dict[str, Any] = json.loads(answer.read_text())
     if "refused" in found:
         raise IrreproducibleError(f"{recorded.name} cannot be made again: {found['refused']}")
     return found
+
+
+def _why(stderr: str) -> str:
+    # Threads of a library may have a last word after Python's: the line that names an exception says more.
+    lines = stderr.strip().splitlines() or ["it died without a word"]
+    return next((line for line in reversed(lines) if EXCEPTION.match(line)), lines[-1])
 
 
 def _order(platform: Platform, recorded: _Recorded, code: _Code, module: str) -> dict[str, Any]:

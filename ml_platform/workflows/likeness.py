@@ -1,19 +1,19 @@
 """What of a version and of its rebuild is the same: bytes, predictions to the bit, figures of the verdict."""
 
 import hashlib
-import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ml_platform.records import Verdict
 from ml_platform.stages._skops import write_canonical
 
 EXAMPLES = 5
-# Clocks and memory say something of the machine, and a comparison something of another model.
-INCOMPARABLE = re.compile(r"(_ms|_s|_seconds)(\.|$)|memory|champion|comparison|baseline")
-SIZE = "metrics.model_size_mb"
+# Clocks and memory say something of the machine.
+INCOMPARABLE = re.compile(r"(_ms|_seconds|_mib|_noise)(\.|$)")
+SIZE = "model_size_mb"
 
 
 def canonical_digest(model_file: Path) -> str:
@@ -49,17 +49,8 @@ def different_predictions(
 
 
 def figures(document: str) -> dict[str, float]:
-    """Return every number of a verdict by its path; the gates' results only repeat them."""
-    content = {name: value for name, value in json.loads(document).items() if name != "results"}
-    return dict(_numbers(content, ""))
-
-
-def _numbers(value: Any, path: str) -> Iterator[tuple[str, float]]:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        yield path, value
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for name, item in inner:
-        yield from _numbers(item, f"{path}.{name}" if path else str(name))
+    """Return every number that a verdict's document says of the model, bounds too, by the name that MLflow shows."""
+    return Verdict.from_document(document).metrics
 
 
 def comparable(before: Mapping[str, float], after: Mapping[str, float], *, size: bool) -> tuple[list[str], list[str]]:

@@ -95,7 +95,7 @@ def _loaded(platform: Platform, candidate: Candidate) -> Any:
 
 
 def _predictions(predictor: Any, features: Any) -> dict[str, list[Any]]:
-    return {"scores": predictor.scores(features).tolist(), "positive": predictor.positive(features).tolist()}
+    return {"scores": predictor.scores(features).tolist(), "predictions": predictor.predictions(features).tolist()}
 
 
 def _unseeded(pipeline: Any) -> list[str]:

@@ -58,7 +58,6 @@ def test_what_says_something_of_the_machine_is_not_compared() -> None:
         "resident_memory_mib",
         "machine_noise",
     ]
-    timings.append("machine_noise")
     others = ["auc_roc", "account_below_10_ms/auc_roc.low", "f1_score"]
     figures = dict.fromkeys([*timings, *others, likeness.SIZE], 1.0)
 

@@ -335,3 +335,24 @@ def staged_version(platform: Platform, **changes: Any) -> Registration:
     platform.database.record_registration(registration(made, version))
     platform.database.mark_staged(registration(made, version))
     return registration(made, version)
+
+
+def copied_platform(origin: Path, home: Path) -> Platform:
+    """Return a platform that starts as a copy of the home of another one, which must be closed."""
+    shutil.copytree(origin, home)
+    opened = platform_in(home)
+    # MLflow's database must name the copied files, not those that they were copied from.
+    engine = sa.create_engine(opened.settings.tracking_uri)
+    paths = (
+        ("experiments", "artifact_location"),
+        ("runs", "artifact_uri"),
+        ("model_versions", "source"),
+        ("model_versions", "storage_location"),
+    )
+    moved = {"origin": str(origin), "home": str(home)}
+    with engine.begin() as connection:
+        for table, column in paths:
+            statement = f"UPDATE {table} SET {column} = replace({column}, :origin, :home)"  # noqa: S608 - names from above
+            connection.execute(sa.text(statement), moved)
+    engine.dispose()
+    return opened

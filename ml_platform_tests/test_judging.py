@@ -67,28 +67,9 @@ def champion_once(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) 
 @pytest.fixture
 def reigned(champion_once: Path, tmp_path: Path) -> Iterator[Platform]:
     """A platform with a champion, version 1, and its rows."""
-    shutil.copytree(champion_once, tmp_path / "home")
-    opened = fakes.platform_in(tmp_path / "home")
-    move_artifacts(opened, champion_once)
+    opened = fakes.copied_platform(champion_once, tmp_path / "home")
     yield opened
     opened.database.close()
-
-
-def move_artifacts(platform: Platform, origin: Path) -> None:
-    """Let MLflow's database name the copied files, not those that they were copied from."""
-    engine = sa.create_engine(platform.settings.tracking_uri)
-    paths = (
-        ("experiments", "artifact_location"),
-        ("runs", "artifact_uri"),
-        ("model_versions", "source"),
-        ("model_versions", "storage_location"),
-    )
-    moved = {"origin": str(origin), "home": str(platform.settings.home)}
-    with engine.begin() as connection:
-        for table, column in paths:
-            statement = f"UPDATE {table} SET {column} = replace({column}, :origin, :home)"  # noqa: S608 - names from above
-            connection.execute(sa.text(statement), moved)
-    engine.dispose()
 
 
 def champion_of(platform: Platform) -> Candidate:

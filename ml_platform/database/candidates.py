@@ -130,13 +130,13 @@ class CandidateRecords(Storage):
         Raises
         ------
         EvidenceError
-            The stored document does not have the digest that it was stored under.
+            The stored document does not have the digest that it was stored under, or is no verdict.
         """
         query = sa.select(verdicts).where(verdicts.c.candidate == candidate).order_by(verdicts.c.judged_at.desc())
         row = self._row(query.limit(1))
         if row is None:
             return None
-        verdict = Verdict.from_document(row["document"])
+        verdict = _read(row["document"], candidate)
         if verdict.digest != row["digest"]:
             raise EvidenceError(
                 f"The verdict on candidate {candidate!r} has been changed since it was stored: digest "
@@ -180,6 +180,15 @@ class CandidateRecords(Storage):
         """Whether a version passed its integration tests."""
         row = self._row(sa.select(registrations).where(registrations.c.candidate == registration.candidate))
         return bool(row and row["staged_at"])
+
+
+def _read(document: str, candidate: str) -> Verdict:
+    try:
+        return Verdict.from_document(document)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise EvidenceError(
+            f"The verdict on candidate {candidate!r} cannot be read: {error}. Judge the candidate again."
+        ) from error
 
 
 def _candidate(row: dict[str, Any]) -> Candidate:

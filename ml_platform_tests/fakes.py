@@ -288,9 +288,14 @@ def candidate(identifier: str = "20240101-000000-00000001", **changes: Any) -> C
     return replace(made, **changes)
 
 
-def verdict(of: Candidate, **metrics: float | None) -> Verdict:
+def unrivalled_spec(**changes: Any) -> ModelSpec:
+    """Return the model ``visits`` without a comparison: what comes behind the gates asks for no rival then."""
+    return visits_spec(comparison=None, **changes)
+
+
+def verdict(of: Candidate, spec: ModelSpec | None = None, **metrics: float | None) -> Verdict:
     """Return the verdict on a candidate: passing, but for the metrics that are given."""
-    spec = visits_spec()
+    spec = spec or visits_spec()
     return gates.judge(of, findings(spec, **metrics), spec)
 
 
@@ -315,7 +320,8 @@ def behind_the_triggers(database: Database, *statements: str) -> None:
 def staged_version(platform: Platform, **changes: Any) -> Registration:
     """Return a version that waits for its promotion: bytes kept and in MLflow, a passing verdict, staged.
 
-    Its bytes are no model; nothing on the way to the champion reads more than their digest.
+    The verdict is one by the gates of `unrivalled_spec`. Its bytes are no model; nothing on the way to the champion
+    reads more than their digest.
     """
     from mlflow import MlflowClient
 
@@ -331,7 +337,7 @@ def staged_version(platform: Platform, **changes: Any) -> Registration:
     shown = shutil.copytree(folder, platform.settings.artifacts / identifier)
     version = int(client.create_model_version("visits", shown.as_uri()).version)
     platform.database.record_candidate(made)
-    platform.database.record_verdict(verdict(made))
+    platform.database.record_verdict(verdict(made, unrivalled_spec()))
     platform.database.record_registration(registration(made, version))
     platform.database.mark_staged(registration(made, version))
     return registration(made, version)

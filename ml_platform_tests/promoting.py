@@ -43,7 +43,7 @@ if __name__ == "__main__":
         stop_at(where[0])
     try:
         entry = workflows.promote_version(
-            platform, fakes.visits_spec(), candidate, reason="schedule", actor="another process"
+            platform, fakes.unrivalled_spec(), candidate, reason="schedule", actor="another process"
         )
         sys.stdout.write(f"version {entry.version}\n")
     except PlatformError as error:

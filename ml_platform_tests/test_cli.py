@@ -235,7 +235,7 @@ def promoted(platform: Platform, spec: ModelSpec | None = None, **changes: Any) 
     version = fakes.staged_version(platform, **changes)
     candidate = platform.database.candidate(version.candidate)
     return workflows.promote_version(
-        platform, spec or fakes.visits_spec(), candidate, reason="schedule", actor="a test"
+        platform, spec or fakes.unrivalled_spec(), candidate, reason="schedule", actor="a test"
     )
 
 
@@ -308,7 +308,7 @@ def test_a_champion_and_a_version_are_explained(platform: Platform) -> None:
 @pytest.fixture
 def manual(monkeypatch: pytest.MonkeyPatch) -> ModelSpec:
     """Declare the model visits, whose versions wait for an approval."""
-    spec = fakes.visits_spec(approval="manual")
+    spec = fakes.unrivalled_spec(approval="manual")
     monkeypatch.setattr("ml_platform.cli._spec", lambda _: spec)
     return spec
 

@@ -294,6 +294,28 @@ def test_a_candidate_that_is_worse_than_the_champion_is_refused(reigned: Platfor
     assert "over version 1" in compared(verdict)[1]
 
 
+@pytest.mark.parametrize("confidence", [0.95, 0.6])
+def test_the_authors_confidence_is_that_of_one_side(reigned: Platform, confidence: float) -> None:
+    spec = fakes.visits_spec(
+        pipeline=lambda: fakes.visits_pipeline().set_params(preprocess__numbers="drop"),
+        comparison=Comparison(confidence=confidence),
+    )
+    candidate = train(reigned, spec)
+
+    found = rival(judge(reigned, spec, candidate))
+
+    _, holdout = datasets.split(datasets.read_version(reigned.rows("visits"), spec, 1), spec)
+    ours, theirs = (
+        load(reigned.model_file(one), one.model_digest).scores(holdout[spec.features])
+        for one in (candidate, champion_of(reigned))
+    )
+    two_sided = intervals.auc_difference(
+        training.target(holdout, spec), ours, theirs, confidence=1 - 2 * (1 - confidence)
+    )
+    assert found.low == pytest.approx(two_sided.low)
+    assert found.difference == pytest.approx(two_sided.value)
+
+
 def test_an_equal_candidate_shows_no_gain(reigned: Platform) -> None:
     spec = fakes.visits_spec(comparison=Comparison(minimum_gain=0.001))
 

@@ -35,8 +35,8 @@ from ml_platform.workflows import Platform
 from ml_platform_tests import fakes
 
 ROOT = Path(__file__).resolve().parent.parent
-SPEC = fakes.visits_spec()
-MANUAL = fakes.visits_spec(approval=Approval(authenticated_by=("os_user", "token")))
+SPEC = fakes.unrivalled_spec()
+MANUAL = fakes.unrivalled_spec(approval=Approval(authenticated_by=("os_user", "token")))
 BOB = Person(name="bob@desk", authenticated_by="os_user", identity={"uid": "7"})
 
 

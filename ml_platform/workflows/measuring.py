@@ -1,7 +1,7 @@
 """Everything that is measured of one model, as figures: its answers in every place, its time, its size."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ml_platform")
 
+Measure = Callable[[Any, intervals.Answers], dict[str, intervals.Interval]]
+
 LATENCY = "inference_time_ms"
 NOISE = "range that the machine's noise leaves"
-WARM_SECONDS = 1.0
+WARM_SECONDS = 0.7
 IN_A_FRESH_PROCESS = {
     LATENCY,
     "inference_p50_ms",
@@ -54,7 +56,13 @@ def as_intervals(answered: Answered) -> intervals.Answers:
     return intervals.Answers(predictions=answered.predictions, probabilities=answered.probabilities)
 
 
-def figures_of(spec: ModelSpec, data: "Mapping[str, pd.DataFrame]", answers: Mapping[str, Answered]) -> list[Figure]:
+def figures_of(
+    spec: ModelSpec,
+    data: "Mapping[str, pd.DataFrame]",
+    answers: Mapping[str, Answered],
+    *,
+    resamples: int = intervals.RESAMPLES,
+) -> list[Figure]:
     """Return every metric of the task for every dataset, on all rows and on every slice, with its bounds.
 
     Parameters
@@ -63,15 +71,20 @@ def figures_of(spec: ModelSpec, data: "Mapping[str, pd.DataFrame]", answers: Map
     data : mapping of str to DataFrame of shape (n_samples, n_columns)
     answers : mapping of str to Answered
         What the model says of these rows.
+    resamples : int
+        How many a bootstrap takes for its bounds.
     """
-    return [figure for name, rows in data.items() for figure in _figures_on(name, rows, spec, answers[name])]
+    measure = partial(intervals.figures, spec.task, resamples=resamples)
+    return [f for name, rows in data.items() for f in _figures_on(name, rows, spec, answers[name], measure)]
 
 
-def _figures_on(dataset: str, rows: "pd.DataFrame", spec: ModelSpec, answered: Answered) -> Iterator[Figure]:
+def _figures_on(
+    dataset: str, rows: "pd.DataFrame", spec: ModelSpec, answered: Answered, measure: Measure
+) -> Iterator[Figure]:
     for name, inside in evaluation.slices(rows, spec).items():
         part = answered.at(inside)
         place = partial(Figure, rows=len(part.labels), dataset=dataset, slice=name)
-        for metric, found in intervals.figures(spec.task, part.labels, as_intervals(part)).items():
+        for metric, found in measure(part.labels, as_intervals(part)).items():
             yield place(metric=metric, **_numbers(found))
 
 

@@ -19,6 +19,8 @@ from ml_platform.workflows.platform import Platform
 if TYPE_CHECKING:
     import pandas as pd
 
+# A rival's figures are for people to look at beside the candidate's; no gate stands on their bounds.
+RESAMPLES = 200
 SAME_BYTES = "it has the very bytes of the candidate, so there is no gain"
 
 
@@ -123,7 +125,7 @@ def _compare(
     spec: ModelSpec, comparison: Comparison, trial: Trial, rival: Rival, answering: Answering, unseen: Any
 ) -> Rival:
     theirs = {name: answers_in(rows, spec, answering) for name, rows in trial.data.items()}
-    figures = figures_of(spec, trial.data, theirs)
+    figures = figures_of(spec, trial.data, theirs, resamples=RESAMPLES)
     found = _difference(spec, comparison, trial.answers[HOLDOUT].at(unseen), theirs[HOLDOUT].at(unseen))
     return replace(
         rival,

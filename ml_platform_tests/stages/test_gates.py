@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_platform.model_spec import DEFAULT_GATES, METRICS, Comparison, Gate
+from ml_platform.model_spec import DEFAULT_GATES, METRICS, Comparison, Gate, GoldenSet
 from ml_platform.records import Figure, Findings, GateOutcome, GateResult, Rival, Verdict, sha256_text
 from ml_platform.stages import gates
 from ml_platform_tests import fakes
@@ -382,6 +382,7 @@ def test_a_verdict_without_any_metric_does_not_pass() -> None:
         {"split": "time"},
         {"holdout_share": 0.3},
         {"positive": "no"},
+        {"golden": (GoldenSet(name="holiday", sha256="0" * 64),)},
     ],
     ids=str,
 )

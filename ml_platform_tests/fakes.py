@@ -293,9 +293,13 @@ def unrivalled_spec(**changes: Any) -> ModelSpec:
     return visits_spec(comparison=None, **changes)
 
 
-def verdict(of: Candidate, spec: ModelSpec | None = None, **metrics: float | None) -> Verdict:
+def verdict(of: Candidate, **metrics: float | None) -> Verdict:
     """Return the verdict on a candidate: passing, but for the metrics that are given."""
-    spec = spec or visits_spec()
+    return verdict_by(visits_spec(), of, **metrics)
+
+
+def verdict_by(spec: ModelSpec, of: Candidate, **metrics: float | None) -> Verdict:
+    """Return the verdict on a candidate by the gates of a model, as `verdict` does."""
     return gates.judge(of, findings(spec, **metrics), spec)
 
 
@@ -337,7 +341,7 @@ def staged_version(platform: Platform, **changes: Any) -> Registration:
     shown = shutil.copytree(folder, platform.settings.artifacts / identifier)
     version = int(client.create_model_version("visits", shown.as_uri()).version)
     platform.database.record_candidate(made)
-    platform.database.record_verdict(verdict(made, unrivalled_spec()))
+    platform.database.record_verdict(verdict_by(unrivalled_spec(), made))
     platform.database.record_registration(registration(made, version))
     platform.database.mark_staged(registration(made, version))
     return registration(made, version)

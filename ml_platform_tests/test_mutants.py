@@ -1,13 +1,17 @@
 """Known-bad candidates are stopped, each by name; and no guard can be switched off without one of them getting on."""
 
+import os
 import re
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ml_platform import predictor, views
+from ml_platform import predictor, views, workflows
 from ml_platform.database import Database
 from ml_platform.errors import PlatformError
 from ml_platform.records import Action
@@ -18,11 +22,17 @@ from ml_platform.workflows import promotion as promotion_workflow
 from ml_platform_tests import fakes, mutants
 from ml_platform_tests.guards import guards_in, guards_of, switched_off
 from ml_platform_tests.mutants import MUTANTS, Mutant
+from ml_platform_tests.test_pipeline import checks_of, materialised, run, why
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+ROOT = Path(__file__).resolve().parent.parent
 
 # `ml_platform.workflows.evidence` is a function, and the name of the module that it comes from.
 EVIDENCE = sys.modules[evidence.__module__]
 MODULES = (gates, EVIDENCE, promotion_workflow, promotion, approvals, staging)
-FUNCTIONS = (
+FUNCTIONS: tuple[Any, ...] = (
     ledger_workflow.require_sound_ledger,
     ledger.chain_problems,
     ledger.anchor_problems,
@@ -33,7 +43,8 @@ FUNCTIONS = (
     candidates.train_candidate,
     views.gate_checks,
 )
-GUARDS = {guard.name: guard for found in ([*map(guards_in, MODULES), *map(guards_of, FUNCTIONS)]) for guard in found}
+FOUND = [guards_in(module) for module in MODULES] + [guards_of(function) for function in FUNCTIONS]
+GUARDS = {guard.name: guard for found in FOUND for guard in found}
 # Conditions that look like guards, and why nothing gets on where they are switched off.
 NO_GUARDS = {
     "stages.gates._asked: low > -comparison.margin #2": "follows from the gain, which is never below 0",
@@ -268,3 +279,132 @@ def test_a_guard_that_is_switched_off_is_noticed(promising: Platform, name: str)
             noticed = f"it ended by {error!r}"
 
     assert noticed, f"{mutant.why!r} is said without this guard too"
+
+
+# The graph
+
+
+def half_inverted(platform: Platform) -> None:
+    """Publish visitors of whom every second one has the wrong label."""
+    rows = fakes.visits(1_200, first=10_000, day=3)
+    inverted = rows["bought"].map({"yes": "no", "no": "yes"})
+    fakes.drop(platform, "3.parquet", rows.assign(bought=rows["bought"].where(rows["visitor"] % 2 == 0, inverted)))
+    keys = [arrival.key for arrival in workflows.waiting_arrivals(platform, "visits")]
+    workflows.keep_raw_batches(platform, "visits", keys)
+    workflows.publish_batches(platform, mutants.SPEC, keys)
+
+
+def constant() -> Any:
+    """Return a pipeline that has learnt the share of those who buy and nothing else."""
+    from sklearn.dummy import DummyClassifier
+
+    return fakes.visits_pipeline().set_params(classify=DummyClassifier())
+
+
+WHOLE = {
+    "labels of which half are inverted": (half_inverted, mutants.SPEC),
+    "a model that learnt nothing": (mutants.nothing, fakes.visits_spec(pipeline=constant)),
+}
+BEHIND = ["registered_version", "staging_version", "champion_version"]
+# One of each class of mutants, in a run that starts behind the gates, or at its last step.
+LATE = {
+    "an AUC just below its gate": BEHIND,
+    "a gate that returned None": BEHIND,
+    "a gate dropped from the verdict": BEHIND,
+    "the champion's verdict": BEHIND,
+    "a gate dropped since": BEHIND,
+    "the kept file at registration": BEHIND,
+    "one byte of the registered file": BEHIND[2:],
+    "a version that was never staged": BEHIND[2:],
+    "an entry of the ledger edited": BEHIND[2:],
+    "what was rolled back": BEHIND[2:],
+    "a stale approval": BEHIND[2:],
+    "no approval": BEHIND[2:],
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_the_whole_graph_is_red_for_a_bad_candidate(
+    promising: Platform, instance: "dg.DagsterInstance", name: str
+) -> None:
+    change, spec = WHOLE[name]
+    change(promising)
+    champion = promising.database.champion("visits")
+
+    result = run("visits_retrain", instance, spec)
+
+    assert not result.success
+    assert not checks_of(result)["auc_roc"]
+    assert materialised(result) == {"training_dataset", "trained_model"}
+    assert promising.database.champion("visits") == champion
+    assert promising.registry.alias("visits", "champion") == 1
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_a_run_behind_the_gates_is_red_for_a_mutant(
+    promising: Platform, instance: "dg.DagsterInstance", name: str
+) -> None:
+    import dagster as dg
+
+    mutant = MUTANTS[name]
+    mutant.change(promising)
+    champion = promising.database.champion("visits")
+
+    selection = [dg.AssetKey(["visits", asset]) for asset in LATE[name]]
+    result = run("visits_retrain", instance, mutant.spec, asset_selection=selection)
+
+    assert not result.success
+    assert re.search(mutant.why, "".join(why(result)))
+    assert materialised(result) == set()
+    assert promising.database.champion("visits") == champion
+
+
+def materialise(selection: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command that CI runs, in a folder of its own, on the platform in its ``home``."""
+    shutil.copy(ROOT / "dagster.yaml", folder)
+    program = [str(Path(sys.executable).parent / "dagster"), "asset", "materialize", "--select", selection]
+    here = {"DAGSTER_HOME": str(folder), "ML_PLATFORM_CODE_REVISION": "0" * 40, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [*program, "-m", "ml_platform_tests.materialised"],
+        env={**os.environ, **here},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+
+@pytest.mark.e2e
+def test_the_command_of_ci_exits_with_1_for_a_bad_candidate(promising: Platform, tmp_path: Path) -> None:
+    half_inverted(promising)
+
+    done = materialise("group:visits", tmp_path)
+
+    assert done.returncode == 1, done.stderr
+    assert "auc_roc is 0." in done.stderr + done.stdout
+    assert promising.database.newest_candidate("visits") != promising.database.candidate(champion_of(promising))
+    assert promising.database.history("visits")[-1].version == promising.registry.alias("visits", "champion") == 1
+
+
+def champion_of(platform: Platform) -> str:
+    return mutants.champion(platform).candidate
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", [name for name in LATE if MUTANTS[name].spec == mutants.SPEC])
+def test_the_command_of_ci_exits_with_1_behind_the_gates(promising: Platform, tmp_path: Path, name: str) -> None:
+    MUTANTS[name].change(promising)
+    selection = " or ".join(f'key:"visits/{asset}"' for asset in LATE[name])
+
+    done = materialise(selection, tmp_path)
+
+    assert done.returncode == 1, done.stderr
+    assert re.search(MUTANTS[name].why, done.stderr + done.stdout)
+
+
+@pytest.mark.soak
+def test_the_command_of_ci_exits_with_0_for_an_honest_successor(promising: Platform, tmp_path: Path) -> None:
+    done = materialise('key:"visits/champion_version"', tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    assert promising.registry.alias("visits", "champion") == 2

@@ -5,6 +5,7 @@ import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,6 +14,9 @@ from ml_platform.stages.registry import Registry
 from ml_platform.workflows import Platform
 from ml_platform_tests import fakes, s3
 from ml_platform_tests.postgres import PGSERVER, Postgres
+
+if TYPE_CHECKING:
+    import dagster as dg
 
 # Two cores: one thread a process, whoever starts the tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -85,6 +89,19 @@ def platform(tmp_path: Path, empty_mlflow: Path) -> Iterator[Platform]:
     shutil.copy(empty_mlflow, opened.settings.home / "mlflow.db")
     yield opened
     opened.database.close()
+
+
+@pytest.fixture
+def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Iterator[dg.DagsterInstance]":
+    """A Dagster instance in a folder, which is the deployment's."""
+    import dagster as dg
+
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.setenv("ML_PLATFORM_CODE_REVISION", "0" * 40)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dagster").mkdir()
+    with dg.DagsterInstance.local_temp(str(tmp_path / "dagster")) as opened:
+        yield opened
 
 
 @pytest.fixture

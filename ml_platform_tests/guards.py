@@ -109,11 +109,16 @@ def _refuses(node: ast.If | ast.IfExp) -> bool | None:
     """Whether the condition leads to a refusal (True) or excuses from one (False); None if it is no guard."""
     if isinstance(node, ast.IfExp):
         branches = [ast.unparse(branch) in EXCUSES for branch in (node.body, node.orelse)]
-        return branches[1] if any(branches) else None
+        # Beside words, None means that all is well; beside anything else, that it is missing.
+        missing = ast.unparse(node.orelse) == "None" and not isinstance(node.body, ast.Constant | ast.JoinedStr)
+        return branches[1] and not missing if any(branches) else None
     last = node.body[-1]
+    if isinstance(last, ast.Continue) or ast.unparse(node.test) == "refusal is None":
+        return False
     if isinstance(last, ast.Return):
         return last.value is not None and ast.unparse(last.value) not in EXCUSES
-    said = isinstance(last, ast.Expr) and ".append(" in ast.unparse(last)
+    words = isinstance(last, ast.Assign) and isinstance(last.value, ast.JoinedStr)
+    said = words or (isinstance(last, ast.Expr) and ".append(" in ast.unparse(last))
     asked = any(_asks_for_something(inside) for statement in node.body for inside in ast.walk(statement))
     return True if isinstance(last, ast.Raise) or said or asked else None
 

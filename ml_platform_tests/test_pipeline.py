@@ -3,7 +3,6 @@
 import gzip
 import io
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,16 +39,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 GRAPH = Path(__file__).parent / "snapshots" / "graph.txt"
-
-
-@pytest.fixture
-def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
-    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
-    monkeypatch.setenv("ML_PLATFORM_CODE_REVISION", "0" * 40)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "dagster").mkdir()
-    with dg.DagsterInstance.local_temp(str(tmp_path / "dagster")) as opened:
-        yield opened
 
 
 def repository(spec: ModelSpec) -> dg.RepositoryDefinition:

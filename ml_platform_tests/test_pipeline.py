@@ -251,7 +251,7 @@ def test_a_metric_that_nobody_computes_blocks(platform: Platform, instance: dg.D
 
 def judgement_of(spec: ModelSpec, **metrics: float | None) -> Judgement:
     verdict = gates.judge(fakes.candidate(), fakes.findings(spec, **metrics), spec)
-    return Judgement(verdict=verdict, curves=None, mlflow_run_id="run")
+    return Judgement(verdict=verdict, curves=None, page=Path("verdict.html"), mlflow_run_id="run")
 
 
 def test_all_gates_are_blocking_checks_of_one_step_that_cannot_be_subset() -> None:

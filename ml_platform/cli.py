@@ -174,6 +174,7 @@ def _print_explanation(found: dict[str, Any], json: bool) -> None:
     _say("lock", candidate["lock_digest"][:12])
     _say("model file", f"sha256 {candidate['model_digest'][:12]}")
     _say("verdict", (found["verdict"] or "none")[:12])
+    _say("its page", found["verdict_page"] or "none is kept here")
     output.print(_gates_table(found["gates"]))
     _say("ledger", f"{proof['entries']} entries, {'verifies' if proof['verifies'] else 'was CHANGED'}")
     for line in (*proof["problems"], *proof["anchors"]):
@@ -375,7 +376,7 @@ def approve(
     spec, platform = _spec(model), Platform()
     person = workflows.authenticate(platform, by, name=name, token=_token(platform) if by == "token" else "")
     approval, entry = workflows.approve_version(platform, spec, version, person, reason=reason)
-    _show_in_dagster(entry)
+    _show_in_dagster(platform, entry)
     if json:
         output.print_json(data={"approval": vars(approval), "entry": vars(entry)}, default=str)
     else:
@@ -383,11 +384,11 @@ def approve(
         output.print(f"{model} version {entry.version}: approved by {person.name} {until}, champion", markup=False)
 
 
-def _show_in_dagster(entry: LedgerEntry) -> None:
+def _show_in_dagster(platform: Platform, entry: LedgerEntry) -> None:
     from ml_platform import runs
 
     try:
-        runs.report_champion(entry)
+        runs.report_champion(platform, entry)
     except ConfigurationError as error:
         progress.print(f"version {entry.version} is champion; Dagster is not told: {error}", markup=False)
 

@@ -272,7 +272,7 @@ def _champion_version(spec: ModelSpec) -> dg.AssetsDefinition:
         candidate = workflows.current_candidate(opened, spec.name, _root_run(context))
         promote = partial(workflows.promote_version, opened, spec, candidate)
         entry = promote(reason=candidate.lineage.reason, actor=f"dagster run {context.run.run_id}")
-        return Result(metadata=views.entry_metadata(entry))
+        return Result(metadata=views.entry_metadata(opened, entry))
 
     return champion_version
 

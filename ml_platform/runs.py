@@ -87,7 +87,7 @@ def retrain(model: str, reason: str, actor: str) -> list[str]:
         return _execute(job, instance, {REASON_TAG: reason, ACTOR_TAG: actor, MODEL_TAG: model})
 
 
-def report_champion(entry: LedgerEntry) -> None:
+def report_champion(platform: Platform, entry: LedgerEntry) -> None:
     """Let Dagster show a promotion that no run of its own made, so that champion_version is not red for ever.
 
     Raises
@@ -95,7 +95,8 @@ def report_champion(entry: LedgerEntry) -> None:
     ConfigurationError
         ``DAGSTER_HOME`` cannot be used.
     """
-    shown = dg.AssetMaterialization([entry.model, "champion_version"], metadata=views.entry_metadata(entry))
+    metadata = views.entry_metadata(platform, entry)
+    shown = dg.AssetMaterialization([entry.model, "champion_version"], metadata=metadata)
     with opened_instance() as instance:
         instance.report_runless_asset_event(shown)
 

@@ -177,7 +177,8 @@ def gate_checks(platform: Platform, spec: ModelSpec, judgement: Judgement) -> It
         raise EvidenceError(f"The verdict on {verdict.candidate} must answer {asked}. Judge the candidate again.")
     evidence: dict[str, Any] = {
         "verdict": verdict.digest,
-        "mlflow_run": dg.MetadataValue.url(_mlflow_run(platform, judgement)),
+        "mlflow_run": dg.MetadataValue.url(_mlflow_run(platform, judgement.mlflow_run_id)),
+        "verdict_page": dg.MetadataValue.path(judgement.page),
     }
     for position, result in enumerate(verdict.results):
         # One picture and one table are enough: each copy would stand in the event log.
@@ -244,18 +245,28 @@ def version_metadata(platform: Platform, registration: Registration) -> dict[str
 
 
 def evidence_metadata(platform: Platform, candidate: Candidate) -> dict[str, Any]:
-    """Return the metrics and the picture that a candidate's verdict rests on."""
+    """Return the metrics and the picture that a candidate's verdict rests on, and where its page stands."""
     verdict = platform.database.verdict_on(candidate.id)
     curves = workflows.curves_of(platform, candidate)
     metrics = verdict.metrics if verdict else {}
     # On all rows of the holdout: bounds, slices and golden datasets stand in the gates' table.
     plain: dict[str, Any] = {name: value for name, value in metrics.items() if "/" not in name and "." not in name}
-    return {**plain, **({"curves": _picture(curves)} if curves else {})}
+    return {**plain, **({"curves": _picture(curves)} if curves else {}), **verdict_links(platform, candidate)}
 
 
-def entry_metadata(entry: LedgerEntry) -> dict[str, Any]:
-    """Return a promotion as the ledger has it."""
+def verdict_links(platform: Platform, candidate: Candidate) -> dict[str, Any]:
+    """Return where the page of a candidate's verdict stands: a file, and the MLflow run that holds it too."""
+    page, run_id = platform.verdict_page(candidate), candidate.mlflow_run_id
     return {
+        **({"verdict_page": dg.MetadataValue.path(page)} if page.is_file() else {}),
+        **({"mlflow_run": dg.MetadataValue.url(_mlflow_run(platform, run_id))} if run_id else {}),
+    }
+
+
+def entry_metadata(platform: Platform, entry: LedgerEntry) -> dict[str, Any]:
+    """Return a promotion as the ledger has it, with the page of the verdict that it rests on."""
+    return {
+        **verdict_links(platform, platform.database.candidate(entry.candidate)),
         "version": entry.version,
         "instead_of": entry.previous_version or "none: it is the first",
         "ledger_entry": entry.sequence,
@@ -264,8 +275,8 @@ def entry_metadata(entry: LedgerEntry) -> dict[str, Any]:
     }
 
 
-def _mlflow_run(platform: Platform, judgement: Judgement) -> str:
-    return f"{platform.settings.mlflow_ui}/#/runs/{judgement.mlflow_run_id}"
+def _mlflow_run(platform: Platform, run_id: str) -> str:
+    return f"{platform.settings.mlflow_ui}/#/runs/{run_id}"
 
 
 def _picture(png: bytes) -> dg.MarkdownMetadataValue:

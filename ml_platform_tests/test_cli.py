@@ -299,6 +299,7 @@ def test_a_champion_and_a_version_are_explained(platform: Platform) -> None:
         "dataset      version 3",
         "auc_roc >= 0.8",
         "2 entries, verifies",
+        "its page     none is kept here",
     ):
         assert words in said
     assert as_json["version"] == 1

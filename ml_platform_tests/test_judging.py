@@ -24,6 +24,8 @@ from ml_platform.stages import datasets, intervals, training
 from ml_platform.workflows import Platform
 from ml_platform.workflows.measuring import IN_A_FRESH_PROCESS
 from ml_platform_tests import fakes
+from ml_platform_tests.html_pages import read, sections, text
+from ml_platform_tests.html_pages import rows as rows_of
 
 SPEC = fakes.visits_spec()
 
@@ -138,6 +140,37 @@ def test_mlflow_shows_points_bounds_and_slices(reigned: Platform) -> None:
     assert Verdict.from_document(path.read_text()) == judgement.verdict
 
 
+def test_the_page_of_a_verdict_stands_beside_the_candidate_and_in_mlflow(reigned: Platform) -> None:
+    spec = fakes.visits_spec(slices=("plan",))
+    champion = champion_of(reigned)
+    publish(reigned, spec, fakes.visits(50, first=10_000), "tuesday.parquet")
+    candidate = train(reigned, spec)
+
+    judgement = workflows.judge_candidate(reigned, spec, candidate)
+
+    assert judgement.page == reigned.verdict_page(candidate)
+    page = sections(read(judgement.page.read_text()))
+    assert judgement.verdict.digest in text(page["What it rests on"])
+    assert {candidate.model_digest, champion.model_digest} <= {text(c) for c in page["Beside whom"].iter("code")}
+    assert [len(line.get("points", "").split()) for line in page["Curves"].iter("polyline")][:2] == [102, 102]
+    client = MlflowClient(reigned.settings.tracking_uri)
+    for name in ("verdict.html", "curves.json"):
+        shown = Path(client.download_artifacts(judgement.mlflow_run_id, name)).read_bytes()
+        assert shown == (reigned.candidate_folder(candidate) / name).read_bytes()
+    stored = Path(client.download_artifacts(judgement.mlflow_run_id, "verdict.json")).read_bytes()
+    assert hashlib.sha256(stored).hexdigest() == judgement.verdict.digest
+
+
+def test_a_candidate_that_is_judged_again_has_the_page_of_its_last_verdict(reigned: Platform) -> None:
+    champion = champion_of(reigned)
+    harder = fakes.visits_spec(gates=(Gate(metric="auc_roc", at_least=0.999),))
+
+    judge(reigned, harder, champion)
+
+    said = text(read(reigned.verdict_page(champion).read_text()))
+    assert "REFUSED. 1 of 2 gates does not hold" in said
+
+
 def test_time_and_memory_come_from_a_fresh_process_where_a_gate_asks(reigned: Platform) -> None:
     spec = fakes.visits_spec(gates=(*SPEC.gates, Gate(metric="inference_time_ms", at_most=60_000)))
     candidate = train(reigned, spec)
@@ -231,6 +264,9 @@ def test_models_of_classes_and_of_numbers_live_as_binary_ones_do(
     assert rival(verdict).kind == "baseline"
     measured = {f.metric for f in verdict.findings.figures if f.slice == "plan = paid" and f.value is not None}
     assert measured == set(METRICS[spec.task])
+    page = sections(read(platform.verdict_page(first).read_text()))
+    assert set(METRICS[spec.task]) == {cell.split()[0] for cell, *_ in list(rows_of(page["Figures"]))[1:]}
+    assert list(page["Curves"].iter("polyline"))
     assert promote(platform, spec, first).version == 1
     second = judge(platform, spec, train(platform, spec))
     assert (rival(second).name, rival(second).difference) == ("version 1", 0)

@@ -610,6 +610,10 @@ def test_a_champion_is_explained_with_everything_it_stands_on(deployment: Platfo
     assert said["candidate"]["lock_digest"] == candidate.lineage.lock_digest
     assert (said["dataset"]["version"], said["dataset"]["digest"]) == (3, sha256_text("more"))
     assert [gate["result"] for gate in said["gates"]] == ["PASS"] * len(SPEC.gates)
+    assert said["verdict_page"] is None
+    page = deployment.verdict_page(candidate)
+    page.write_text("a page")
+    assert workflows.explain(deployment, "visits")["verdict_page"] == str(page)
     assert [given["digest"] for given in said["approvals"]] == [approval.digest]
     json.dumps(said)
 

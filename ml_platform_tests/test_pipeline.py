@@ -107,6 +107,13 @@ def test_a_run_takes_published_rows_to_the_champion(platform: Platform, instance
     assert platform.registry.alias("visits", "champion") == champion.version == 1
     assert {"auc_roc", "f1_score", "model_size_mb", "auc_roc_compared", "integration_test"} < set(checks_of(result))
     assert all(checks_of(result).values())
+    page = str(platform.verdict_page(platform.database.candidate(champion.candidate)))
+    assert Path(page).is_file()
+    shown = {event.asset_key.path[-1]: event.materialization for event in result.get_asset_materialization_events()}
+    gates_shown = [c for c in result.get_asset_check_evaluations() if c.check_name in fakes.visits_spec().conditions]
+    for shows in (shown["registered_version"], shown["champion_version"], *gates_shown):
+        assert shows.metadata["verdict_page"] == dg.MetadataValue.path(page)
+        assert "/#/runs/" in shows.metadata["mlflow_run"].value
 
 
 def test_a_version_waits_for_an_approval_in_a_red_run_and_is_not_trained_again(
@@ -240,7 +247,7 @@ def test_a_metric_that_nobody_computes_blocks(platform: Platform, instance: dg.D
 
 def judgement_of(spec: ModelSpec, **metrics: float | None) -> Judgement:
     verdict = gates.judge(fakes.candidate(), fakes.findings(spec, **metrics), spec)
-    return Judgement(verdict=verdict, curves=None, mlflow_run_id="run")
+    return Judgement(verdict=verdict, curves=None, page=Path("verdict.html"), mlflow_run_id="run")
 
 
 def test_all_gates_are_blocking_checks_of_one_step_that_cannot_be_subset() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml_platform.model_spec import ModelSpec
 from ml_platform.records import DatasetVersion
+from ml_platform.stages._page import Html, document
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,14 +19,8 @@ CATEGORIES = 60
 MOVED = 0.25
 WIDTH, HEIGHT = 240, 72
 STYLE = """
-:root{color-scheme:light dark;--now:#3b6fb5;--then:#c77d2b;--line:#8886}
-body{font:14px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem}
-h1{font-size:1.4rem}main{display:grid;grid-template-columns:repeat(auto-fill,minmax(16.5rem,1fr));gap:1rem}
-section{border:1px solid var(--line);border-radius:6px;padding:.6rem .8rem}
-h2{font-size:1rem;margin:0;word-break:break-all}
-p{margin:.2rem 0}.far{color:#c0392b;font-weight:600}svg{width:100%;height:auto;display:block;margin:.4rem 0}
-.now{fill:var(--now)}.then{fill:none;stroke:var(--then);stroke-width:1.5}
-small{opacity:.8}code{font-size:.85em;word-break:break-all}
+main{display:grid;grid-template-columns:repeat(auto-fill,minmax(16.5rem,1fr));gap:1rem}
+.far{color:#c0392b;font-weight:600}.now{fill:var(--now)}.then{fill:none;stroke:var(--then);stroke-width:1.5}
 """
 
 
@@ -157,15 +152,14 @@ def _change(rows: "pd.DataFrame", before: "pd.DataFrame", spec: ModelSpec) -> Ch
 
 def draw(profile: Profile, dataset: DatasetVersion, before: DatasetVersion | None) -> str:
     """Write a profile as one page of HTML that loads nothing from elsewhere."""
-    title = html.escape(f"{dataset.model}, dataset version {dataset.version}")
+    title = f"{dataset.model}, dataset version {dataset.version}"
     columns = "\n".join(_section(column) for column in profile.columns)
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f"<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<style>{STYLE}</style></head><body><h1>{title}</h1>"
+    body = (
+        f"<h1>{html.escape(title)}</h1>"
         f"<p>{dataset.rows:,} rows, each entity's newest · digest <code>{dataset.digest}</code></p>"
-        f"<p>{_said_of(profile, before)}</p><main>\n{columns}\n</main></body></html>\n"
+        f"<p>{_said_of(profile, before)}</p><main>\n{columns}\n</main>"
     )
+    return document(title, STYLE, Html(body))
 
 
 def _said_of(profile: Profile, before: DatasetVersion | None) -> str:

@@ -119,12 +119,13 @@ def _dataset(platform: Platform, candidate: Candidate) -> dict[str, Any]:
 def _evidence(platform: Platform, candidate: Candidate) -> dict[str, Any]:
     verdict = platform.database.verdict_on(candidate.id)
     if verdict is None:
-        return {"verdict": None, "gates": []}
+        return {"verdict": None, "verdict_page": None, "gates": []}
     gates = [
         {"gate": result.condition, "value": result.value, "result": result.outcome.value, "why": result.why}
         for result in verdict.results
     ]
-    return {"verdict": verdict.digest, "gates": gates}
+    page = platform.verdict_page(candidate)
+    return {"verdict": verdict.digest, "verdict_page": str(page) if page.is_file() else None, "gates": gates}
 
 
 def _approval(entry: LedgerEntry) -> dict[str, Any]:

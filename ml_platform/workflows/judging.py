@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ml_platform import durable
@@ -10,14 +11,15 @@ from ml_platform.errors import ForgottenError
 from ml_platform.model_spec import HOLDOUT, ModelSpec
 from ml_platform.predictor import load
 from ml_platform.records import Candidate, DatasetVersion, Findings, Verdict
-from ml_platform.stages import datasets, evaluation, gates, staging
+from ml_platform.stages import datasets, evaluation, gates, staging, verdict_pages
+from ml_platform.stages._curves import Curves, curve
 from ml_platform.stages.evaluation import Answered
 from ml_platform.stages.registry import run_files
 from ml_platform.workflows.candidates import pinned_rows
 from ml_platform.workflows.measuring import answers_in, costs_of, datasets_to_judge, figures_of
 from ml_platform.workflows.platform import Platform
 from ml_platform.workflows.promotion import show_champion
-from ml_platform.workflows.rivals import Trial, rival_of
+from ml_platform.workflows.rivals import Contest, Trial, contest_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,15 +27,16 @@ if TYPE_CHECKING:
 log = logging.getLogger("ml_platform")
 
 
-CURVES = "curves.png"
+CURVES, POINTS = "curves.png", "curves.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """A verdict with the picture and the MLflow run that show it. ``curves`` is None where there is none."""
+    """A verdict with what shows it: a picture, a page, an MLflow run. ``curves`` is None where there is none."""
 
     verdict: Verdict
     curves: bytes | None
+    page: Path
     mlflow_run_id: str
 
 
@@ -57,19 +60,22 @@ def judge_candidate(platform: Platform, spec: ModelSpec, candidate: Candidate) -
         raise
     champion = platform.database.champion(spec.name)
     trial = Trial(training=trained, data=data, answers=answers)
+    contest = contest_of(platform, spec, candidate, trial, champion)
     findings = Findings(
         figures=[*figures_of(spec, data, answers), *costs_of(platform, spec, candidate)],
-        rival=rival_of(platform, spec, candidate, trial, champion),
+        rival=contest.rival if contest else None,
         champion=champion.version if champion else None,
     )
     verdict = gates.judge(candidate, findings, spec)
     platform.database.record_verdict(verdict)
     curves = _keep_curves(platform, candidate, answers[HOLDOUT], verdict)
-    run_id = _show_in_mlflow(platform, candidate, verdict, features, curves)
+    _keep_page(platform, spec, candidate, verdict, _points(spec, answers[HOLDOUT], contest))
+    run_id = _show_in_mlflow(platform, candidate, verdict, features)
     show_champion(platform, spec.name)
     for result in verdict.results:
         log.info("gate %s: %s", result.outcome.value, result.why)
-    return Judgement(verdict=verdict, curves=curves, mlflow_run_id=run_id)
+    page = platform.verdict_page(candidate)
+    return Judgement(verdict=verdict, curves=curves, page=page, mlflow_run_id=run_id)
 
 
 def _pinned(candidate: Candidate) -> DatasetVersion:
@@ -78,18 +84,36 @@ def _pinned(candidate: Candidate) -> DatasetVersion:
 
 
 def _keep_curves(platform: Platform, candidate: Candidate, answered: Answered, verdict: Verdict) -> bytes | None:
-    curves = evaluation.draw_curves(answered, verdict.metrics)
-    if curves is not None:
-        durable.write(platform.candidate_folder(candidate) / CURVES, curves)
+    curves, path = evaluation.draw_curves(answered, verdict.metrics), platform.candidate_folder(candidate) / CURVES
+    if curves is None:
+        path.unlink(missing_ok=True)  # of an earlier judgement
+    else:
+        durable.write(path, curves)
     return curves
 
 
-def _show_in_mlflow(
-    platform: Platform, candidate: Candidate, verdict: Verdict, features: "pd.DataFrame", curves: bytes | None
-) -> str:
-    extra = {"verdict.json": verdict.document.encode()}
-    if curves is not None:
-        extra[CURVES] = curves
+def _points(spec: ModelSpec, answered: Answered, contest: Contest | None) -> Curves:
+    """Return the candidate's curves beside its rival's on the same rows, or alone where nobody was compared."""
+    ours, theirs = (contest.ours or answered, contest.theirs) if contest else (answered, None)
+    beside = [] if theirs is None or contest is None else [(f"{contest.rival.kind}, {contest.rival.name}", theirs)]
+    of = [
+        curve(name, spec.task, each.labels, each.predictions, each.probabilities)
+        for name, each in [("candidate", ours), *beside]
+    ]
+    return Curves(rows=len(ours.labels), of=of)
+
+
+def _keep_page(platform: Platform, spec: ModelSpec, candidate: Candidate, verdict: Verdict, points: Curves) -> None:
+    durable.write(platform.candidate_folder(candidate) / POINTS, points.document.encode())
+    page = verdict_pages.draw(verdict, candidate, spec, points)
+    durable.write(platform.verdict_page(candidate), page.encode())
+
+
+def _show_in_mlflow(platform: Platform, candidate: Candidate, verdict: Verdict, features: "pd.DataFrame") -> str:
+    folder = platform.candidate_folder(candidate)
+    kept = [folder / name for name in (CURVES, POINTS)] + [platform.verdict_page(candidate)]
+    extra = {path.name: path.read_bytes() for path in kept if path.is_file()}
+    extra["verdict.json"] = verdict.document.encode()
     with run_files(platform.model_file(candidate), features.head(staging.GOLDEN_ROWS), extra) as files:
         run_id = platform.registry.record_run(candidate, verdict, files)
     platform.database.link_mlflow_run(candidate.id, run_id)

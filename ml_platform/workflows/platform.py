@@ -82,6 +82,10 @@ class Platform:
         """Return the path of the page that describes a dataset version."""
         return self.settings.model_home(dataset.model) / "profiles" / f"{dataset.version}.html"
 
+    def verdict_page(self, candidate: Candidate) -> Path:
+        """Return the path of the page that shows a candidate's verdict; it is there once that was judged."""
+        return self.candidate_folder(candidate) / "verdict.html"
+
     def model_file(self, candidate: Candidate) -> Path:
         """Return the path of a candidate's stored bytes."""
         return self.candidate_folder(candidate) / MODEL_FILE

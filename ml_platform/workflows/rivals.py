@@ -33,9 +33,18 @@ class Trial:
     answers: Mapping[str, Answered]
 
 
-def rival_of(
+@dataclass(frozen=True, kw_only=True)
+class Contest:
+    """What came of a comparison, and the answers on the holdout's rows that count; None where there was none."""
+
+    rival: Rival
+    ours: Answered | None = None
+    theirs: Answered | None = None
+
+
+def contest_of(
     platform: Platform, spec: ModelSpec, candidate: Candidate, trial: Trial, champion: LedgerEntry | None
-) -> Rival | None:
+) -> Contest | None:
     """Compare a candidate with the champion, or with the baseline where there is none; None if nobody asks for it.
 
     A champion that has the candidate's very bytes is no rival: the baseline takes its place, unless a gain over the
@@ -51,8 +60,8 @@ def rival_of(
     if theirs.model_digest != candidate.model_digest:
         return _against_champion(platform, spec, comparison, trial, _champion(comparison, **seen_as), theirs)
     if comparison.minimum_gain is not None:
-        return replace(_champion(comparison, **seen_as), reason=SAME_BYTES)
-    return replace(_against_baseline(spec, comparison, trial), **seen_as)
+        return Contest(rival=replace(_champion(comparison, **seen_as), reason=SAME_BYTES))
+    return _against_baseline(spec, comparison, trial, **seen_as)
 
 
 def _champion(comparison: Comparison, version: int, model_digest: str) -> Rival:
@@ -60,25 +69,25 @@ def _champion(comparison: Comparison, version: int, model_digest: str) -> Rival:
     return Rival(kind="champion", name=name, metric=comparison.metric, version=version, model_digest=model_digest)
 
 
-def _against_baseline(spec: ModelSpec, comparison: Comparison, trial: Trial) -> Rival:
+def _against_baseline(spec: ModelSpec, comparison: Comparison, trial: Trial, **seen_as: Any) -> Contest:
     import numpy as np
 
     rows = trial.training
     answering = evaluation.baseline(rows[spec.features], training.target(rows, spec), spec)
-    rival = Rival(kind="baseline", name=spec.stated_baseline, metric=comparison.metric)
+    rival = Rival(kind="baseline", name=spec.stated_baseline, metric=comparison.metric, **seen_as)
     return _compare(spec, comparison, trial, rival, answering, np.ones(len(trial.data[HOLDOUT]), bool))
 
 
 def _against_champion(
     platform: Platform, spec: ModelSpec, comparison: Comparison, trial: Trial, rival: Rival, theirs: Candidate
-) -> Rival:
+) -> Contest:
     """Compare with the champion's stored bytes; whatever keeps it from answering is the reason why there is none."""
     try:
         predictor = _load_champion(platform, theirs, rival.version or 0)
         unseen = _unseen(platform, spec, theirs, trial.data[HOLDOUT])
         return _compare(spec, comparison, trial, rival, partial(_ask_champion, predictor, spec), unseen)
     except (ModelError, RegistryError, DatasetError, EvidenceError) as error:
-        return replace(rival, reason=str(error))
+        return Contest(rival=replace(rival, reason=str(error)))
 
 
 def _load_champion(platform: Platform, theirs: Candidate, version: int) -> Predictor:
@@ -123,11 +132,12 @@ def _unseen(platform: Platform, spec: ModelSpec, theirs: Candidate, holdout: "pd
 
 def _compare(
     spec: ModelSpec, comparison: Comparison, trial: Trial, rival: Rival, answering: Answering, unseen: Any
-) -> Rival:
+) -> Contest:
     theirs = {name: answers_in(rows, spec, answering) for name, rows in trial.data.items()}
     figures = figures_of(spec, trial.data, theirs, resamples=RESAMPLES)
-    found = _difference(spec, comparison, trial.answers[HOLDOUT].at(unseen), theirs[HOLDOUT].at(unseen))
-    return replace(
+    mine, its = trial.answers[HOLDOUT].at(unseen), theirs[HOLDOUT].at(unseen)
+    found = _difference(spec, comparison, mine, its)
+    compared = replace(
         rival,
         rows=found.rows,
         difference=found.value,
@@ -138,6 +148,7 @@ def _compare(
         reason=found.reason,
         figures=figures,
     )
+    return Contest(rival=compared, ours=mine, theirs=its)
 
 
 def _difference(spec: ModelSpec, comparison: Comparison, ours: Answered, theirs: Answered) -> intervals.Difference:

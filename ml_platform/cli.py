@@ -24,6 +24,7 @@ from ml_platform import workflows
 from ml_platform.errors import ConfigurationError, LandingZoneError, PlatformError
 from ml_platform.model_spec import ModelSpec
 from ml_platform.records import Action, LedgerEntry, LedgerReport
+from ml_platform.settings import require_dagster_home
 from ml_platform.workflows import Platform, ignored_files, land_files, show_champion, waiting_arrivals
 from ml_platform.workflows import status as model_status
 
@@ -334,10 +335,12 @@ def forget(
     json: AsJson = False,
 ) -> None:
     """Delete one entity's data everywhere, in every version; it outranks every retention and cannot be undone."""
-    from ml_platform import corrections
+    from ml_platform import corrections, history
 
-    platform = Platform()
-    done = corrections.forget(platform, _spec(model), entity, reason=reason, actor=workflows.who(platform))
+    platform, spec = Platform(), _spec(model)
+    require_dagster_home()
+    done = corrections.forget(platform, spec, entity, reason=reason, actor=workflows.who(platform))
+    done["figures"]["runs_of_dagster"] = history.forget_runs(platform, spec)
     if json:
         output.print_json(data=done)
     else:

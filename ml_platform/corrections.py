@@ -169,7 +169,7 @@ def _release_batch(
     if twin not in {None, key}:
         reason = f"its bytes are those of {twin}, which is published"
         duplicate = replace(
-            before, outcome=Outcome.DUPLICATE, rows=0, quarantined_rows=0, reason=reason, rules={}, examples=[]
+            before, outcome=Outcome.DUPLICATE, rows=0, quarantined_rows=0, reason=reason, rules={}, examples={}
         )
         return _record(platform, again, duplicate, rows=0), 0
     for attempt in range(datasets.ATTEMPTS):

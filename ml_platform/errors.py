@@ -20,6 +20,7 @@
     ├── ConflictError             somebody else changed the same thing first
     ├── LedgerError               the ledger is not what was written into it
     ├── DatabaseUnavailableError  the platform's database could not be reached
+    ├── AlertError                an alert that could not be sent
     └── RegistryError             MLflow refused
         └── RegistryUnavailableError   MLflow could not be reached
 
@@ -98,6 +99,10 @@ class LedgerError(PlatformError):
 
 class DatabaseUnavailableError(PlatformError):
     """The platform's database could not be reached."""
+
+
+class AlertError(PlatformError):
+    """An alert that could not be sent."""
 
 
 class RegistryError(PlatformError):

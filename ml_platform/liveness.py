@@ -1,12 +1,31 @@
-"""Which process executes a run, and whether it has died: Dagster notices only when a run's longest time is over."""
+"""Dagster's instance, which process executes a run there, and whether it has died."""
 
+import contextlib
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
 
+from ml_platform.settings import require_dagster_home
+
 PROCESS_TAG = "ml_platform/process"
+
+
+@contextlib.contextmanager
+def opened_instance() -> Iterator[dg.DagsterInstance]:
+    """Open the deployment's instance; runs whose process has died are marked first.
+
+    Raises
+    ------
+    ConfigurationError
+        ``DAGSTER_HOME`` cannot be used.
+    """
+    # dagster.yaml names var/ relative to the folder that it stands in.
+    with contextlib.chdir(require_dagster_home()), dg.DagsterInstance.get() as instance:
+        report_dead_runs(instance)
+        yield instance
 
 
 def report_dead_runs(instance: dg.DagsterInstance) -> list[str]:

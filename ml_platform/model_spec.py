@@ -119,8 +119,11 @@ class ModelSpec(_Declared):
         Cron in UTC; Monday 02:00 by default.
     min_new_rows : int
         Retraining on arrivals waits for at least so many rows that no candidate was trained on.
+    split : str
+        ``entity`` holds out by a hash of the entity, which is then on the same side in every dataset version; ``time``
+        holds out the newest rows, for models that must do well on what comes next.
     holdout_share : float
-        Share of the entities that are held out; an entity is always on the same side.
+        Share of the entities, or of the rows, that is held out.
     least_rows : int
         A dataset version with fewer rows is not trained on.
     least_share_of_a_class : float
@@ -146,6 +149,7 @@ class ModelSpec(_Declared):
     gates: tuple[Gate, ...] = DEFAULT_GATES
     schedule: str = "0 2 * * 1"
     min_new_rows: int = Field(default=1, ge=1)
+    split: Literal["entity", "time"] = "entity"
     holdout_share: float = Field(default=0.2, gt=0, lt=1)
     least_rows: int = Field(default=500, ge=2)
     least_share_of_a_class: float = Field(default=0.01, ge=0, lt=0.5)

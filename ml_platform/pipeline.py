@@ -99,10 +99,8 @@ def _raw_batches(spec: ModelSpec) -> dg.AssetsDefinition:
         opened = platform.open()
         batches, gone = workflows.keep_raw_batches(opened, spec.name, context.partition_keys)
         for batch in batches:
-            context.add_asset_metadata(
-                {"source": batch.arrival.name, "bytes": batch.arrival.size, "sha256": batch.sha256},
-                partition_key=batch.arrival.key,
-            )
+            preview = workflows.preview_batch(opened, spec, batch)
+            context.add_asset_metadata(views.batch_metadata(batch, preview), partition_key=batch.arrival.key)
         return Result(metadata={"files": len(batches), "gone": dg.MetadataValue.json(gone)})
 
     return raw_batches
@@ -158,7 +156,7 @@ def _training_dataset(spec: ModelSpec) -> dg.AssetsDefinition:
         kinds={"deltalake"},
         deps=[[spec.name, "validated_batches"]],
         check_specs=_dataset_check_specs(spec),
-        description="A version of the model's Delta table, pinned by number and digest, and split by entity.",
+        description="A version of the model's Delta table, pinned by number and digest, and split by entity or time.",
     )
     def training_dataset(context: dg.AssetExecutionContext, platform: PlatformResource) -> Result:
         _refuse_ephemeral(context)

@@ -69,7 +69,7 @@ class RawBatch:
 class BatchResult:
     """What became of one arrival, and why.
 
-    `rules` counts the findings of every rule, by data check; `examples` are up to five of them as sentences;
+    `rules` counts the findings of every rule, by data check; `examples` are up to five of them a check, as sentences;
     `dataset_version` is None where nothing was published.
     """
 
@@ -81,7 +81,7 @@ class BatchResult:
     dataset_version: int | None
     reason: str
     rules: dict[str, dict[str, int]] = field(default_factory=dict)
-    examples: list[str] = field(default_factory=list)
+    examples: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,9 @@
 """Launch Dagster runs in this process: what `ml-platform ingest`, `retrain` and `demo` need Dagster for."""
 
-import contextlib
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import dagster as dg
@@ -12,10 +11,9 @@ import sqlalchemy as sa
 
 from ml_platform import views, workflows
 from ml_platform.errors import ConfigurationError, PlatformError
-from ml_platform.liveness import PROCESS_TAG, process_tag, report_dead_runs
+from ml_platform.liveness import PROCESS_TAG, opened_instance, process_tag
 from ml_platform.pipeline import ACTOR_TAG, MODEL_TAG, REASON_TAG, arrival_requests, arrivals_partition, range_tags
 from ml_platform.records import LedgerEntry
-from ml_platform.settings import require_dagster_home
 from ml_platform.stages.arrivals import ARRIVALS_A_RUN, Look
 from ml_platform.workflows import Platform
 
@@ -23,7 +21,6 @@ log = logging.getLogger("ml_platform")
 
 # Dagster's own log would bury what a person at a terminal wants to read; it stands in the UI.
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-INTERRUPTED = "dagster._core.errors.DagsterExecutionInterruptedError"
 
 
 class RunFailedError(PlatformError):
@@ -48,7 +45,7 @@ def ingest(platform: Platform, model: str) -> list[str]:
     keys = [arrival.key for arrival in _look_twice(platform, model).complete]
     if not keys:
         return []
-    with _instance() as instance:
+    with opened_instance() as instance:
         for start in range(0, len(keys), ARRIVALS_A_RUN):
             some = keys[start : start + ARRIVALS_A_RUN]
             ranges = arrival_requests(instance, model, some)
@@ -85,7 +82,7 @@ def retrain(model: str, reason: str, actor: str) -> list[str]:
         The run failed for another reason than a failed check.
     """
     job = _job(f"{model}_retrain", model)
-    with _instance() as instance:
+    with opened_instance() as instance:
         return _execute(job, instance, {REASON_TAG: reason, ACTOR_TAG: actor, MODEL_TAG: model})
 
 
@@ -98,7 +95,7 @@ def report_champion(entry: LedgerEntry) -> None:
         ``DAGSTER_HOME`` cannot be used.
     """
     shown = dg.AssetMaterialization([entry.model, "champion_version"], metadata=views.entry_metadata(entry))
-    with _instance() as instance:
+    with opened_instance() as instance:
         instance.report_runless_asset_event(shown)
 
 
@@ -123,14 +120,6 @@ def _repository() -> dg.RepositoryDefinition:
         raise ConfigurationError(
             f"{where}. {type(cause).__name__}: {cause}. Mend the file; no run was started."
         ) from error
-
-
-@contextlib.contextmanager
-def _instance() -> Iterator[dg.DagsterInstance]:
-    # dagster.yaml names var/ relative to the folder that it stands in.
-    with contextlib.chdir(require_dagster_home()), dg.DagsterInstance.get() as instance:
-        report_dead_runs(instance)
-        yield instance
 
 
 def _add_partitions(instance: dg.DagsterInstance, name: str, keys: Sequence[str]) -> None:
@@ -164,14 +153,6 @@ def _said(check: dg.AssetCheckEvaluation) -> str:
 
 
 def root_cause(event: dg.DagsterEvent) -> str:
-    """Return the platform's own error where there is one in the chain, else the innermost error."""
-    error, text = event.step_failure_data.error, "no reason was recorded"
-    while error is not None:
-        text = error.message.strip()
-        if text.startswith(INTERRUPTED):
-            return "Interrupted. What was finished is kept; run it again to go on."
-        # Dagster writes "package.module.Class: message"; the platform's own errors speak for themselves.
-        if text.startswith("ml_platform.errors."):
-            return text.split(": ", 1)[-1]
-        error = error.cause
-    return f"{event.step_key}: {text}"
+    """Return the platform's own error where there is one in the chain, else the step and its innermost error."""
+    ours, text = views.innermost(event.step_failure_data.error)
+    return text if ours else f"{event.step_key}: {text}"

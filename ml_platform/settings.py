@@ -20,6 +20,7 @@ variable                           default                      what it is
                                                                 of this job, and who let it pass
 ``GITHUB_…``                       none                         ``ACTIONS``, ``ACTOR``, ``TRIGGERING_ACTOR`` and
                                                                 ``RUN_ID``, set by GitHub's runners, or by anybody
+``ML_PLATFORM_ALERTMANAGER_URL``   none: alerts are logged      where alerts are sent too, ``http://host:9093``
 ``MLFLOW_TRACKING_URI``            SQLite under the home        the model registry
 ``DAGSTER_HOME``                   none                         the folder that holds ``dagster.yaml``
 =================================  ===========================  ===========================================
@@ -55,6 +56,7 @@ class Settings(BaseSettings):
     approval_token: SecretStr | None = None
     github_environment: str = ""
     github_reviewer: str = ""
+    alertmanager_url: SecretStr | None = None
     mlflow_tracking_uri: SecretStr | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
 
     @field_validator("home", "golden", "approval_tokens_file")
@@ -70,6 +72,18 @@ class Settings(BaseSettings):
         if value is not None and not Path(value).is_absolute() and not S3_ADDRESS.fullmatch(value):
             raise ValueError(f"must be an absolute path or s3://bucket/prefix. Got {value!r} instead.")
         return value
+
+    @field_validator("alertmanager_url")
+    @classmethod
+    def _web_address(cls, value: SecretStr | None) -> SecretStr | None:
+        if value and not value.get_secret_value().startswith(("http://", "https://")):
+            raise ValueError("must start with http:// or https://. Its value is not shown: it may hold a password.")
+        return value
+
+    @property
+    def alertmanager(self) -> str | None:
+        """Alertmanager's address, which may hold a password; ``None`` where alerts are only logged."""
+        return (self.alertmanager_url.get_secret_value() if self.alertmanager_url else None) or None
 
     @property
     def landing(self) -> str:

@@ -1,17 +1,43 @@
 """What Dagster shows of the platform's records: metadata of assets, and results of checks."""
 
 import base64
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import dagster as dg
 
 from ml_platform import workflows
 from ml_platform.model_spec import ModelSpec
-from ml_platform.records import BatchResult, Candidate, GateOutcome, LedgerEntry, Outcome, Registration
+from ml_platform.records import BatchResult, Candidate, GateOutcome, LedgerEntry, Outcome, RawBatch, Registration
 from ml_platform.stages.datasets import DatasetReport
+from ml_platform.stages.previews import Preview
 from ml_platform.stages.profiles import Profile
 from ml_platform.workflows import Judgement, Platform
+
+INTERRUPTED = "dagster._core.errors.DagsterExecutionInterruptedError"
+EXAMPLES = 5
+LONGEST_VALUE = 60
+
+
+def batch_metadata(batch: RawBatch, preview: Preview | None) -> dict[str, Any]:
+    """Return what the bytes of one arrival show: where they came from, how many, and the first rows."""
+    shown: dict[str, Any] = {"source": batch.arrival.name, "bytes": batch.arrival.size, "sha256": batch.sha256}
+    if preview is None:
+        return {**shown, "preview": "cannot be read"}
+    counted = {"lines": preview.lines} if preview.rows is None else {"rows": preview.rows}
+    return {**shown, **counted, "preview": _table(preview.head) if preview.head else "no rows"}
+
+
+def _table(rows: Sequence[dict[str, str]]) -> dg.TableMetadataValue:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = [dg.TableColumn(name, "string") for name in names]
+    records = [dg.TableRecord({name: _short(row.get(name, "")) for name in names}) for row in rows]
+    return dg.MetadataValue.table(records, schema=dg.TableSchema(columns))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
 
 
 def arrival_metadata(result: BatchResult) -> dict[str, Any]:
@@ -39,17 +65,25 @@ def arrivals_metadata(results: Sequence[BatchResult]) -> dict[str, Any]:
 
 
 def data_check(name: str, results: Sequence[BatchResult]) -> dg.AssetCheckResult:
-    """Return one data check's result over the arrivals of a run; ERROR where one was quarantined whole by it."""
+    """Return one data check's result over the arrivals of a run; ERROR where one was quarantined whole by it.
+
+    Its metadata count the rows that break each rule, and quote up to five.
+    """
     whole = [r for r in results if r.outcome is Outcome.QUARANTINED]
     hit = whole if name == "quarantined_share" else [r for r in results if r.rules.get(name)]
-    counts = {rule: n for r in results for rule, n in r.rules.get(name, {}).items()}
-    said = {r.arrival.name: r.reason for r in hit[:5]}
+    counts = sum((Counter(r.rules.get(name, {})) for r in results), Counter[str]())
+    said = {r.arrival.name: r.reason for r in hit[:EXAMPLES]}
+    quoted = [f"{r.arrival.name}, {example}" for r in hit for example in r.examples.get(name, [])]
     return dg.AssetCheckResult(
         check_name=name,
         passed=not hit,
         severity=dg.AssetCheckSeverity.ERROR if set(map(id, hit)) & set(map(id, whole)) else dg.AssetCheckSeverity.WARN,
         description="; ".join(f"{file}: {reason}" for file, reason in said.items()) or None,
-        metadata={"files": len(hit), "rules": dg.MetadataValue.json(counts)},
+        metadata={
+            "files": len(hit),
+            "rules": dg.MetadataValue.json(dict(counts)),
+            "examples": dg.MetadataValue.json(quoted[:EXAMPLES]),
+        },
     )
 
 
@@ -185,3 +219,29 @@ DATASET_CHECKS = {
     "disjoint_split": "No entity is both in the training rows and in the holdout.",
     "leakage": "No single feature gives the label away.",
 }
+
+
+class RecordedError(Protocol):
+    """An error as Dagster keeps it: ``package.module.Class: message``, and what caused it."""
+
+    @property
+    def message(self) -> str:
+        """Class and message."""
+
+    @property
+    def cause(self) -> "RecordedError | None":
+        """The error that it was raised from; ``None`` for the first."""
+
+
+def innermost(error: RecordedError | None) -> tuple[bool, str]:
+    """Return whether the platform's own error is in a chain, and what it says; else what the innermost error says."""
+    text = "no reason was recorded"
+    while error is not None:
+        text = error.message.strip()
+        if text.startswith(INTERRUPTED):
+            return True, "Interrupted. What was finished is kept; run it again to go on."
+        # The platform's own errors speak for themselves.
+        if text.startswith("ml_platform.errors."):
+            return True, text.split(": ", 1)[-1]
+        error = error.cause
+    return False, text

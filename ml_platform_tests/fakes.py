@@ -4,8 +4,13 @@ Nothing here stands in for code under test: the schema is a pandera schema, the 
 registry MLflow on SQLite, and a verdict is one that the gates really gave.
 """
 
+import json
 import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -120,6 +125,44 @@ def drop(platform: Platform, name: str, rows: pd.DataFrame, model: str = "visits
 def passing_metrics(spec: ModelSpec) -> dict[str, float]:
     """Return metrics that stand exactly on the bounds of a model's gates, where they still pass."""
     return {gate.metric: gate.bound for gate in spec.gates}
+
+
+class Alertmanager:
+    """As much of Alertmanager as takes alerts: a server on loopback that keeps what is posted.
+
+    Parameters
+    ----------
+    status : int
+        What it answers.
+    """
+
+    def __init__(self, status: int = 200) -> None:
+        self.status, self.taken = status, list[dict[str, Any]]()
+
+    @contextmanager
+    def running(self) -> Iterator[str]:
+        """Serve; yield the address."""
+        taken, status = self.taken, self.status
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                if self.path == "/api/v2/alerts":
+                    taken.extend(json.loads(body))
+                self.send_response(status)
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            try:
+                yield f"http://127.0.0.1:{server.server_port}"
+            finally:
+                server.shutdown()
+                thread.join()
 
 
 def candidate(identifier: str = "20240101-000000-00000001", **changes: Any) -> Candidate:

@@ -2,6 +2,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,11 +17,11 @@ from typer.testing import CliRunner
 from ml_platform import corrections, workflows
 from ml_platform.cli import app
 from ml_platform.demo import exports
-from ml_platform.errors import ApprovalNeededError, ApprovalRefusedError, LandingZoneError
+from ml_platform.errors import ApprovalNeededError, ApprovalRefusedError, ConfigurationError, LandingZoneError
 from ml_platform.model_spec import ModelSpec
 from ml_platform.records import LedgerEntry, sha256_text
 from ml_platform.workflows import Platform
-from ml_platform_tests import fakes
+from ml_platform_tests import fakes, life
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = Path(sys.executable).parent / "ml-platform"
@@ -40,18 +41,8 @@ def program(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 
 
 def champion(platform: Platform) -> None:
-    spec = fakes.visits_spec()
     fakes.drop(platform, "monday.parquet", fakes.visits(600))
-    keys = [arrival.key for arrival in workflows.waiting_arrivals(platform, "visits")]
-    workflows.keep_raw_batches(platform, "visits", keys)
-    workflows.publish_batches(platform, spec, keys)
-    workflows.pin_dataset(platform, spec)
-    candidate = workflows.train_candidate(platform, spec, reason="schedule")
-    workflows.judge_candidate(platform, spec, candidate)
-    candidate = platform.database.candidate(candidate.id)
-    workflows.register_candidate(platform, spec, candidate)
-    workflows.stage_version(platform, candidate)
-    workflows.promote_version(platform, spec, candidate, reason="schedule", actor="a test")
+    life.live(platform)
 
 
 def test_status_says_what_to_do_where_nothing_happened_yet() -> None:
@@ -72,9 +63,9 @@ def test_status_and_history_show_the_champion(platform: Platform) -> None:
         1,
         "promotion",
         "schedule",
-        "a test",
+        "test",
     )
-    assert "a test" in call("history", "visits")[1]
+    assert "test" in call("history", "visits")[1]
 
 
 STATUS_AND_HISTORY = (["status"], ["history", "visits"])
@@ -212,7 +203,20 @@ def test_a_released_arrival_ends_with_success(platform: Platform, monkeypatch: p
     assert asked == [("churn", ["monday.parquet"], True), ("churn", [], True)]
 
 
-def test_forgetting_counts_and_names_what_it_could_not_search(platform: Platform) -> None:
+def test_nothing_is_forgotten_where_dagsters_records_cannot_be_reached(platform: Platform) -> None:
+    churn_batch(platform, bad=2)
+
+    with pytest.raises(ConfigurationError, match="DAGSTER_HOME is not set"):
+        call("forget", "churn", "3", "--reason", "request 17")
+
+    assert platform.database.tombstones("churn") == []
+
+
+def test_forgetting_counts_and_names_what_it_could_not_search(
+    platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    shutil.copy(ROOT / "dagster.yaml", tmp_path)
     churn_batch(platform, bad=2)
     (fakes.landing(platform) / "churn" / "notes.txt").write_text("customer 1 called")
 

@@ -182,6 +182,24 @@ def test_a_quarantined_file_leaves_the_run_green_and_its_check_red(
     assert outcomes == {"a-good.parquet": "published", "b-bad.parquet": "quarantined"}
 
 
+def test_a_check_counts_the_rows_of_every_file_and_quotes_five(
+    platform: Platform, instance: dg.DagsterInstance
+) -> None:
+    for name, first in (("a.csv", 1), ("b.csv", 1_000)):
+        rows = fakes.visits(100, first=first)
+        rows.loc[:2, "pages"] = -first
+        fakes.drop(platform, name, rows)
+
+    result = ingest(platform, instance)
+
+    (values,) = [check for check in result.get_asset_check_evaluations() if check.check_name == "values"]
+    said = {name: shown.value for name, shown in values.metadata.items()}
+    assert said["files"] == 2
+    assert said["rules"] == {"greater_than_or_equal_to(0)": 6}
+    assert said["examples"][0] == "a.csv, row 0: pages greater_than_or_equal_to(0): got -1"
+    assert len(said["examples"]) == 5
+
+
 def champion_then_noise(platform: Platform, instance: dg.DagsterInstance) -> None:
     fakes.drop(platform, "monday.parquet", fakes.visits(600))
     ingest(platform, instance)

@@ -10,7 +10,7 @@ import pytest
 
 from ml_platform import definitions, runs
 from ml_platform.errors import ConfigurationError, LandingZoneError
-from ml_platform.liveness import PROCESS_TAG, process_is_gone, process_tag
+from ml_platform.liveness import PROCESS_TAG, opened_instance, process_is_gone, process_tag
 from ml_platform.workflows import Platform
 from ml_platform_tests import fakes
 
@@ -48,12 +48,12 @@ def started(instance: dg.DagsterInstance, tags: dict[str, str]) -> dg.DagsterRun
 
 @pytest.mark.usefixtures("home")
 def test_a_run_whose_process_was_killed_holds_nobody_up(dead_process: str) -> None:
-    with runs._instance() as instance:
+    with opened_instance() as instance:
         dead = started(instance, {PROCESS_TAG: dead_process})
         alive = started(instance, {PROCESS_TAG: process_tag()})
         launched_by_the_daemon = started(instance, {})
 
-    with runs._instance() as instance:
+    with opened_instance() as instance:
         found = {run.run_id: run.status for run in instance.get_runs()}
 
     assert found == {
@@ -65,7 +65,7 @@ def test_a_run_whose_process_was_killed_holds_nobody_up(dead_process: str) -> No
 
 @pytest.mark.usefixtures("home")
 def test_partitions_that_somebody_else_adds_at_the_same_time_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    with runs._instance() as instance:
+    with opened_instance() as instance:
         looked = dg.DagsterInstance.has_dynamic_partition
 
         def look_and_be_overtaken(self: dg.DagsterInstance, name: str, key: str) -> bool:

@@ -80,5 +80,5 @@ class ForgottenRecords(Storage):
                 quotes = "schema" in rules
                 if quotes:
                     rules["schema"] = {words: sum(rules["schema"].values())}
-                values = {"examples": "[]", "rules": json.dumps(rules), "reason": words if quotes else row.reason}
+                values = {"examples": "{}", "rules": json.dumps(rules), "reason": words if quotes else row.reason}
                 connection.execute(arrivals.update().where(this_arrival(model, row.key)).values(values))

@@ -41,7 +41,7 @@ arrivals = sa.Table(
     sa.Column("dataset_version", sa.BigInteger),
     sa.Column("reason", sa.Text, nullable=False, default=""),
     sa.Column("rules", sa.Text, nullable=False, default="{}"),
-    sa.Column("examples", sa.Text, nullable=False, default="[]"),
+    sa.Column("examples", sa.Text, nullable=False, default="{}"),
     sa.Column("recorded_at", UtcDateTime),
     sa.Column("released_rows", sa.BigInteger, nullable=False, default=0),
     sa.Column("removed", sa.Text, nullable=False, default="[]"),

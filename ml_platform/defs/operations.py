@@ -1,8 +1,17 @@
-"""What belongs to no model: clean-up after processes that died."""
+"""What belongs to no model: clean-up after processes that died, and alerts."""
+
+import json
+import time
 
 import dagster as dg
 
+from ml_platform import views
 from ml_platform.liveness import report_dead_runs
+from ml_platform.monitoring.alerts import Alert, send, write_log
+from ml_platform.pipeline import PlatformResource
+
+# What failed before that has been removed or switched off since, or somebody has been told.
+HOUR = 3_600.0
 
 
 @dg.sensor(
@@ -14,3 +23,46 @@ def dead_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     """Look after runs whose process is gone; no run is requested here."""
     found = report_dead_runs(context.instance)
     return dg.SkipReason(f"Marked as failed: {', '.join(found)}" if found else "No run has died.")
+
+
+@dg.sensor(
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Alerts while the last tick of a sensor or schedule is red: a landing zone that refuses, for instance.",
+)
+def red_ticks(context: dg.SensorEvaluationContext, platform: PlatformResource) -> dg.SkipReason:
+    """Send an alert for every sensor and schedule whose last tick failed; the log has each once."""
+    red = last_ticks_that_failed(context.instance)
+    alerts = {name: Alert(name="TickFailed", summary=why, labels={"sensor": name}) for name, why in red.items()}
+    before = set(json.loads(context.cursor or "[]"))
+    write_log([alert for name, alert in alerts.items() if name not in before])
+    send(list(alerts.values()), platform.open().settings.alertmanager)
+    context.update_cursor(json.dumps(sorted(red)))
+    return dg.SkipReason("; ".join(f"{name}: {why}" for name, why in red.items()) or "No last tick is red.")
+
+
+def last_ticks_that_failed(instance: dg.DagsterInstance) -> dict[str, str]:
+    """Return the sensors and schedules whose last tick of the past hour failed, with the reason."""
+    from dagster._core.scheduler.instigation import TickStatus
+
+    done = [TickStatus.SUCCESS, TickStatus.SKIPPED, TickStatus.FAILURE]
+    found, since = {}, time.time() - HOUR
+    for state in instance.all_instigator_state():
+        ticks = instance.get_ticks(state.instigator_origin_id, state.selector_id, after=since, limit=1, statuses=done)
+        if ticks and ticks[0].status is TickStatus.FAILURE:
+            found[state.name] = views.innermost(ticks[0].error)[1]
+    return found
+
+
+@dg.run_failure_sensor(
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Alerts when a run failed: a closed gate, a dead process, a server that does not answer.",
+)
+def failed_runs(context: dg.RunFailureSensorContext, platform: PlatformResource) -> None:
+    """Send an alert for a run that failed."""
+    run = context.dagster_run
+    steps = [event.step_failure_data.error for event in context.get_step_failure_events()]
+    summary = "; ".join(views.innermost(error)[1] for error in steps) or context.failure_event.message or "no reason"
+    alert = Alert(name="RunFailed", summary=summary, labels={"job": run.job_name, "run": run.run_id})
+    write_log([alert])
+    send([alert], platform.open().settings.alertmanager)

@@ -303,17 +303,28 @@ def digest(rows: "pa.Table") -> str:
 
 
 def split(rows: "pd.DataFrame", spec: ModelSpec) -> tuple["pd.DataFrame", "pd.DataFrame"]:
-    """Split rows into training rows and holdout by a hash of the entity.
+    """Split rows, one an entity, into training rows and holdout, as the author says.
 
-    An entity is on the same side in every dataset version, so that a model is never judged on whom its
-    predecessor was trained on.
+    By entity, an entity is on the same side in every dataset version, so that a model is never judged on whom its
+    predecessor was trained on. By time, every row of the holdout is newer than all training rows; rows of the very
+    same time are on the same side.
 
     Returns
     -------
     training, holdout : DataFrame
     """
-    held_out = rows[spec.entity].map(lambda entity: _fraction(spec.name, entity) < spec.holdout_share).astype(bool)
+    held_out = _newest(rows, spec) if spec.split == "time" else _by_hash(rows, spec)
     return rows[~held_out], rows[held_out]
+
+
+def _newest(rows: "pd.DataFrame", spec: ModelSpec) -> "pd.Series[bool]":
+    times = rows[spec.event_time]
+    last_of_training = times.quantile(1 - spec.holdout_share, interpolation="lower")
+    return times > last_of_training
+
+
+def _by_hash(rows: "pd.DataFrame", spec: ModelSpec) -> "pd.Series[bool]":
+    return rows[spec.entity].map(lambda entity: _fraction(spec.name, entity) < spec.holdout_share).astype(bool)
 
 
 def _fraction(model: str, entity: object) -> float:

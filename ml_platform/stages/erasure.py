@@ -247,7 +247,7 @@ def _rewritten(line: str, entries: dict[str, dict[str, Any]], arrivals: set[str]
         added.update(entries[added["path"]])
         return json.dumps(action)
     if commit.get("arrival") in arrivals and "examples" in (notes := json.loads(commit["notes"])):
-        commit["notes"] = json.dumps({**notes, "examples": []})
+        commit["notes"] = json.dumps({**notes, "examples": {}})
         return json.dumps(action)
     return line
 

@@ -90,9 +90,14 @@ class Report:
         return by_check
 
     @property
-    def examples(self) -> list[str]:
-        """Up to five findings as sentences."""
-        return [str(finding) for finding in self.findings[:EXAMPLES]]
+    def examples(self) -> dict[str, list[str]]:
+        """Up to five findings a data check, as sentences."""
+        by_check: dict[str, list[str]] = {}
+        for finding in self.findings:
+            said = by_check.setdefault(finding.check, [])
+            if len(said) < EXAMPLES:
+                said.append(str(finding))
+        return by_check
 
 
 def read_rows(path: Path, spec: ModelSpec) -> "pa.Table":

@@ -19,7 +19,7 @@ from ml_platform.workflows.forgotten import (
     refuse_forgotten,
     remove_from_raw_batch,
 )
-from ml_platform.workflows.ingestion import keep_findings, keep_raw_batches, publish_batches
+from ml_platform.workflows.ingestion import keep_findings, keep_raw_batches, preview_batch, publish_batches
 from ml_platform.workflows.judging import CURVES, Judgement, curves_of, judge_candidate
 from ml_platform.workflows.landing import (
     ignored_files,
@@ -65,6 +65,7 @@ __all__ = [
     "look_for_arrivals",
     "original_numbers",
     "pin_dataset",
+    "preview_batch",
     "profile_dataset",
     "promote_version",
     "publish_batches",

@@ -2,14 +2,20 @@
 
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ml_platform.errors import ArrivalChangedError, ConflictError
 from ml_platform.model_spec import ModelSpec
 from ml_platform.records import BatchResult, Outcome, RawBatch
-from ml_platform.stages import arrivals, datasets, validation
-from ml_platform.workflows.forgotten import refuse_forgotten, remove_landed_with_forgotten, without_forgotten
+from ml_platform.stages import arrivals, datasets, erasure, previews, validation
+from ml_platform.workflows.forgotten import (
+    is_forgotten,
+    refuse_forgotten,
+    remove_landed_with_forgotten,
+    without_forgotten,
+)
 from ml_platform.workflows.platform import Platform
 
 log = logging.getLogger("ml_platform")
@@ -44,6 +50,15 @@ def keep_raw_batches(platform: Platform, model: str, keys: Iterable[str]) -> tup
     missing = wanted - {batch.arrival.key for batch in batches}
     gone += [f"{key}: its file is no longer in the landing zone" for key in sorted(missing)]
     return batches, gone
+
+
+def preview_batch(platform: Platform, spec: ModelSpec, batch: RawBatch) -> previews.Preview | None:
+    """Look at the first rows of a kept batch, without those who were forgotten; ``None`` if it cannot be read."""
+    found, forgotten = previews.preview(Path(batch.path)), is_forgotten(platform, spec)
+    if found is None or forgotten is None:
+        return found
+    head = [row for row in found.head if not forgotten(erasure.canonical(row.get(spec.entity, ""), spec))]
+    return replace(found, head=head)
 
 
 def publish_batches(platform: Platform, spec: ModelSpec, keys: Iterable[str]) -> list[BatchResult]:
@@ -167,5 +182,5 @@ def _result(
         dataset_version=version,
         reason=reason,
         rules=notes.get("rules", {}),
-        examples=notes.get("examples", []),
+        examples=notes.get("examples", {}),
     )

@@ -330,8 +330,29 @@ def test_another_model_holds_out_other_entities() -> None:
     assert set(holdouts[0]["visitor"]) != set(holdouts[1]["visitor"])
 
 
-def test_splitting_no_rows_gives_none() -> None:
-    training, holdout = datasets.split(fakes.visits(3).head(0), SPEC)
+def test_a_split_by_time_holds_out_the_newest_rows() -> None:
+    rows = fakes.visits(100).sample(frac=1, random_state=0)
+
+    training, holdout = datasets.split(rows, fakes.visits_spec(split="time", holdout_share=0.25))
+
+    assert (len(training), len(holdout)) == (75, 25)
+    assert training["seen_at"].max() < holdout["seen_at"].min()
+
+
+def test_rows_of_the_same_time_are_on_the_same_side() -> None:
+    rows = fakes.visits(100)
+    rows["seen_at"] = rows["seen_at"].clip(upper=rows["seen_at"].iloc[50])
+
+    training, holdout = datasets.split(rows, fakes.visits_spec(split="time", holdout_share=0.5))
+
+    assert (len(training), len(holdout)) == (50, 50)
+    training, holdout = datasets.split(rows, fakes.visits_spec(split="time", holdout_share=0.2))
+    assert (len(training), len(holdout)) == (100, 0)
+
+
+@pytest.mark.parametrize("split", ["entity", "time"])
+def test_splitting_no_rows_gives_none(split: str) -> None:
+    training, holdout = datasets.split(fakes.visits(3).head(0), fakes.visits_spec(split=split))
 
     assert (len(training), len(holdout)) == (0, 0)
     assert list(training.columns) == list(holdout.columns) == SPEC.columns

@@ -281,14 +281,14 @@ def test_the_second_row_of_an_entity_at_the_same_time_is_quarantined() -> None:
 
 
 def test_a_finding_is_a_sentence_with_row_column_rule_and_value() -> None:
-    assert validate(with_cell("pages", -7)).examples == ["row 0: pages greater_than_or_equal_to(0): got -7"]
+    assert validate(with_cell("pages", -7)).examples == {"values": ["row 0: pages greater_than_or_equal_to(0): got -7"]}
 
 
 def test_at_most_five_findings_are_shown() -> None:
     report = validate(with_cell("pages", -7, rows=20))
 
     assert len(report.findings) == 20
-    assert report.examples == [str(finding) for finding in report.findings[:5]]
+    assert report.examples == {"values": [str(finding) for finding in report.findings[:5]]}
 
 
 def test_one_row_that_breaks_two_rules_is_one_bad_row() -> None:
@@ -334,7 +334,7 @@ def test_an_empty_integer_quarantines_its_row_only(tmp_path: Path, name: str) ->
 
     assert report.problem is None
     assert report.rules == {"values": {"not_nullable": 1}}
-    assert report.examples == ["row 0: pages not_nullable: got None"]
+    assert report.examples == {"values": ["row 0: pages not_nullable: got None"]}
     assert report.valid["visitor"].to_pylist() == ROWS["visitor"].tolist()[1:]
 
 

@@ -94,9 +94,8 @@ def report_champion(entry: LedgerEntry) -> None:
     ConfigurationError
         ``DAGSTER_HOME`` cannot be used.
     """
-    shown = dg.AssetMaterialization([entry.model, "champion_version"], metadata=views.entry_metadata(entry))
     with opened_instance() as instance:
-        instance.report_runless_asset_event(shown)
+        instance.report_runless_asset_event(views.champion_event(entry))
 
 
 def _job(name: str, model: str) -> dg.JobDefinition:

@@ -205,6 +205,11 @@ def entry_metadata(entry: LedgerEntry) -> dict[str, Any]:
     }
 
 
+def champion_event(entry: LedgerEntry) -> dg.AssetMaterialization:
+    """Return what lets Dagster show a decision that no run of its own made."""
+    return dg.AssetMaterialization([entry.model, "champion_version"], metadata=entry_metadata(entry))
+
+
 def _mlflow_run(platform: Platform, judgement: Judgement) -> str:
     return f"{platform.settings.mlflow_ui}/#/runs/{judgement.mlflow_run_id}"
 

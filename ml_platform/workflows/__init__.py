@@ -40,6 +40,7 @@ from ml_platform.workflows.promotion import (
     show_champion,
     stage_version,
 )
+from ml_platform.workflows.reconciliation import alert, reconcile
 from ml_platform.workflows.status import status
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "FORGET_KEY",
     "Judgement",
     "Platform",
+    "alert",
     "approve_version",
     "authenticate",
     "current_candidate",
@@ -69,6 +71,7 @@ __all__ = [
     "profile_dataset",
     "promote_version",
     "publish_batches",
+    "reconcile",
     "refuse_forgotten",
     "register_candidate",
     "remove_from_raw_batch",

@@ -458,6 +458,20 @@ def test_a_version_that_replaces_another_stands_where_the_other_stood(platform: 
         promote(platform, Registration(model="visits", version=3, candidate="candidate-2"))
 
 
+def test_the_newest_version_is_the_one_that_was_trained_last_whatever_its_number(
+    platform: Platform, mlflow: MlflowClient
+) -> None:
+    promoted(platform)
+    second = staged(platform, "second")
+    mlflow.delete_model_version("visits", "1")
+
+    assert only(reconcile(platform)).version == 3
+    assert platform.database.newest_staged("visits") == second
+    assert platform.database.newest_registered("visits") == second
+    assert platform.database.version_numbers("visits") == {1, 2, 3}
+    assert platform.registry.alias("visits", "staging") == 2
+
+
 def test_a_rollback_to_a_version_that_was_deleted_in_mlflow_is_finished(
     platform: Platform, mlflow: MlflowClient
 ) -> None:

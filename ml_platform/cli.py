@@ -12,6 +12,7 @@ import logging
 import pkgutil
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +24,7 @@ from rich.table import Table
 from ml_platform import workflows
 from ml_platform.errors import ConfigurationError, LandingZoneError, PlatformError
 from ml_platform.model_spec import ModelSpec
-from ml_platform.records import Action, LedgerEntry, LedgerReport
+from ml_platform.records import Action, Alerting, LedgerEntry, LedgerReport
 from ml_platform.settings import require_dagster_home
 from ml_platform.workflows import Platform, ignored_files, land_files, show_champion, waiting_arrivals
 from ml_platform.workflows import status as model_status
@@ -161,6 +162,8 @@ def _print_explanation(found: dict[str, Any], json: bool) -> None:
         instead = "nothing" if decision["instead_of"] is None else f"version {decision['instead_of']}"
         _say(decision["action"], f"{decision['when'][:19]} UTC by {decision['by']}, instead of {instead}")
         _say("reason", decision["reason"])
+    for number in found["replaces"]:
+        _say("replaces", f"version {number}, which was lost in MLflow: the same bytes under another number")
     for approval in found["approvals"]:
         way = f"{approval['by']} ({approval['authenticated_by']}), {approval['when'][:19]} UTC"
         _say("approved by", f"{way}, until {approval['expires'][:19]} UTC: {approval['reason']}")
@@ -472,6 +475,22 @@ def _unseeded(found: workflows.Reproduction) -> str:
     names = ", ".join(found.unseeded)
     advice = f"random_state is None: {names}" if names else "no random_state is None: look for other randomness"
     return f"{found.model} cannot be reproduced: two rebuilds gave two models; {advice}"
+
+
+@app.command()
+def reconcile(model: Model, json: AsJson = False) -> None:
+    """Hold MLflow's aliases, versions and bytes against the ledger, and mend what differs; the sensor does it too."""
+    platform, spec = Platform(), _spec(model)
+    findings = workflows.reconcile(platform, spec, actor=workflows.who(platform))
+    workflows.alert(platform, findings)
+    if json:
+        output.print_json(data=[asdict(finding) for finding in findings], default=str)
+    elif not findings:
+        output.print(f"{model}: MLflow shows what the ledger says.", markup=False)
+    for finding in [] if json else findings:
+        output.print(finding.summary, markup=False)
+    if any(finding.alerting is not Alerting.NONE for finding in findings):
+        raise typer.Exit(REFUSED)
 
 
 @app.command()

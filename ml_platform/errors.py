@@ -26,7 +26,8 @@
     ├── LedgerError               the ledger is not what was written into it
     ├── DatabaseUnavailableError  the platform's database could not be reached
     └── RegistryError             MLflow refused
-        └── RegistryUnavailableError   MLflow could not be reached
+        ├── RegistryUnavailableError   MLflow could not be reached
+        └── MissingInRegistryError     MLflow answers, and a version or its bytes are not there
 
 A message says what was wrong, where, and what to do. The command line prints it as it is and exits with 2; a
 failed gate or a quarantined arrival is a result and exits with 1.
@@ -131,3 +132,7 @@ class RegistryError(PlatformError):
 
 class RegistryUnavailableError(RegistryError):
     """MLflow could not be reached."""
+
+
+class MissingInRegistryError(RegistryError):
+    """MLflow answers, and a version or its bytes are not there."""

@@ -9,6 +9,8 @@ An asset's body calls one function of `workflows` and says what a person wants t
 leaves for the next stands in the platform's database; no IO manager is involved.
 """
 
+import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -21,6 +23,7 @@ from ml_platform.liveness import PROCESS_TAG, is_running, process_tag
 from ml_platform.model_spec import ModelSpec
 from ml_platform.settings import keeps_runs
 from ml_platform.stages.arrivals import EXAMPLES, SUFFIXES, Look
+from ml_platform.stages.registry import briefly
 from ml_platform.workflows import Platform
 
 if TYPE_CHECKING:
@@ -43,6 +46,8 @@ DATA_CHECKS = {
 }
 # How often a dataset version is trained on by itself when runs die between the candidate and its promotion.
 TRIES = 3
+# How often the registry's sensor downloads the champion, in seconds; what MLflow's tables say it reads at every tick.
+READ_BYTES_EVERY = 600.0
 PROMOTING = {"registered_version", "staging_version", "champion_version"}
 
 
@@ -76,7 +81,7 @@ def model_definitions(spec: ModelSpec) -> dg.Definitions:
         assets=[*data, *life],
         asset_checks=[_gates(spec)],
         jobs=[data_job, life_job],
-        sensors=[_arrival_sensor(spec, data_job), _retraining_sensor(spec, life_job)],
+        sensors=[_arrival_sensor(spec, data_job), _retraining_sensor(spec, life_job), _registry_sensor(spec)],
         schedules=[_weekly(spec, life_job)],
     )
 
@@ -396,6 +401,30 @@ def _retraining_sensor(spec: ModelSpec, job: Any) -> dg.SensorDefinition:
         return dg.RunRequest(run_key=key, tags={REASON_TAG: "arrival", MODEL_TAG: spec.name})
 
     return retraining
+
+
+def _registry_sensor(spec: ModelSpec) -> dg.SensorDefinition:
+    @dg.sensor(
+        name=f"{spec.name}_registry",
+        minimum_interval_seconds=30,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Holds MLflow against the ledger: an alias moved by hand is granted or put back, what was deleted "
+        "is restored.",
+    )
+    def registry(context: dg.SensorEvaluationContext, platform: PlatformResource) -> dg.SensorResult:
+        opened, seen = platform.open(), json.loads(context.cursor or "{}")
+        read_bytes_at, now = seen.get("read_bytes_at", 0.0), time.time()
+        due = not 0 <= now - read_bytes_at < READ_BYTES_EVERY  # a clock that was put back counts as due
+        with briefly():
+            findings = workflows.reconcile(opened, spec, actor=f"sensor {spec.name}_registry", read_bytes=due)
+        told = workflows.alert(opened, findings, seen.get("told", []))
+        return dg.SensorResult(
+            skip_reason=" ".join(finding.summary for finding in findings) or "MLflow shows what the ledger says.",
+            asset_events=[views.champion_event(opened, finding.entry) for finding in findings if finding.entry],
+            cursor=json.dumps({"told": told, "read_bytes_at": now if due else read_bytes_at}),
+        )
+
+    return registry
 
 
 def _weekly(spec: ModelSpec, job: Any) -> dg.ScheduleDefinition:

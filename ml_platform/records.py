@@ -350,16 +350,22 @@ class Registration:
 
 
 class Action(StrEnum):
-    """What an entry of the ledger says. Only PROMOTION and ROLLBACK decide who is champion."""
+    """What an entry of the ledger says. PROMOTION and ROLLBACK decide who is champion.
+
+    REPLACEMENT says that the champion's bytes, whose version was deleted or changed in MLflow, stand there again under
+    another number.
+    """
 
     REQUEST = "request"
     APPROVAL = "approval"
     PROMOTION = "promotion"
     ROLLBACK = "rollback"
+    REPLACEMENT = "replacement"
     CONFIRMATION = "confirmation"
 
 
-DECISIONS = (Action.PROMOTION, Action.ROLLBACK)
+# Whose version is champion from the entry on. A replacement keeps the candidate and gives it another number.
+DECISIONS = (Action.PROMOTION, Action.ROLLBACK, Action.REPLACEMENT)
 # What the first entry of every ledger names as the digest of the entry before it.
 GENESIS = "0" * 64
 
@@ -371,7 +377,7 @@ class LedgerEntry:
     `previous_version` is the champion that a decision replaces, for other actions the champion at that moment; None
     before the first. `previous_digest` is that of the entry before, `GENESIS` in the first. `details` hold what only
     some actions have: an approval its `GivenApproval`, a promotion its approval's digest, a confirmation the sequence
-    of the decision that it confirms.
+    of the decision that it confirms, a replacement the number that it replaces.
     """
 
     model: str
@@ -428,6 +434,52 @@ class LedgerHead:
     model: str
     sequence: int
     digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownModel:
+    """What MLflow shows of a model at one moment.
+
+    `aliases` are numbers by name; `versions` the candidate that each version's tag names, None where there is no such
+    tag; `head` is the ledger's anchor, None where there is none.
+    """
+
+    aliases: dict[str, int] = field(default_factory=dict)
+    versions: dict[int, str | None] = field(default_factory=dict)
+    head: LedgerHead | None = None
+
+
+class Alerting(StrEnum):
+    """Who is told of a finding: NONE nobody, EVENT a person each time, ONCE a person when it is first found.
+
+    LASTING is as ONCE, and Alertmanager is told until it is mended.
+    """
+
+    NONE = "none"
+    EVENT = "event"
+    ONCE = "once"
+    LASTING = "lasting"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One difference between MLflow and the platform's records, and what was done about it.
+
+    `what` names the kind, `summary` says both in one sentence. `entry` is the decision that came of it, None if none
+    did.
+    """
+
+    model: str
+    what: str
+    version: int
+    summary: str
+    alerting: Alerting = Alerting.NONE
+    entry: LedgerEntry | None = None
+
+    @property
+    def key(self) -> str:
+        """What tells it from other findings of the same model."""
+        return f"{self.what} {self.version}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,10 +95,8 @@ def report_champion(platform: Platform, entry: LedgerEntry) -> None:
     ConfigurationError
         ``DAGSTER_HOME`` cannot be used.
     """
-    metadata = views.entry_metadata(platform, entry)
-    shown = dg.AssetMaterialization([entry.model, "champion_version"], metadata=metadata)
     with opened_instance() as instance:
-        instance.report_runless_asset_event(shown)
+        instance.report_runless_asset_event(views.champion_event(platform, entry))
 
 
 def _job(name: str, model: str) -> dg.JobDefinition:

@@ -186,6 +186,12 @@ def read_github_run(settings: Settings) -> GithubRun | None:
     )
 
 
+def mlflow_secrets() -> list[str]:
+    """Return what MLflow's client sends to authenticate; none of it may be shown."""
+    values = [os.environ.get(name, "") for name in ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD")]
+    return [value for value in values if value]
+
+
 def keeps_runs() -> bool:
     """Whether Dagster keeps its records where the deployment's are.
 

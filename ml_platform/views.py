@@ -275,6 +275,11 @@ def entry_metadata(platform: Platform, entry: LedgerEntry) -> dict[str, Any]:
     }
 
 
+def champion_event(platform: Platform, entry: LedgerEntry) -> dg.AssetMaterialization:
+    """Return what lets Dagster show a decision that no run of its own made."""
+    return dg.AssetMaterialization([entry.model, "champion_version"], metadata=entry_metadata(platform, entry))
+
+
 def _mlflow_run(platform: Platform, run_id: str) -> str:
     return f"{platform.settings.mlflow_ui}/#/runs/{run_id}"
 

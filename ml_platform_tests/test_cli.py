@@ -255,6 +255,26 @@ def test_a_rollback_is_made_and_shown_in_the_history(platform: Platform) -> None
     assert json.loads(call("rollback", "visits", "--to", "2", "--reason", "no", "--json")[1])["version"] == 2
 
 
+def test_an_alias_moved_by_hand_is_put_back_and_said(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ml_platform.cli._spec", lambda _: fakes.visits_spec())
+    promoted(platform)
+    promoted(platform, lineage=replace(fakes.candidate().lineage, dataset_digest="other"))
+    platform.registry.set_alias("visits", "challenger", 2)
+    platform.registry.set_alias("visits", "staging", 2)
+    nothing = call("reconcile", "visits")
+    platform.registry.set_alias("visits", "champion", 1)
+
+    status, said = call("reconcile", "visits")
+    platform.registry.set_alias("visits", "champion", 1)
+    (as_json,) = json.loads(call("reconcile", "visits", "--json")[1])
+
+    assert nothing == (0, "visits: MLflow shows what the ledger says.\n")
+    assert status == 1
+    assert "was moved to version 1 in MLflow; version 2 stays champion" in said
+    assert (as_json["what"], as_json["version"], as_json["entry"]) == ("AliasMoveRefused", 1, None)
+    assert platform.registry.alias("visits", "champion") == 2
+
+
 def test_a_ledger_that_verifies_and_one_that_was_changed(platform: Platform) -> None:
     promoted(platform)
     sound, table = call("ledger", "verify")

@@ -161,11 +161,27 @@ class CandidateRecords(Storage):
         row = self._row(sa.select(registrations).where(this))
         return _registration(row) if row else None
 
+    def newest_registered(self, model: str) -> Registration | None:
+        """Return the version of the candidate that was trained last; ``None`` if none is registered."""
+        return self._newest(registrations.c.model == model)
+
     def newest_staged(self, model: str) -> Registration | None:
-        """Return the highest version that passed its integration tests; ``None`` if none did."""
-        staged = sa.and_(registrations.c.model == model, registrations.c.staged_at.is_not(None))
-        row = self._row(sa.select(registrations).where(staged).order_by(registrations.c.version.desc()).limit(1))
+        """Return the newest of the versions that passed their integration tests; ``None`` if none did."""
+        return self._newest(sa.and_(registrations.c.model == model, registrations.c.staged_at.is_not(None)))
+
+    def _newest(self, condition: sa.ColumnElement[bool]) -> Registration | None:
+        # By training and not by number: an old version that was deleted in MLflow comes back under a high one.
+        joined = sa.select(registrations).join(candidates, candidates.c.id == registrations.c.candidate)
+        newest = joined.where(condition).order_by(candidates.c.trained_at.desc(), registrations.c.version.desc())
+        row = self._row(newest.limit(1))
         return _registration(row) if row else None
+
+    def version_numbers(self, model: str) -> set[int]:
+        """Return every number that a version has or had here: none of them may ever name another candidate."""
+        registered = sa.select(registrations.c.version).where(registrations.c.model == model)
+        said = sa.select(ledger.c.version).where(ledger.c.model == model)
+        with self._transaction() as connection:
+            return {*connection.scalars(registered), *connection.scalars(said)}
 
     def mark_staged(self, registration: Registration) -> None:
         """Record that a version passed its integration tests."""

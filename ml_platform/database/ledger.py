@@ -7,9 +7,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from ml_platform.database.storage import Storage
-from ml_platform.database.tables import ledger
+from ml_platform.database.tables import ledger, registrations
 from ml_platform.errors import ConflictError, LedgerError
-from ml_platform.records import DECISIONS, GENESIS, LedgerEntry, canonical_json
+from ml_platform.records import DECISIONS, GENESIS, Action, LedgerEntry, canonical_json
 
 
 class LedgerRecords(Storage):
@@ -27,6 +27,8 @@ class LedgerRecords(Storage):
 
     def append_to_ledger(self, entry: LedgerEntry) -> None:
         """Append an entry, if nobody appended one since its writer looked (compare and set).
+
+        A replacement gives the candidate's registration its new number in the same transaction.
 
         Raises
         ------
@@ -52,6 +54,9 @@ class LedgerRecords(Storage):
             except sa.exc.IntegrityError as error:
                 # PostgreSQL lets two writers look at once; the primary key lets one of them through.
                 raise ConflictError(f"Somebody else promoted {entry.model!r} at the same time. Try again.") from error
+            if entry.action == Action.REPLACEMENT:
+                renumbered = registrations.update().where(registrations.c.candidate == entry.candidate)
+                connection.execute(renumbered.values(version=entry.version))
 
     def history(self, model: str) -> list[LedgerEntry]:
         """Return the decisions that made a model's champions, oldest first."""

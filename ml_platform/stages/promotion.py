@@ -129,6 +129,8 @@ def standing(history: Sequence[LedgerEntry]) -> tuple[list[int], set[int]]:
             # What was promoted on top of the target goes with the champion, which goes in any case.
             gone = {*champions[len(kept) :], *champions[-1:]}
             champions, rolled_back = kept, (rolled_back | gone) - {entry.version}
+        elif entry.action == Action.REPLACEMENT:  # the champion, under another number
+            champions = champions[:-1]
         champions = [*champions, entry.version]
     return champions, rolled_back
 
@@ -155,6 +157,35 @@ def roll_back(database: Database, target: Registration, verdict_digest: str, *, 
     if champion is not None and champion.version == target.version:
         raise ConflictError(f"Version {target.version} of {target.model!r} is champion already: nothing to roll back.")
     entry = _entry(Action.ROLLBACK, target, verdict_digest, head, champion, reason=reason, actor=actor)
+    database.append_to_ledger(entry)
+    return entry
+
+
+def replace_version(database: Database, champion: LedgerEntry, version: int, *, reason: str, actor: str) -> LedgerEntry:
+    """Write into the ledger that the champion has another number in MLflow; return the entry.
+
+    Candidate, verdict and standing stay what they are.
+
+    Parameters
+    ----------
+    database : Database
+    champion : LedgerEntry
+        The decision that stands.
+    version : int
+        The new number; the caller has verified that it holds the champion's bytes.
+    reason, actor : str
+        Why, and who asked.
+
+    Raises
+    ------
+    ConflictError
+        Somebody else changed the ledger meanwhile.
+    """
+    head = database.ledger_head(champion.model)
+    registration = Registration(model=champion.model, version=version, candidate=champion.candidate)
+    said = {"reason": reason, "actor": actor}
+    entry = _entry(Action.REPLACEMENT, registration, champion.verdict_digest, head, champion, **said)
+    entry = replace(entry, details={"replaces": champion.version})
     database.append_to_ledger(entry)
     return entry
 

@@ -9,27 +9,32 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from ml_platform.errors import LedgerError, RegistryError, RegistryUnavailableError
+from ml_platform.errors import LedgerError, MissingInRegistryError, RegistryError, RegistryUnavailableError
 from ml_platform.predictor import MODEL_FILE, TRUSTED_TYPES
-from ml_platform.records import Candidate, LedgerHead, Verdict, canonical_json, now
-from ml_platform.settings import PROJECT_ROOT
+from ml_platform.records import Candidate, LedgerHead, ShownModel, Verdict, canonical_json, now
+from ml_platform.settings import PROJECT_ROOT, mlflow_secrets
 
 if TYPE_CHECKING:
     import pandas as pd
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import RegisteredModel
+    from mlflow.exceptions import MlflowException
 
 CANDIDATE_TAG = "ml_platform.candidate"
 LEDGER_TAG = "ml_platform.ledger_head"
 MODEL_FOLDER = "model"
 # What somebody needs to load the model with MLflow's own client.
 REQUIRED = ("mlflow", "numpy", "pandas", "scikit-learn", "skops")
+# MLflow reads its limits from the environment at each request. A sensor's tick has sixty seconds for all of them.
+BRIEF = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 
 
 class Registry:
@@ -48,6 +53,8 @@ class Registry:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        # It prints links to every run it ends, with the password of its address.
+        os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
         for noisy in ("mlflow", "alembic"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
         self._uri = tracking_uri
@@ -65,10 +72,10 @@ class Registry:
 
         try:
             yield self._client()
-        except MlflowException as error:
-            unreachable = "API request to" in str(error) and "failed with exception" in str(error)
-            kind = RegistryUnavailableError if unreachable else RegistryError
-            detail = "no answer" if unreachable else str(error).splitlines()[0]
+        except (MlflowException, OSError) as error:
+            kind, detail = _kind_of(error)
+            for secret in (sa.make_url(self._uri).password, *mlflow_secrets()):
+                detail = detail.replace(str(secret), "***") if secret else detail
             raise kind(
                 f"MLflow at {self.address} could not {what}: {detail}. The champion stays as it is. Check "
                 "MLFLOW_TRACKING_URI and that the server runs, then try again."
@@ -84,7 +91,7 @@ class Registry:
 
     # Runs
 
-    def record_run(self, candidate: Candidate, verdict: Verdict, files: Path) -> str:
+    def record_run(self, candidate: Candidate, verdict: Verdict, files: Path, folder: str | None = None) -> str:
         """Show a candidate as an MLflow run, whatever its verdict says; a second call completes the first.
 
         Parameters
@@ -93,6 +100,8 @@ class Registry:
         verdict : Verdict
         files : Path
             A folder; all of it becomes the run's artifacts.
+        folder : str or None
+            Where among the artifacts; ``None`` is their root.
 
         Returns
         -------
@@ -110,7 +119,7 @@ class Registry:
         with self._asking("record the run") as client:
             run_id = self._run_of(client, candidate, milliseconds)
             client.log_batch(run_id, metrics=metrics, tags=tags)
-            client.log_artifacts(run_id, str(files))
+            client.log_artifacts(run_id, str(files), folder)
             client.set_terminated(run_id, "FINISHED" if verdict.passed else "FAILED")
         return run_id
 
@@ -127,6 +136,8 @@ class Registry:
     def _experiment(self, client: "MlflowClient", model: str) -> str:
         experiment = client.get_experiment_by_name(model)
         if experiment is not None:
+            if experiment.lifecycle_stage == "deleted":  # MLflow keeps its name taken and refuses runs
+                client.restore_experiment(experiment.experiment_id)
             return str(experiment.experiment_id)
         local = self._uri.startswith("sqlite:")
         location = (self._artifacts / model).as_uri() if local else None
@@ -136,26 +147,76 @@ class Registry:
 
     # Versions
 
-    def register(self, candidate: Candidate, verdict: Verdict, run_id: str) -> int:
+    def register(self, candidate: Candidate, verdict: Verdict, run_id: str, taken: Collection[int] = ()) -> int:
         """Register a candidate, once; return its version number.
 
-        A version that carries the candidate's tag is taken as it is, so that a crash between MLflow and the
-        platform's database does not make a second one.
+        A version of its run is taken as it is, so that a crash between MLflow and the platform's database does not
+        make a second one.
+
+        Parameters
+        ----------
+        candidate : Candidate
+        verdict : Verdict
+        run_id : str
+            MLflow's.
+        taken : collection of int
+            Numbers that name other versions: MLflow counts from one again when a registered model was deleted.
         """
-        tags = lineage_tags(candidate, verdict)
         with self._asking("register the model") as client:
             known = client.search_model_versions(f"name = '{candidate.model}' AND run_id = '{run_id}'")
-            if known:
-                return int(known[0].version)
-            if not client.search_registered_models(f"name = '{candidate.model}'"):
-                client.create_registered_model(candidate.model)
-            source = f"{client.get_run(run_id).info.artifact_uri}/{MODEL_FOLDER}"
-            version = client.create_model_version(candidate.model, source, run_id=run_id, tags=tags)
-        return int(version.version)
+            ours = [int(version.version) for version in known if int(version.version) not in taken]
+            return ours[0] if ours else self._new_version(client, candidate, verdict, run_id, MODEL_FOLDER, taken)
+
+    def register_again(
+        self, candidate: Candidate, verdict: Verdict, files: Path, folder: str, taken: Collection[int]
+    ) -> tuple[int, str]:
+        """Register the bytes of a version that was deleted or changed; return the new number and MLflow's run.
+
+        Parameters
+        ----------
+        candidate : Candidate
+        verdict : Verdict
+        files : Path
+            What `run_files` lays out. It becomes artifacts in a place of its own: what was changed stays to be seen.
+        folder : str
+            That place, within the candidate's run; a deleted run is made again.
+        taken : collection of int
+            Numbers that name other versions.
+        """
+        run_id = self.record_run(candidate, verdict, files, folder)
+        with self._asking("register the model again") as client:
+            return self._new_version(client, candidate, verdict, run_id, f"{folder}/{MODEL_FOLDER}", taken), run_id
+
+    def _new_version(
+        self,
+        client: "MlflowClient",
+        candidate: Candidate,
+        verdict: Verdict,
+        run_id: str,
+        folder: str,
+        taken: Collection[int],
+    ) -> int:
+        if not client.search_registered_models(f"name = '{candidate.model}'"):
+            client.create_registered_model(candidate.model)
+        source, tags = f"{client.get_run(run_id).info.artifact_uri}/{folder}", lineage_tags(candidate, verdict)
+        while True:
+            made = client.create_model_version(candidate.model, source, run_id=run_id, tags=tags)
+            if int(made.version) not in taken:
+                return int(made.version)
+            client.delete_model_version(candidate.model, made.version)  # its number is not given out again
 
     def fetch(self, model: str, version: int, folder: Path) -> Path:
-        """Download a version's model file into a folder; return its path. Nothing of it is deserialised."""
+        """Download a version's model file into a folder; return its path. Nothing of it is deserialised.
+
+        Raises
+        ------
+        MissingInRegistryError
+            The version or its bytes are not there.
+        RegistryError
+            MLflow refuses, or does not answer.
+        """
         import mlflow.artifacts
+        from mlflow.exceptions import MlflowException
 
         with self._asking(f"hand out version {version} of {model!r}") as client:
             source = client.get_model_version_download_uri(model, str(version))
@@ -163,14 +224,25 @@ class Registry:
                 found = mlflow.artifacts.download_artifacts(
                     artifact_uri=f"{source}/{MODEL_FILE}", dst_path=str(folder), tracking_uri=self._uri
                 )
-            except OSError as error:
-                raise RegistryError(f"The bytes of version {version} of {model!r} are gone: {error}.") from error
+            except (MlflowException, OSError):
+                # What went wrong is only in the text, if at all: the store is asked whether it has the file.
+                listed = mlflow.artifacts.list_artifacts(artifact_uri=source, tracking_uri=self._uri)
+                if any(Path(file.path).name == MODEL_FILE for file in listed):
+                    raise
+                raise MissingInRegistryError(
+                    f"The bytes of version {version} of {model!r} are gone from {self.address}."
+                ) from None
         return Path(found)
 
     def set_alias(self, model: str, alias: str, version: int) -> None:
         """Point an alias at a version."""
         with self._asking(f"set the alias {alias!r}") as client:
             client.set_registered_model_alias(model, alias, str(version))
+
+    def delete_alias(self, model: str, alias: str) -> None:
+        """Remove an alias."""
+        with self._asking(f"delete the alias {alias!r}") as client:
+            client.delete_registered_model_alias(model, alias)
 
     def alias(self, model: str, alias: str) -> int | None:
         """Return the version that an alias shows; ``None`` where it shows none. No decision may rest on it."""
@@ -179,6 +251,22 @@ class Registry:
                 return None
             version = client.get_registered_model(model).aliases.get(alias)
         return None if version is None else int(version)
+
+    def shown(self, model: str) -> ShownModel:
+        """Return what MLflow shows of a model, in two requests; nothing of it is evidence.
+
+        Raises
+        ------
+        LedgerError
+            The anchor is not what the platform writes.
+        """
+        with self._asking("show the registered model") as client:
+            found = client.search_registered_models(f"name = '{model}'")
+            versions = _all_versions(client, model) if found else {}
+        if not found:
+            return ShownModel()
+        aliases = {name: int(version) for name, version in found[0].aliases.items()}
+        return ShownModel(aliases=aliases, versions=versions, head=_head(model, found[0]))
 
     # The ledger's anchor
 
@@ -192,14 +280,7 @@ class Registry:
         """
         with self._asking(f"read the tag {LEDGER_TAG!r}") as client:
             found = client.search_registered_models(f"name = '{model}'")
-        value = found[0].tags.get(LEDGER_TAG) if found else None
-        if value is None:
-            return None
-        try:
-            tag = json.loads(value)
-            return LedgerHead(model=model, sequence=int(tag["sequence"]), digest=str(tag["digest"]))
-        except (ValueError, TypeError, KeyError) as error:
-            raise LedgerError(f"MLflow's tag {LEDGER_TAG} of {model!r} was changed: {value[:100]!r}.") from error
+        return _head(model, found[0]) if found else None
 
     def set_ledger_head(self, head: LedgerHead) -> None:
         """Write how far a model's ledger goes as a tag of the registered model."""
@@ -234,6 +315,65 @@ def _make_tables(path: Path) -> None:
     from mlflow.db import upgrade  # `mlflow db upgrade`
 
     upgrade.main([f"sqlite:///{path}"], standalone_mode=False)
+
+
+def _head(model: str, found: "RegisteredModel") -> LedgerHead | None:
+    value = found.tags.get(LEDGER_TAG)
+    if value is None:
+        return None
+    try:
+        tag = json.loads(value)
+        return LedgerHead(model=model, sequence=int(tag["sequence"]), digest=str(tag["digest"]))
+    except (ValueError, TypeError, KeyError) as error:
+        raise LedgerError(f"MLflow's tag {LEDGER_TAG} of {model!r} was changed: {value[:100]!r}.") from error
+
+
+def _all_versions(client: "MlflowClient", model: str) -> dict[int, str | None]:
+    versions, page = dict[int, str | None](), None
+    while True:
+        found = client.search_model_versions(f"name = '{model}'", max_results=1_000, page_token=page)
+        versions.update({int(version.version): version.tags.get(CANDIDATE_TAG) for version in found})
+        page = found.token
+        if not page:
+            return versions
+
+
+def _kind_of(error: "MlflowException | OSError") -> tuple[type[RegistryError], str]:
+    """Return what an error of MLflow's client is here, and as much of its text as may be shown."""
+    if isinstance(error, OSError):  # from an artifact store; the text may hold the address with its password
+        return RegistryUnavailableError, error.strerror or "no answer"
+    text = str(error)
+    if "API request to" in text and "failed with exception" in text:
+        return RegistryUnavailableError, "no answer"
+    # A server or proxy may answer with what it was sent.
+    detail = text.splitlines()[0].partition(". Response body")[0]
+    missing = error.error_code == "RESOURCE_DOES_NOT_EXIST"
+    return (MissingInRegistryError if missing else RegistryError), detail
+
+
+_being_brief = threading.Lock()
+_brief_users: list[dict[str, str | None]] = []
+
+
+@contextmanager
+def briefly() -> Iterator[None]:
+    """Ask a remote MLflow once, for five seconds at most, within this block: a sensor's tick must end.
+
+    The limits are the process's: they last from the first block to enter to the last to leave.
+    """
+    with _being_brief:
+        before = _brief_users[0] if _brief_users else {name: os.environ.get(name) for name in BRIEF}
+        _brief_users.append(before)
+        os.environ.update(BRIEF)
+    try:
+        yield
+    finally:
+        with _being_brief:
+            _brief_users.pop()
+            if not _brief_users:
+                for name, value in before.items():
+                    os.environ.pop(name, None)
+                    os.environ.update({} if value is None else {name: value})
 
 
 def lineage_tags(candidate: Candidate, verdict: Verdict) -> dict[str, str]:

@@ -39,6 +39,7 @@ from ml_platform.workflows.promotion import (
     show_champion,
     stage_version,
 )
+from ml_platform.workflows.reconciliation import alert, reconcile
 from ml_platform.workflows.reproduction import Likeness, Reproduction, reproduce
 from ml_platform.workflows.status import status
 
@@ -49,6 +50,7 @@ __all__ = [
     "Likeness",
     "Platform",
     "Reproduction",
+    "alert",
     "approve_version",
     "authenticate",
     "current_candidate",
@@ -71,6 +73,7 @@ __all__ = [
     "profile_dataset",
     "promote_version",
     "publish_batches",
+    "reconcile",
     "refuse_forgotten",
     "register_candidate",
     "remove_from_raw_batch",

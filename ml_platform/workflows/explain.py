@@ -26,12 +26,14 @@ def explain(platform: Platform, model: str, version: int | None = None) -> dict[
     """
     registration = _asked_for(platform, model, version)
     candidate = platform.database.candidate(registration.candidate)
-    entries = [entry for entry in platform.database.ledger(model) if entry.version == registration.version]
+    # By candidate: a version that was lost in MLflow has another number there since.
+    entries = [entry for entry in platform.database.ledger(model) if entry.candidate == registration.candidate]
     return {
         "model": model,
         "version": registration.version,
         **_standing(platform, registration),
         "decision": _decision(entries),
+        "replaces": [entry.details["replaces"] for entry in entries if entry.action == Action.REPLACEMENT],
         "ledger": _proof(platform, model),
         "candidate": _candidate(candidate),
         "dataset": _dataset(platform, candidate),
@@ -62,7 +64,7 @@ def _standing(platform: Platform, registration: Registration) -> dict[str, Any]:
 
 def _decision(entries: list[LedgerEntry]) -> dict[str, Any] | None:
     """Return the last decision for a version, ``None`` where it never was champion."""
-    decisions = [entry for entry in entries if entry.decides]
+    decisions = [entry for entry in entries if entry.decides and entry.action != Action.REPLACEMENT]
     if not decisions:
         return None
     last = decisions[-1]

@@ -40,7 +40,8 @@ def register_candidate(platform: Platform, spec: ModelSpec, candidate: Candidate
     if known is None:
         if candidate.mlflow_run_id is None:
             raise EvidenceError(f"Candidate {candidate.id} has no MLflow run. Run its gates again.")
-        version = platform.registry.register(candidate, verdict, candidate.mlflow_run_id)
+        taken = platform.database.version_numbers(spec.name)
+        version = platform.registry.register(candidate, verdict, candidate.mlflow_run_id, taken)
         known = Registration(model=spec.name, version=version, candidate=candidate.id)
         platform.database.record_registration(known)
     platform.registry.set_alias(spec.name, "challenger", known.version)
@@ -97,7 +98,7 @@ def promote_version(
     registration = _registration(platform, candidate)
     with _promoting(platform, spec.name):
         require_sound_ledger(platform, spec.name)
-        verdict = _staged_evidence(platform, spec, registration)
+        verdict = staged_evidence(platform, spec, registration)
         entry = promotion.promote(
             platform.database, registration, verdict, reason=reason, actor=actor, needed=spec.approval_needed
         )
@@ -131,8 +132,16 @@ def _later(model: str) -> Iterator[None]:
         log.warning("the ledger of %s stands, and what shows it follows later: %s", model, what)
 
 
-def _staged_evidence(platform: Platform, spec: ModelSpec, registration: Registration) -> Verdict:
-    """Return the verdict on a version, if it was staged and the verdict holds for the bytes in the registry."""
+def staged_evidence(platform: Platform, spec: ModelSpec, registration: Registration) -> Verdict:
+    """Return the verdict on a version, if it was staged and the verdict holds for the bytes in the registry.
+
+    Raises
+    ------
+    EvidenceError
+        It was not staged, or its evidence does not hold.
+    MissingInRegistryError
+        The version or its bytes are not in the registry.
+    """
     if not platform.database.is_staged(registration):
         raise EvidenceError(f"Version {registration.version} of {spec.name!r} has not passed its integration test.")
     candidate = platform.database.candidate(registration.candidate)
@@ -201,7 +210,7 @@ def approve_version(
     require_reason(reason)
     registration = _staged(platform, spec.name, version)
     require_sound_ledger(platform, spec.name)
-    verdict = _staged_evidence(platform, spec, registration)
+    verdict = staged_evidence(platform, spec, registration)
     approval = promotion.approve(platform.database, registration, verdict, spec.approval_needed, person, reason=reason)
     log.info("version %s is approved by %s", registration.version, person.name)
     candidate = platform.database.candidate(registration.candidate)
@@ -315,7 +324,7 @@ def _require_bytes(platform: Platform, target: Registration) -> None:
 
 def _never_champion(platform: Platform, spec: ModelSpec, target: Registration) -> str:
     """Return the digest of the verdict on a version that must meet what a promotion has to meet."""
-    verdict = _staged_evidence(platform, spec, target)
+    verdict = staged_evidence(platform, spec, target)
     if spec.approval_needed is not None:
         promotion.require_approval(platform.database, target, verdict, spec.approval_needed)
     return verdict.digest

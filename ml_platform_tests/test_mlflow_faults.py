@@ -1,0 +1,226 @@
+"""A real MLflow server that is down, slow or refuses, seen by registration, the reconciler and its sensor."""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from mlflow import MlflowClient
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from pydantic import SecretStr
+
+from ml_platform import workflows
+from ml_platform.errors import MissingInRegistryError, RegistryError, RegistryUnavailableError
+from ml_platform.pipeline import PlatformResource, model_definitions
+from ml_platform.predictor import MODEL_FILE
+from ml_platform.records import Candidate
+from ml_platform.stages import registry as stage
+from ml_platform.stages import staging
+from ml_platform.workflows import Platform
+from ml_platform_tests import fakes
+from ml_platform_tests.mlflow_server import FaultyMlflow, serving
+
+SPEC = fakes.visits_spec()
+TOKEN = "a-token-of-mlflow"  # noqa: S105 - what must not be shown
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("server")
+    with serving(folder, Path(shutil.copy(empty_mlflow, folder / "mlflow.db"))) as address:
+        yield address
+
+
+@pytest.fixture
+def front(server: str, monkeypatch: pytest.MonkeyPatch) -> FaultyMlflow:
+    # Whatever the limits of other tests were: these here are the platform's own.
+    for name in stage.BRIEF:
+        monkeypatch.delenv(name, raising=False)
+    return FaultyMlflow(server)
+
+
+@pytest.fixture
+def remote(tmp_path: Path, front: FaultyMlflow) -> Iterator[Platform]:
+    """A platform whose MLflow is a server behind `front`, without a model."""
+    with front.running() as address:
+        local = fakes.platform_in(tmp_path / "home")
+        opened = Platform(local.settings.model_copy(update={"mlflow_tracking_uri": SecretStr(address)}))
+        yield opened
+        opened.database.close()
+    client = MlflowClient(front.address, front.address)
+    if client.search_registered_models("name = 'visits'"):
+        client.delete_registered_model("visits")
+
+
+def judged(platform: Platform, name: str) -> Candidate:
+    """Return a candidate with a passing verdict whose run MLflow shows, not registered yet."""
+    lineage = replace(fakes.candidate().lineage, dataset_digest=name)
+    made = fakes.candidate(f"{platform.settings.home.parent.name}-{name}"[-32:], lineage=lineage)
+    folder = platform.candidate_folder(made)
+    folder.mkdir(parents=True)
+    (folder / MODEL_FILE).write_text(made.id)
+    features = fakes.visits(5)[SPEC.features]
+    features.to_parquet(folder / staging.GOLDEN_REQUESTS)
+    platform.database.record_candidate(made)
+    platform.database.record_verdict(fakes.verdict(made))
+    with stage.run_files(folder / MODEL_FILE, features, {}) as files:
+        run_id = platform.registry.record_run(made, fakes.verdict(made), files)
+    platform.database.link_mlflow_run(made.id, run_id)
+    return platform.database.candidate(made.id)
+
+
+def promoted(platform: Platform, name: str) -> int:
+    made = judged(platform, name)
+    version = workflows.register_candidate(platform, SPEC, made)
+    platform.database.mark_staged(version)
+    platform.registry.set_alias("visits", "staging", version.version)
+    return workflows.promote_version(platform, SPEC, made, reason="schedule", actor="test").version
+
+
+def versions(front: FaultyMlflow) -> list[int]:
+    client = MlflowClient(front.address, front.address)
+    return sorted(int(version.version) for version in client.search_model_versions("name = 'visits'"))
+
+
+@pytest.mark.fault("V1")
+@pytest.mark.parametrize("fault", ["503", "lost"])
+def test_a_registration_that_mlflow_did_not_answer_is_resumed_without_a_second_version(
+    remote: Platform, front: FaultyMlflow, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    made = judged(remote, "first")
+
+    front.fault, front.only = fault, "model-versions/create"
+    with pytest.raises(RegistryUnavailableError, match="no answer"):
+        workflows.register_candidate(remote, SPEC, made)
+    unregistered = remote.database.registration_of(made.id)
+    front.fault = ""
+    looked = workflows.reconcile(remote, SPEC, actor="test")
+    version = workflows.register_candidate(remote, SPEC, made)
+
+    assert unregistered is None
+    assert looked == []
+    assert version.version == 1
+    assert versions(front) == [1]
+
+
+def tick(platform: Platform, instance: dg.DagsterInstance, cursor: str | None = None) -> dg.SensorResult:
+    class Opened(PlatformResource):
+        def open(self) -> Platform:
+            return Platform(platform.settings)
+
+    (sensor,) = (s for s in model_definitions(SPEC).sensors or [] if s.name == "visits_registry")
+    context = dg.build_sensor_context(instance=instance, cursor=cursor, resources={"platform": Opened()})
+    found = sensor(context)
+    assert isinstance(found, dg.SensorResult)
+    return found
+
+
+@pytest.mark.fault("V3")
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [("401", "error code 401"), ("403", "error code 403"), ("500", "no answer"), ("slow", "no answer")],
+)
+def test_a_tick_is_red_in_time_and_changes_nothing_where_mlflow_fails(
+    remote: Platform,
+    front: FaultyMlflow,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    fault: str,
+    says: str,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", TOKEN)
+    first = promoted(remote, "first")
+    promoted(remote, "second")
+    remote.registry.set_alias("visits", "champion", first)  # what the sensor would put back
+    before = remote.database.ledger("visits")
+
+    front.fault = fault
+    start = time.monotonic()
+    with dg.DagsterInstance.ephemeral() as instance, pytest.raises(RegistryError, match=says) as caught:
+        tick(remote, instance)
+    seconds = time.monotonic() - start
+    front.fault = ""
+
+    assert seconds < 15
+    assert remote.database.ledger("visits") == before
+    assert remote.registry.alias("visits", "champion") == first
+    assert "The champion stays as it is" in str(caught.value)
+    shown = "".join([str(caught.value), caplog.text, *capfd.readouterr()])
+    assert TOKEN not in shown
+    assert "hunter2" not in shown
+
+
+@pytest.mark.fault("V3")
+@pytest.mark.parametrize("fault", ["401", "500", "slow"])
+def test_bytes_that_mlflow_does_not_hand_out_grant_nothing_and_replace_nothing(
+    remote: Platform, front: FaultyMlflow, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", TOKEN)
+    promoted(remote, "first")
+    before = remote.database.ledger("visits")
+
+    front.fault, front.only = fault, "mlflow-artifacts"
+    with stage.briefly(), pytest.raises(RegistryError) as caught:
+        workflows.reconcile(remote, SPEC, actor="test")
+
+    assert not isinstance(caught.value, MissingInRegistryError)
+    assert TOKEN not in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+    assert remote.database.ledger("visits") == before
+    assert versions(front) == [1]
+
+
+def test_a_lost_champion_comes_back_over_http(remote: Platform, front: FaultyMlflow) -> None:
+    promoted(remote, "first")
+    MlflowClient(front.address, front.address).delete_model_version("visits", "1")
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        found = tick(remote, instance)
+        front.requests.clear()
+        quiet = tick(remote, instance, found.cursor)
+
+    (event,) = found.asset_events
+    assert event.asset_key == dg.AssetKey(["visits", "champion_version"])
+    assert event.metadata["version"].value == 2
+    assert remote.registry.alias("visits", "champion") == 2
+    assert quiet.skip_reason == dg.SkipReason("MLflow shows what the ledger says.")
+    assert front.requests == [
+        "GET /api/2.0/mlflow/registered-models/search",
+        "GET /api/2.0/mlflow/model-versions/search",
+    ]
+
+
+def test_bytes_that_are_gone_from_the_server_are_missing(remote: Platform, front: FaultyMlflow, tmp_path: Path) -> None:
+    promoted(remote, "first")
+    client = MlflowClient(front.address, front.address)
+    run = client.get_run(str(client.get_model_version("visits", "1").run_id))
+    store = get_artifact_repository(run.info.artifact_uri, front.address)
+    store.delete_artifacts("model")  # type: ignore[no-untyped-call]
+
+    with pytest.raises(MissingInRegistryError, match="The bytes of version 1 of 'visits' are gone from http://me:"):
+        remote.registry.fetch("visits", 1, tmp_path)
+
+
+def limits() -> list[str | None]:
+    return [os.environ.get(name) for name in stage.BRIEF]
+
+
+def test_limits_that_a_tick_sets_end_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "33")
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
+    first, second = stage.briefly(), stage.briefly()
+
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    within = limits()
+    second.__exit__(None, None, None)
+
+    assert within == ["5", "0"]
+    assert limits() == ["33", None]

@@ -286,6 +286,26 @@ def test_a_promotion_that_runs_meanwhile_is_no_request(platform: Platform, monke
     assert champion(platform) == second.version
 
 
+def test_what_was_done_is_said_though_the_ledger_moves_on_meanwhile(
+    platform: Platform, mlflow: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promoted(platform)
+    second = staged(platform, "second")
+    mlflow.delete_registered_model_alias("visits", "champion")
+    shown, looks = Registry.shown, list[str]()
+
+    def promote_at_the_second_look(registry: Registry, model: str) -> object:
+        looks.append(model)
+        if len(looks) == 2:
+            promote(platform, second)
+        return shown(registry, model)
+
+    monkeypatch.setattr(Registry, "shown", promote_at_the_second_look)
+
+    assert only(reconcile(platform)).what == "AliasRestored"
+    assert champion(platform) == second.version
+
+
 # A promotion that died
 
 

@@ -197,6 +197,24 @@ def test_a_lost_champion_comes_back_over_http(remote: Platform, front: FaultyMlf
     ]
 
 
+def test_the_sensor_tells_of_a_version_registered_by_hand_once(
+    remote: Platform, front: FaultyMlflow, caplog: pytest.LogCaptureFixture
+) -> None:
+    promoted(remote, "first")
+    client = MlflowClient(front.address, front.address)
+    made = client.get_model_version("visits", "1")
+    client.create_model_version("visits", str(made.source), run_id=made.run_id)
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        first = tick(remote, instance)
+        second = tick(remote, instance, first.cursor)
+
+    assert first.skip_reason == second.skip_reason
+    assert "Version 2 of visits was not registered by the platform" in str(first.skip_reason)
+    assert len([record for record in caplog.records if record.name == "ml_platform.alerts"]) == 1
+    assert remote.registry.alias("visits", "champion") == 1
+
+
 def test_bytes_that_are_gone_from_the_server_are_missing(remote: Platform, front: FaultyMlflow, tmp_path: Path) -> None:
     promoted(remote, "first")
     client = MlflowClient(front.address, front.address)

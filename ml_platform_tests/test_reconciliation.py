@@ -1,5 +1,6 @@
 """MLflow held against the ledger: what people do by hand in a real MLflow on SQLite, and what becomes of it."""
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +21,7 @@ from ml_platform.stages import promotion, staging
 from ml_platform.stages.registry import CANDIDATE_TAG, LEDGER_TAG, Registry
 from ml_platform.workflows import Platform
 from ml_platform_tests import fakes
+from ml_platform_tests.test_ledger import promote_in_a_process
 
 SPEC = fakes.visits_spec()
 MANUAL = fakes.visits_spec(approval=Approval(authenticated_by=("os_user",)))
@@ -274,14 +276,33 @@ def test_a_promotion_that_runs_meanwhile_is_no_request(platform: Platform, monke
     shown = Registry.shown
 
     def promote_meanwhile(registry: Registry, model: str) -> object:
-        seen = shown(registry, model)
         monkeypatch.undo()
         promote(platform, second)
-        return seen
+        return shown(registry, model)
 
     monkeypatch.setattr(Registry, "shown", promote_meanwhile)
 
     assert reconcile(platform) == []
+    assert champion(platform) == second.version
+
+
+def test_what_was_done_is_said_though_the_ledger_moves_on_meanwhile(
+    platform: Platform, mlflow: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promoted(platform)
+    second = staged(platform, "second")
+    mlflow.delete_registered_model_alias("visits", "champion")
+    shown, looks = Registry.shown, list[str]()
+
+    def promote_at_the_second_look(registry: Registry, model: str) -> object:
+        looks.append(model)
+        if len(looks) == 2:
+            promote(platform, second)
+        return shown(registry, model)
+
+    monkeypatch.setattr(Registry, "shown", promote_at_the_second_look)
+
+    assert only(reconcile(platform)).what == "AliasRestored"
     assert champion(platform) == second.version
 
 
@@ -305,6 +326,31 @@ def test_a_promotion_that_died_behind_the_ledger_is_finished(platform: Platform)
     assert (finding.what, finding.alerting) == ("DecisionFinished", Alerting.NONE)
     assert platform.database.champion("visits") == entry
     assert champion(platform) == 2
+    assert actions(platform) == ["promotion", "confirmation"] * 2
+
+
+@pytest.mark.fault("P2")
+@pytest.mark.parametrize(
+    ("call", "version", "found"),
+    [
+        ("ml_platform.database:Database.append_to_ledger", 1, []),
+        ("mlflow:MlflowClient.set_registered_model_alias", 2, ["DecisionFinished"]),
+        ("ml_platform.stages.ledger:HeadsLog.append", 2, ["AnchorFollowed"]),
+    ],
+    ids=["before the ledger", "before the alias", "before the anchors"],
+)
+def test_what_a_killed_promotion_left_is_finished(
+    platform: Platform, call: str, version: int, found: list[str]
+) -> None:
+    promoted(platform)
+    second = staged(platform, "second")
+    with promote_in_a_process(platform, second.candidate, call) as stopped:
+        assert os.WIFSTOPPED(os.waitpid(stopped.pid, os.WUNTRACED)[1])
+        stopped.kill()
+
+    assert [finding.what for finding in reconcile(platform)] == found
+    assert champion(platform) == version
+    assert promote(platform, second).version == 2
     assert actions(platform) == ["promotion", "confirmation"] * 2
 
 

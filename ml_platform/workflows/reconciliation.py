@@ -59,7 +59,8 @@ def reconcile(platform: Platform, spec: ModelSpec, *, actor: str, read_bytes: bo
     Returns
     -------
     list of Finding
-        Empty where MLflow shows what the ledger says, or somebody changes the ledger at this moment.
+        Empty where MLflow shows what the ledger says. Where somebody changes the ledger at this moment, the rest is
+        left to the next look.
 
     Raises
     ------
@@ -71,12 +72,12 @@ def reconcile(platform: Platform, spec: ModelSpec, *, actor: str, read_bytes: bo
     look = _look(platform, spec.name)
     findings = list[Finding]()
     for step in (_requested, _unfinished, _gone, _unshown):
-        if look is None:
-            return findings
-        found = list(step(platform, spec, look, actor, read_bytes))
+        found = list(step(platform, spec, look, actor, read_bytes)) if look else []
         findings += found
         look = _look(platform, spec.name) if found else look
-    return [*findings, *_followers(platform, spec.name, look), *_strangers(platform, spec.name, look)] if look else []
+    if look:
+        findings += [*_followers(platform, spec.name, look), *_strangers(platform, spec.name, look)]
+    return findings
 
 
 def _look(platform: Platform, model: str) -> _Look | None:

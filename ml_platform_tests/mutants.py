@@ -679,7 +679,7 @@ TAMPERED = {
     "one byte of the kept file": Mutant("not the model that was gated", one_byte(kept_file), judge),
     "the champion's bytes, kept": Mutant("not the model that was gated", another_model(kept_file), judge),
     "the kept file at registration": Mutant("the model's bytes have sha256", one_byte(kept_file), register),
-    "a registered file that is gone": Mutant("could not hand out version 2 of 'visits'", lost(registered_file)),
+    "a registered file that is gone": Mutant("The bytes of version 2 of 'visits' are gone", lost(registered_file)),
     "a version deleted in MLflow": Mutant("MLflow at .* could not hand out version 2", deleted_version),
     "an alias that somebody moved": Mutant("the alias follows the ledger", moved_alias, reconcile),
     "a candidate that says other rows": Mutant("does not follow", relabelled(dataset_digest="0" * 64)),

@@ -130,7 +130,7 @@ NOTICED_BY = {
     f"{WORKFLOW}_require_bytes: file_digest(kept) == candidate.model_digest": "a rollback to bytes that are lost",
     f"{WORKFLOW}_require_bytes: file_digest(model_file) != candidate.model_digest": "a rollback to bytes that are lost",
     f"{WORKFLOW}_staged: found is None": "an approval of no version",
-    f"{WORKFLOW}_staged_evidence: not platform.database.is_staged(registration)": "a version that was never staged",
+    f"{WORKFLOW}staged_evidence: not platform.database.is_staged(registration)": "a version that was never staged",
     f"{WORKFLOW}_target: not history": "a rollback of what never reigned",
     f"{WORKFLOW}_target: len(champions) < 2": "a rollback before the first champion",
     f"{WORKFLOW}_target: found is None": "a rollback to a version that is not there",

@@ -1,5 +1,6 @@
 """Promise 11: the same dataset version, code and lock give the same model."""
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -101,7 +102,7 @@ def test_a_version_is_made_again_and_nothing_else_is_changed(platform: Platform)
     assert (found.outcome, found.differences, found.notes) == (Likeness.REPRODUCED, [], [])
     assert found.rebuilt_digest == found.model_digest == candidate(platform).model_digest
     assert {"auc_roc", "f1_score", "f1_score.low", "model_size_mb"} <= set(found.figures)
-    assert "inference_time_ms" in found.not_compared
+    assert found.not_compared == []
     assert found.predictions > staging.GOLDEN_ROWS
 
 
@@ -270,7 +271,9 @@ def test_of_a_process_that_died_the_exception_is_named(stderr: str, said: str) -
 def test_golden_answers_that_were_changed_show(platform: Platform) -> None:
     champion(platform)
     file = platform.candidate_folder(candidate(platform)) / staging.GOLDEN_ANSWERS
-    file.write_text(file.read_text().replace("true", "false", 1))
+    answers = json.loads(file.read_text())
+    answers["predictions"][0] = 1 - answers["predictions"][0]
+    file.write_text(json.dumps(answers))
 
     found = reproduce(platform)
 

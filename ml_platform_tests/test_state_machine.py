@@ -65,12 +65,13 @@ class Life(RuleBasedStateMachine):
         shutil.copy(self.empty_mlflow, self.folder / "mlflow.db")
         self.versions = list[Registration]()
         self.bad, self.spoilt, self.deleted = set[int](), set[int](), set[int]()
-        self.files, self.rows, self.champion = 0, 0, None
+        self.files, self.rows = 0, 0
+        self.champion: LedgerEntry | None = None
         self.offset = timedelta()
-        promotion.now = self._now
+        setattr(promotion, "now", self._now)  # noqa: B010 - what a clock that jumps would say
 
     def teardown(self) -> None:
-        promotion.now = records.now
+        setattr(promotion, "now", records.now)  # noqa: B010
         self.platform.database.close()
         shutil.rmtree(self.folder)
 

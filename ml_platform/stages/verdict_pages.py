@@ -26,6 +26,7 @@ COSTS = {
     "machine_noise": "how far this machine's times spread, as a factor",
     "model_size_mb": "the model file, in MB",
 }
+GATES = "Each value with its interval; the line is the bound, and what is asked for is shaded."
 WORDS = {
     GateOutcome.PASS: "It holds.",
     GateOutcome.FAIL: "It does not hold.",
@@ -76,7 +77,7 @@ def draw(verdict: Verdict, candidate: Candidate, spec: ModelSpec, curves: Curves
     body = together(
         tag("h1", f"{verdict.model}: the verdict on candidate {verdict.candidate}"),
         _headline(verdict, spec),
-        _section("The gates", _gates(shown)),
+        _section("The gates", tag("p", GATES), _gates(shown)),
         _section("Beside whom", *_beside(shown)),
         _section("Figures", *_figures(shown)),
         _section("Slices", *_slices(shown)),
@@ -246,7 +247,7 @@ def _gates(shown: _Shown) -> Html:
         )
         for result in shown.verdict.results
     ]
-    return _table(["condition", "result", "value, its interval, and what is asked for (shaded)", "why"], rows, "stack")
+    return _table(["condition", "result", "value", "why"], rows, "stack")
 
 
 def _pictures(gate: Gate | Comparison | None, shown: _Shown) -> Html | None:

@@ -184,6 +184,8 @@ def test_the_first_model_stands_beside_its_baseline() -> None:
     assert "There is no champion yet" in said
     assert "DummyClassifier(prior)" in said
     assert "is better: 0.4 [0.3, 0.5] on 200 rows" in said
+    gain = list(sections(page_of(judged()))["The gates"].iter("svg"))[-1]
+    assert gain.get("aria-label", "").endswith("its lower bound must reach 0")
 
 
 def test_a_champion_with_the_same_bytes_is_named_beside_the_baseline_that_takes_its_place() -> None:

@@ -21,7 +21,6 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -40,6 +39,7 @@ from ml_platform.workflows import Platform
 from ml_platform_tests import fakes
 
 SPEC = fakes.visits_spec()
+CLOCK = "now"
 CALLS: list[tuple[type, str]] = [
     (Registry, "fetch"),
     (Database, "append_to_ledger"),
@@ -68,10 +68,16 @@ class Life(RuleBasedStateMachine):
         self.files, self.rows = 0, 0
         self.champion: LedgerEntry | None = None
         self.offset = timedelta()
-        setattr(promotion, "now", self._now)  # noqa: B010 - what a clock that jumps would say
+        setattr(promotion, CLOCK, self._now)
+        for _ in range(2):
+            self.train(0.9, "new")
+            self._promote(self.platform, self.versions[-1])
+            self.there_is_one_champion_and_it_is_never_unset()
+        assert [entry.version for entry in self.platform.database.history("visits")] == [1, 2]
+        self.train(0.9, "new")
 
     def teardown(self) -> None:
-        setattr(promotion, "now", records.now)  # noqa: B010
+        setattr(promotion, CLOCK, records.now)
         self.platform.database.close()
         shutil.rmtree(self.folder)
 
@@ -114,12 +120,19 @@ class Life(RuleBasedStateMachine):
         theirs = {"version": number, "model_digest": champion.candidate, "name": f"version {number}"}
         return replace(found, champion=number, rival=fakes.beaten(SPEC, kind="champion", **theirs))
 
-    @precondition(lambda self: self.versions)
-    @rule(data=st.data())
-    def promote(self, data: st.DataObject) -> None:
-        self._promote(self.platform, self._any(data))
+    @rule()
+    def retrain(self) -> None:
+        """A good candidate comes and is promoted, as in a week without trouble."""
+        self.train(0.9, "new")
+        self._promote(self.platform, self.versions[-1])
 
-    @precondition(lambda self: len(self.versions) > 1)
+    @rule(data=st.data(), tampered=st.booleans())
+    def promote(self, data: st.DataObject, tampered: bool) -> None:
+        version = self._any(data)
+        if tampered:
+            self._tamper(version, kept=False)
+        self._promote(self.platform, version)
+
     @rule(data=st.data())
     def promote_two_at_once(self, data: st.DataObject) -> None:
         """Two processes, as far as databases and locks can tell."""
@@ -131,7 +144,6 @@ class Life(RuleBasedStateMachine):
             thread.join()
             other.database.close()
 
-    @precondition(lambda self: self.versions)
     @rule(data=st.data(), call=st.sampled_from(CALLS), after=st.booleans(), back=st.booleans())
     def crash(self, data: st.DataObject, call: tuple[type, str], after: bool, back: bool) -> None:
         """A promotion or a rollback dies at a call; somebody else starts with what is on the disk."""
@@ -143,11 +155,12 @@ class Life(RuleBasedStateMachine):
         self.platform.database.close()
         self.platform = Platform(self.platform.settings)
 
-    @precondition(lambda self: self.versions)
     @rule(data=st.data(), kept=st.booleans())
     def tamper(self, data: st.DataObject, kept: bool) -> None:
         """A version's bytes change in the registry, or those that are kept on the host."""
-        version = self._any(data)
+        self._tamper(self._any(data), kept=kept)
+
+    def _tamper(self, version: Registration, *, kept: bool) -> None:
         folder = self.platform.settings.artifacts / version.candidate
         if kept:
             folder = self.platform.candidate_folder(self.platform.database.candidate(version.candidate))
@@ -155,7 +168,6 @@ class Life(RuleBasedStateMachine):
             self.spoilt.add(version.version)
         (folder / MODEL_FILE).write_text("other bytes")
 
-    @precondition(lambda self: self.versions)
     @rule(data=st.data())
     def delete_version(self, data: st.DataObject) -> None:
         version = self._any(data).version
@@ -164,7 +176,6 @@ class Life(RuleBasedStateMachine):
             client.delete_model_version("visits", str(version))
             self.deleted.add(version)
 
-    @precondition(lambda self: self.versions)
     @rule(data=st.data(), back=st.booleans())
     def lose_mlflow(self, data: st.DataObject, back: bool) -> None:
         """MLflow does not answer: nothing is promoted; a rollback needs it only for bytes that are gone here."""
@@ -197,7 +208,8 @@ class Life(RuleBasedStateMachine):
         assert shown == (champion.version if champion else None)
 
     def _any(self, data: st.DataObject) -> Registration:
-        return data.draw(st.sampled_from(self.versions))
+        """Return the newest version as often as all others together."""
+        return data.draw(st.one_of(st.just(self.versions[-1]), st.sampled_from(self.versions)))
 
     def _promote(self, platform: Platform, version: Registration) -> None:
         candidate = platform.database.candidate(version.candidate)

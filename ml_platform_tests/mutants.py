@@ -199,6 +199,15 @@ def ask_one_gate(_: Platform, spec: ModelSpec, *, value: float) -> None:
         raise EvidenceError(result.why)
 
 
+def write_a_verdict(platform: Platform, spec: ModelSpec, *, value: float) -> None:
+    """Write a verdict on one figure: canonical JSON has no word for what is no number."""
+    found = Findings(figures=[Figure(metric="auc_roc", value=value)], rival=None)
+    verdict = gates.judge(successor(platform), found, spec)
+    assert verdict.document
+    if not verdict.passed:
+        raise EvidenceError(verdict.results[0].why)
+
+
 def name_nobody(_: Platform, __: ModelSpec, *, run: GithubRun | None) -> object:
     return approvals.github_person(run)
 
@@ -617,6 +626,7 @@ MEASURED = {
     "a size below nothing": found(figure("model_size_mb", value=-1.0), "its unit is wrong"),
     "two figures of one metric": found(twice, "auc_roc was not computed"),
     "an empty holdout": found(figure(rows=0), "auc_roc rests on 0 rows, 30 are asked for"),
+    "a NaN that is written down": Mutant("auc_roc was not computed", attempt=partial(write_a_verdict, value=nan)),
     "a NaN that meets a gate": Mutant("no finite number", attempt=partial(ask_one_gate, value=nan)),
     "a lower bound below its gate": found(figure(low=0.79), "auc_roc .* 0.79 at its bound", BOUND),
     "no lower bound": found(figure(low=None), "has no bounds", BOUND),

@@ -93,7 +93,7 @@ NOTICED_BY = {
     ),
     f"{GATES}_no_comparison: in_order": "a difference beside its bounds",
     f"{GATES}_number: value is not None": "a metric without a value",
-    f"{GATES}_number: isfinite(value)": "a NaN",
+    f"{GATES}_number: isfinite(value)": "a NaN that is written down",
     f"{GATES}_problem: figure is None": "a metric that is missing",
     f"{GATES}_problem: figure.value is None": "a metric without a value",
     f"{GATES}_problem: not isfinite(figure.value)": "a NaN that meets a gate",

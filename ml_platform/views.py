@@ -64,7 +64,8 @@ def arrival_metadata(result: BatchResult) -> dict[str, Any]:
         "rows": result.rows,
         "quarantined_rows": result.quarantined_rows,
     }
-    examples = [dg.TableRecord({"examples of bad rows": example}) for example in result.examples]
+    quoted = [example for examples in result.examples.values() for example in examples]
+    examples = [dg.TableRecord({"examples of bad rows": example}) for example in quoted[:EXAMPLES]]
     return {**shown, "examples": dg.MetadataValue.table(examples)} if examples else shown
 
 

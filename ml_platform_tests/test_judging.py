@@ -42,6 +42,15 @@ def train(platform: Platform, spec: ModelSpec) -> Candidate:
     return workflows.train_candidate(platform, spec, reason="schedule")
 
 
+def alike(spec: ModelSpec) -> ModelSpec:
+    """Return a model whose candidates answer as those of another and have other bytes: equal fits have equal bytes."""
+    from sklearn.pipeline import Pipeline
+
+    return spec.model_copy(
+        update={"pipeline": lambda: Pipeline([(f"{name}_too", step) for name, step in spec.pipeline().steps])}
+    )
+
+
 def judge(platform: Platform, spec: ModelSpec, candidate: Candidate) -> Verdict:
     return workflows.judge_candidate(platform, spec, candidate).verdict
 
@@ -268,7 +277,7 @@ def test_models_of_classes_and_of_numbers_live_as_binary_ones_do(
     assert set(METRICS[spec.task]) == {cell.split()[0] for cell, *_ in list(rows_of(page["Figures"]))[1:]}
     assert list(page["Curves"].iter("polyline"))
     assert promote(platform, spec, first).version == 1
-    second = judge(platform, spec, train(platform, spec))
+    second = judge(platform, spec, train(platform, alike(spec)))
     assert (rival(second).name, rival(second).difference) == ("version 1", 0)
     assert second.passed
 
@@ -355,7 +364,7 @@ def test_the_authors_confidence_is_that_of_one_side(reigned: Platform, confidenc
 def test_an_equal_candidate_shows_no_gain(reigned: Platform) -> None:
     spec = fakes.visits_spec(comparison=Comparison(minimum_gain=0.001))
 
-    assert compared(judge(reigned, spec, train(reigned, spec)), spec)[0] is GateOutcome.FAIL
+    assert compared(judge(reigned, spec, train(reigned, alike(spec))), spec)[0] is GateOutcome.FAIL
 
 
 def test_without_a_comparison_nobody_is_asked(reigned: Platform) -> None:
@@ -389,7 +398,7 @@ def test_a_champion_whose_bytes_are_gone_everywhere_is_inconclusive(reigned: Pla
     for path in reigned.settings.home.rglob(MODEL_FILE):
         path.unlink()
 
-    outcome, why = compared(judge(reigned, SPEC, train(reigned, SPEC)))
+    outcome, why = compared(judge(reigned, SPEC, train(reigned, alike(SPEC))))
 
     assert outcome is GateOutcome.INCONCLUSIVE
     assert "was not compared with version 1" in why
@@ -399,7 +408,7 @@ def test_a_champion_whose_bytes_are_gone_everywhere_is_inconclusive(reigned: Pla
 def test_a_champion_with_other_bytes_is_inconclusive_and_never_loaded(reigned: Platform) -> None:
     reigned.model_file(champion_of(reigned)).write_bytes(b"other bytes")
 
-    outcome, why = compared(judge(reigned, SPEC, train(reigned, SPEC)))
+    outcome, why = compared(judge(reigned, SPEC, train(reigned, alike(SPEC))))
 
     assert outcome is GateOutcome.INCONCLUSIVE
     assert "it is not the model that was gated" in why
@@ -471,7 +480,7 @@ def test_a_champion_whose_training_rows_are_unknown_is_inconclusive(reigned: Pla
     with reigned.database._transaction() as connection:
         connection.execute(sa.text("DELETE FROM verdicts"))
 
-    outcome, why = compared(judge(reigned, SPEC, train(reigned, SPEC)))
+    outcome, why = compared(judge(reigned, SPEC, train(reigned, alike(SPEC))))
 
     assert outcome is GateOutcome.INCONCLUSIVE
     assert "no verdict that says how its training rows were chosen" in why
@@ -530,7 +539,7 @@ def test_what_was_changed_since_the_judgement_is_no_evidence(reigned: Platform, 
 
 
 def test_the_verdict_of_another_model_is_no_evidence(reigned: Platform) -> None:
-    candidate, other = train(reigned, SPEC), train(reigned, SPEC)
+    candidate, other = train(reigned, SPEC), train(reigned, alike(SPEC))
     judge(reigned, SPEC, candidate)
     theirs = judge(reigned, SPEC, other)
     reigned.database.record_verdict(replace(theirs, candidate=candidate.id))

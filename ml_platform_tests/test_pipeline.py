@@ -195,6 +195,10 @@ def test_a_check_counts_the_rows_of_every_file_and_quotes_five(
     assert said["files"] == 2
     assert said["rules"] == {"greater_than_or_equal_to(0)": 6}
     assert said["examples"][0] == "a.csv, row 0: pages must be at least 0: got -1"
+    (batch, *_) = platform.database.outcomes("visits", platform.database.known_arrivals("visits"))
+    (first, *more) = views.arrival_metadata(batch)["examples"].records
+    assert first.data == {"examples of bad rows": "row 0: pages must be at least 0: got -1"}
+    assert len(more) == 2
     assert len(said["examples"]) == 5
 
 

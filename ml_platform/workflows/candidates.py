@@ -96,7 +96,7 @@ def train_candidate(
     identifier = f"{now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:8]}"
     folder = platform.settings.model_home(spec.name) / "candidates" / identifier
     digest = training.store(training.fit(rows, spec), folder)
-    (folder / ENVIRONMENT).write_text(json.dumps(provenance.environment()))
+    durable.write(folder / ENVIRONMENT, json.dumps(provenance.environment()).encode())
     candidate = Candidate(
         id=identifier,
         model=spec.name,

@@ -614,7 +614,6 @@ def test_a_champion_is_explained_with_everything_it_stands_on(deployment: Platfo
     page = deployment.verdict_page(candidate)
     page.write_text("a page")
     assert workflows.explain(deployment, "visits")["verdict_page"] == str(page)
-    assert [gate["result"] for gate in said["gates"]] == ["PASS"] * 4
     assert [given["digest"] for given in said["approvals"]] == [approval.digest]
     json.dumps(said)
 

@@ -24,7 +24,7 @@ from ml_platform.workflows import Platform
 from ml_platform_tests import fakes
 from ml_platform_tests.mlflow_server import FaultyMlflow, serving
 
-SPEC = fakes.visits_spec()
+SPEC = fakes.unrivalled_spec()
 TOKEN = "a-token-of-mlflow"  # noqa: S105 - what must not be shown
 
 

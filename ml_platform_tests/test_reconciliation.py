@@ -23,8 +23,8 @@ from ml_platform.workflows import Platform
 from ml_platform_tests import fakes
 from ml_platform_tests.test_ledger import promote_in_a_process
 
-SPEC = fakes.visits_spec()
-MANUAL = fakes.visits_spec(approval=Approval(authenticated_by=("os_user",)))
+SPEC = fakes.unrivalled_spec()
+MANUAL = fakes.unrivalled_spec(approval=Approval(authenticated_by=("os_user",)))
 BOB = Person(name="bob@desk", authenticated_by="os_user", identity={"uid": "7"})
 
 

@@ -66,9 +66,9 @@ def judged(platform: Platform, name: str) -> Candidate:
     features = fakes.visits(5)[SPEC.features]
     features.to_parquet(folder / staging.GOLDEN_REQUESTS)
     platform.database.record_candidate(made)
-    platform.database.record_verdict(fakes.verdict(made))
+    platform.database.record_verdict(fakes.verdict_by(SPEC, made))
     with stage.run_files(folder / MODEL_FILE, features, {}) as files:
-        run_id = platform.registry.record_run(made, fakes.verdict(made), files)
+        run_id = platform.registry.record_run(made, fakes.verdict_by(SPEC, made), files)
     platform.database.link_mlflow_run(made.id, run_id)
     return platform.database.candidate(made.id)
 

@@ -169,7 +169,7 @@ def without_bytes(platform: Platform, mlflow: MlflowClient) -> int:
 
 def with_a_failed_verdict(platform: Platform, _mlflow: MlflowClient) -> int:
     version = staged(platform, "worse")
-    failed = fakes.verdict(platform.database.candidate(version.candidate), auc_roc=0.5)
+    failed = fakes.verdict_by(SPEC, platform.database.candidate(version.candidate), auc_roc=0.5)
     platform.database.record_verdict(failed)
     return version.version
 
@@ -370,7 +370,7 @@ def test_a_promotion_that_died_and_whose_evidence_is_gone_is_withdrawn(platform:
     promoted(platform)
     second = staged(platform, "second")
     decided_only(platform, second)
-    platform.database.record_verdict(fakes.verdict(platform.database.candidate(second.candidate), auc_roc=0.5))
+    platform.database.record_verdict(fakes.verdict_by(SPEC, platform.database.candidate(second.candidate), auc_roc=0.5))
 
     finding = only(reconcile(platform))
 
@@ -384,7 +384,7 @@ def test_a_promotion_that_died_and_whose_evidence_is_gone_is_withdrawn(platform:
 def test_the_first_promotion_is_not_withdrawn_into_nothing(platform: Platform) -> None:
     first = staged(platform, "first")
     decided_only(platform, first)
-    platform.database.record_verdict(fakes.verdict(platform.database.candidate(first.candidate), auc_roc=0.5))
+    platform.database.record_verdict(fakes.verdict_by(SPEC, platform.database.candidate(first.candidate), auc_roc=0.5))
 
     finding = only(reconcile(platform))
 

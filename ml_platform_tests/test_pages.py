@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml_platform import pages
-from ml_platform.errors import UnreadableFileError
+from ml_platform.errors import TooLargeError, UnreadableFileError
 from ml_platform.pages import require_bounded_pages, verify_pages
 from ml_platform_tests import fakes
 
@@ -41,9 +41,13 @@ def test_whole_pages_pass(tmp_path: Path, version: str, codec: str, checksums: b
 
 
 def test_lists_and_missing_values_are_counted_as_their_footer_counts_them(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"lists": [[1, 2], [], None, [3]], "holes": [None, 1, None, 2]}), tmp_path / "a.parquet")
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"lists": [[1, 2], [], None, [3]], "holes": [None, 1, None, 2]}), path)
 
-    require_bounded_pages(tmp_path / "a.parquet", 2**20)
+    require_bounded_pages(path, 2**20)  # raises where the counts differ
+
+    with pytest.raises(TooLargeError, match="more than 1 bytes"):
+        require_bounded_pages(path, 1)
 
 
 @pytest.mark.fault("D18")

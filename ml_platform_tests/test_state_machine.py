@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -35,8 +35,9 @@ from ml_platform.records import Findings, LedgerEntry, Registration, sha256_text
 from ml_platform.stages import gates, promotion
 from ml_platform.stages.ledger import HeadsLog
 from ml_platform.stages.registry import Registry
-from ml_platform.workflows import Platform
+from ml_platform.workflows import Platform, evidence
 from ml_platform_tests import fakes
+from ml_platform_tests.guards import guards_of, switched_off
 
 SPEC = fakes.visits_spec()
 CLOCK = "now"
@@ -198,6 +199,14 @@ class Life(RuleBasedStateMachine):
         self._roll_back(self.platform, self._any(data).version if named and self.versions else None)
 
     @rule()
+    def roll_back_and_promote_again(self) -> None:
+        """The champion goes, and a run that was slow, or is started again, promotes it once more."""
+        champion = self.platform.database.champion("visits")
+        assert champion is not None
+        self._roll_back(self.platform, None)
+        self._promote(self.platform, next(one for one in self.versions if one.version == champion.version))
+
+    @rule()
     def reconcile(self) -> None:
         """After a reconciliation the alias says what the ledger says, unless MLflow lost that version."""
         champion = self.platform.database.champion("visits")
@@ -290,7 +299,15 @@ def dying(owner: type, name: str, *, after: bool) -> Iterator[None]:
             setattr(*each, function)
 
 
-def live(empty_mlflow: Path, monkeypatch: pytest.MonkeyPatch, *, examples: int, steps: int, same: bool) -> None:
+def live(
+    empty_mlflow: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    examples: int,
+    steps: int,
+    same: bool,
+    phases: tuple[Phase, ...] = tuple(Phase),
+) -> None:
     # A server that is down is asked once.
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     Life.empty_mlflow = empty_mlflow
@@ -298,6 +315,7 @@ def live(empty_mlflow: Path, monkeypatch: pytest.MonkeyPatch, *, examples: int, 
         max_examples=examples,
         stateful_step_count=steps,
         derandomize=same,
+        phases=phases,
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
@@ -312,3 +330,16 @@ def test_any_order_of_events_keeps_the_promises(empty_mlflow: Path, monkeypatch:
 @pytest.mark.soak
 def test_many_orders_of_many_events_keep_the_promises(empty_mlflow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     live(empty_mlflow, monkeypatch, examples=150, steps=40, same=False)
+
+
+@pytest.mark.parametrize(
+    ("function", "guard"), [(promotion.promote, "_require_not_rolled_back"), (evidence, "refusals")]
+)
+def test_a_promise_that_nobody_keeps_is_noticed(
+    empty_mlflow: Path, monkeypatch: pytest.MonkeyPatch, function: Any, guard: str
+) -> None:
+    (found,) = [one for one in guards_of(function) if one.source == guard]
+
+    # What is found is not made smaller: that it is found is enough.
+    with switched_off(found), pytest.raises(AssertionError):
+        live(empty_mlflow, monkeypatch, examples=10, steps=12, same=True, phases=(Phase.generate,))

@@ -346,6 +346,7 @@ def _arrival_sensor(spec: ModelSpec, job: Any) -> dg.SensorDefinition:
         description="Complete files in the landing zone without an outcome and without a run are published.",
     )
     def arrivals(context: dg.SensorEvaluationContext, platform: PlatformResource) -> dg.SensorResult | dg.SkipReason:
+        """Request runs over the files that are complete; nothing is changed but the cursor."""
         if is_running(context.instance, job.name):
             return dg.SkipReason("The files of the last tick are being published.")
         # The cursor is what this look saw and the next one compares with: nothing is lost where it is lost.
@@ -386,6 +387,7 @@ def _retraining_sensor(spec: ModelSpec, job: Any) -> dg.SensorDefinition:
         description="Retrains when enough rows were published since the newest candidate's dataset version.",
     )
     def retraining(context: dg.SensorEvaluationContext, platform: PlatformResource) -> dg.RunRequest | dg.SkipReason:
+        """Request one run a dataset version, and again if it died."""
         opened = platform.open()
         rows = opened.new_rows(spec.name)
         if rows < spec.min_new_rows:
@@ -412,6 +414,7 @@ def _registry_sensor(spec: ModelSpec) -> dg.SensorDefinition:
         "is restored.",
     )
     def registry(context: dg.SensorEvaluationContext, platform: PlatformResource) -> dg.SensorResult:
+        """Mend what differs between MLflow and the ledger, and tell people what they should know."""
         opened, seen = platform.open(), json.loads(context.cursor or "{}")
         read_bytes_at, now = seen.get("read_bytes_at", 0.0), time.time()
         due = not 0 <= now - read_bytes_at < READ_BYTES_EVERY  # a clock that was put back counts as due

@@ -29,6 +29,7 @@ MANIFEST = json.dumps({"size": 0, "sha256": "0" * 64}).encode()
 
 
 def pages(files: int, manifests: bool) -> list[bytes]:
+    """Return the pages of a bucket's listing as S3 sends them."""
     keys = [f"zone/visits/{n:07}.csv" for n in range(files)]
     keys = [key for name in keys for key in ([name, f"{name}.manifest.json"] if manifests else [name])]
     made = []
@@ -46,6 +47,7 @@ def pages(files: int, manifests: bool) -> list[bytes]:
 
 
 def serve(files: int, manifests: bool, tell: Connection) -> None:
+    """Be the bucket, in a process of its own; tell the port."""
     prepared = pages(files, manifests)
 
     class Handler(BaseHTTPRequestHandler):
@@ -88,6 +90,7 @@ def tick(instance: dg.DagsterInstance, cursor: str | None) -> tuple[Any, str | N
 
 
 def main() -> None:
+    """Measure one tick with so many files waiting in one kind of zone."""
     files = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
     kind = sys.argv[2] if len(sys.argv) > 2 else "folder"
     manifests, in_bucket = "manifests" in kind, kind.startswith("bucket")

@@ -48,6 +48,7 @@ def summed(numbers: Iterable[int]) -> tuple[int, int]:
 
 
 def platform(path: Path) -> Answer:
+    """Ask the platform, and read the keys of the failing rows."""
     import polars as pl
 
     from ml_platform.stages import validation
@@ -83,6 +84,7 @@ def platform(path: Path) -> Answer:
 
 
 def orders_spec() -> Any:
+    """Return the contract with the eight rules, as an author writes it."""
     from typing import Annotated
 
     import pandas as pd
@@ -125,6 +127,7 @@ def orders_spec() -> Any:
 
 
 def polars(path: Path) -> Answer:
+    """Ask a streaming scan that is written by hand."""
     import polars as pl
 
     watch = Watch()

@@ -103,8 +103,9 @@ def _ask_champion(predictor: Predictor, spec: ModelSpec, features: "pd.DataFrame
         return evaluation.ask(predictor, features, labels, spec.task)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise ModelError(
-            f"the champion cannot answer rows of this contract: {error}. If it should no longer be compared with, "
-            "declare comparison=None for the next version."
+            # Its class alone: the text may quote a person's value, and what is said here stays in the verdict.
+            f"the champion cannot answer rows of this contract ({type(error).__name__}). If it should no longer be "
+            "compared with, declare comparison=None for the next version."
         ) from error
 
 

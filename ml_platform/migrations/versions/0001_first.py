@@ -31,6 +31,14 @@ APPEND_ONLY = {
 
 
 def upgrade() -> None:
+    """Make all tables; the ledger's refuse to be changed."""
+    _make_arrivals()
+    _make_candidates()
+    _make_evidence()
+    _make_ledger()
+
+
+def _make_arrivals() -> None:
     op.create_table(
         "arrivals",
         sa.Column("model", sa.String(40), primary_key=True),
@@ -65,6 +73,9 @@ def upgrade() -> None:
         sa.Column("actor", sa.String(255), nullable=False),
         sa.Column("released_at", sa.DateTime, nullable=False),
     )
+
+
+def _make_candidates() -> None:
     op.create_table(
         "datasets",
         sa.Column("model", sa.String(40), primary_key=True),
@@ -103,6 +114,9 @@ def upgrade() -> None:
     )
     op.create_index("ix_candidates_model", "candidates", ["model"])
     op.create_index("ix_candidates_run_id", "candidates", ["run_id"])
+
+
+def _make_evidence() -> None:
     op.create_table(
         "verdicts",
         sa.Column("digest", sa.String(64), primary_key=True),
@@ -119,6 +133,9 @@ def upgrade() -> None:
         sa.Column("candidate", sa.String(32), sa.ForeignKey("candidates.id"), nullable=False, unique=True),
         sa.Column("staged_at", sa.DateTime),
     )
+
+
+def _make_ledger() -> None:
     op.create_table(
         "ledger",
         sa.Column("model", sa.String(40), primary_key=True),
@@ -140,6 +157,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    """Remove all tables."""
     dialect = op.get_bind().dialect.name
     for table in (
         "ledger",

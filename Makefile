@@ -42,8 +42,9 @@ dev: .venv/.runtime ## Dagster UI and daemon on PORT (3000), MLflow UI on MLFLOW
 
 test: lint unit ## Set-up, lint, types, import contracts, all tests
 
+# A process a core; who is done takes tests from who is not.
 unit: .venv/.dev
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --dist worksteal
 
 lint: .venv/.dev ## ruff, mypy --strict, import contracts
 	$(BIN)/ruff check .

@@ -117,6 +117,7 @@ def test_a_pipeline_that_nobody_seeded_is_named(platform: Platform) -> None:
     assert any(difference.startswith("holdout, row ") for difference in found.differences)
 
 
+@pytest.mark.soak
 def test_code_that_was_changed_since_is_checked_out_and_removed_again(platform: Platform, checkout: Path) -> None:
     trained_with(platform, git(checkout, "rev-parse", "HEAD"))
     champion(platform)
@@ -135,6 +136,7 @@ def test_code_that_was_changed_since_is_checked_out_and_removed_again(platform: 
     assert any(difference.startswith("brier_score ") for difference in other.differences)
 
 
+@pytest.mark.soak
 def test_a_commit_that_head_does_not_come_from_runs_only_if_a_person_says_so(
     platform: Platform, checkout: Path
 ) -> None:

@@ -396,7 +396,7 @@ def champion_of(platform: Platform) -> str:
 
 
 # What is left of the graph at the step that a mutant attempts; where a version is registered, gates are judged again.
-REMAINING = {
+REMAINING: dict[mutants.Attempt, str] = {
     mutants.train: "trained_model",
     mutants.judge: "registered_version",
     mutants.register: "registered_version",

@@ -1,10 +1,15 @@
-"""A code location with one small model, for the command that CI runs: see test_mutants.py."""
+"""A code location with one small model, for the command that CI runs: see test_mutants.py.
+
+The environment's ``MUTANT`` names one of `mutants.MUTANTS`, whose author declares something else.
+"""
+
+import os
 
 import dagster as dg
 
 from ml_platform.pipeline import PlatformResource, model_definitions
-from ml_platform_tests import fakes
+from ml_platform_tests import fakes, mutants
 
-defs = dg.Definitions.merge(
-    model_definitions(fakes.visits_spec()), dg.Definitions(resources={"platform": PlatformResource()})
-)
+mutant = os.environ.get("MUTANT")
+spec = mutants.MUTANTS[mutant].spec if mutant else fakes.visits_spec()
+defs = dg.Definitions.merge(model_definitions(spec), dg.Definitions(resources={"platform": PlatformResource()}))

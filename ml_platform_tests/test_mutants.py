@@ -359,11 +359,16 @@ def test_a_run_behind_the_gates_is_red_for_a_mutant(
     assert promising.database.champion("visits") == champion
 
 
-def materialise(selection: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run the command that CI runs, in a folder of its own, on the platform in its ``home``."""
+def materialise(selection: str, folder: Path, mutant: str = "") -> subprocess.CompletedProcess[str]:
+    """Run the command that CI runs, in a folder of its own, on the platform in its ``home``; with a mutant's spec."""
     shutil.copy(ROOT / "dagster.yaml", folder)
     program = [str(Path(sys.executable).parent / "dagster"), "asset", "materialize", "--select", selection]
-    here = {"DAGSTER_HOME": str(folder), "ML_PLATFORM_CODE_REVISION": "0" * 40, "PYTHONPATH": str(ROOT)}
+    here = {
+        "DAGSTER_HOME": str(folder),
+        "ML_PLATFORM_CODE_REVISION": "0" * 40,
+        "PYTHONPATH": str(ROOT),
+        "MUTANT": mutant,
+    }
     return subprocess.run(
         [*program, "-m", "ml_platform_tests.materialised"],
         env={**os.environ, **here},
@@ -390,16 +395,28 @@ def champion_of(platform: Platform) -> str:
     return mutants.champion(platform).candidate
 
 
-@pytest.mark.soak
-@pytest.mark.parametrize("name", [name for name in LATE if MUTANTS[name].spec == mutants.SPEC])
-def test_the_command_of_ci_exits_with_1_behind_the_gates(promising: Platform, tmp_path: Path, name: str) -> None:
-    MUTANTS[name].change(promising)
-    selection = " or ".join(f'key:"visits/{asset}"' for asset in LATE[name])
+# What is left of the graph at the step that a mutant attempts; where a version is registered, gates are judged again.
+REMAINING: dict[mutants.Attempt, str] = {
+    mutants.train: "trained_model",
+    mutants.judge: "registered_version",
+    mutants.register: "registered_version",
+    mutants.stage: "staging_version",
+    mutants.promote: "champion_version",
+}
 
-    done = materialise(selection, tmp_path)
+
+@pytest.mark.soak
+@pytest.mark.e2e
+@pytest.mark.parametrize("name", [name for name, mutant in MUTANTS.items() if mutant.attempt in REMAINING])
+def test_the_command_of_ci_exits_with_1_for_every_mutant(promising: Platform, tmp_path: Path, name: str) -> None:
+    MUTANTS[name].change(promising)
+    before = promising.database.history("visits")
+
+    done = materialise(f'key:"visits/{REMAINING[MUTANTS[name].attempt]}"+', tmp_path, mutant=name)
 
     assert done.returncode == 1, done.stderr
     assert re.search(MUTANTS[name].why, done.stderr + done.stdout)
+    assert promising.database.history("visits") == before
 
 
 @pytest.mark.soak

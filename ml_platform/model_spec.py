@@ -236,6 +236,49 @@ class Approval(_Declared):
         return value
 
 
+class Rollout(_Declared):
+    """How traffic moves from the champion before to a new champion, and what sends it back.
+
+    Parameters
+    ----------
+    kind : str
+        ``blue_green`` moves it at once, when the new champion is loaded and answers its golden requests. ``canary``
+        moves it by steps. ``ab`` gives both a share until enough was seen, reports and then moves it. ``shadow`` asks
+        both, answers with the old one until enough was seen, then moves it.
+    steps : tuple of float
+        Shares of a canary, growing, the last 1; the first is also the share of ``ab``.
+    hold_minutes : float
+        How long a step lasts at least.
+    least_requests : int
+        How many requests the new champion must have answered in a step before it is judged; a step waits for them.
+    most_error_share : float
+        Share of its answers that may fail beyond those of the old one (one-sided exact test at 1 %).
+    most_slower : float
+        Its p95 may be so many times that of the old one.
+    most_score_shift : float
+        Cramer's V between the two distributions of scores that may not be exceeded where a chi-square test at 1 %
+        says that they differ.
+    deadline_ms : float
+        An answer of the new champion that takes longer fails, and the old one answers instead.
+    """
+
+    kind: Literal["blue_green", "canary", "ab", "shadow"] = "blue_green"
+    steps: tuple[float, ...] = (0.05, 0.25, 0.5, 1.0)
+    hold_minutes: float = Field(default=10, ge=0)
+    least_requests: int = Field(default=200, ge=1)
+    most_error_share: float = Field(default=0.01, ge=0, lt=1)
+    most_slower: float = Field(default=2.0, ge=1)
+    most_score_shift: float = Field(default=0.1, ge=0, le=1)
+    deadline_ms: float = Field(default=1_000, gt=0)
+
+    @field_validator("steps")
+    @classmethod
+    def _steps_grow_to_all(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value or value[0] <= 0 or value[-1] != 1 or sorted(set(value)) != list(value):
+            raise ValueError(f"steps must be growing shares above 0, the last 1. Got {value} instead.")
+        return value
+
+
 DEFAULT_GATES = (
     Gate(metric="auc_roc", at_least=0.80),
     Gate(metric="f1_score", at_least=0.70),
@@ -301,6 +344,10 @@ class ModelSpec(_Declared):
     approval : Approval, "manual" or "automatic"
         Whether a version that passed waits for a named person, as it does by default, and who counts. ``"manual"``
         is ``Approval()``; ``"automatic"`` promotes at once.
+    rollout : Rollout
+        How traffic moves to a new champion.
+    logged : tuple of str
+        The features whose values may stand in the prediction log, for drift; empty logs none of them.
     """
 
     name: str
@@ -328,6 +375,8 @@ class ModelSpec(_Declared):
     most_rows_a_batch: int = Field(default=50_000_000, ge=1)
     golden: tuple[GoldenSet, ...] = ()
     approval: Approval | Literal["manual", "automatic"] = "manual"
+    rollout: Rollout = Rollout()
+    logged: tuple[str, ...] = ()
 
     @field_validator("name")
     @classmethod
@@ -371,6 +420,13 @@ class ModelSpec(_Declared):
         missing = {self.entity, self.event_time, self.label} - set(schema.columns)
         if missing:
             raise ValueError(f"table {self.table.__name__} has no column {sorted(missing)}")
+        return self
+
+    @model_validator(mode="after")
+    def _logged_are_features(self) -> Self:
+        unknown = sorted(set(self.logged) - set(self.features))
+        if unknown or len(set(self.logged)) < len(self.logged):
+            raise ValueError(f"logged must name features, each once, of {self.features}. Got {self.logged} instead.")
         return self
 
     @model_validator(mode="after")

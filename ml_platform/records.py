@@ -143,6 +143,7 @@ class Candidate:
 
     `actor` is the person who asked for the training, as ``name@where``; None where the platform did by itself.
     `forgotten_at` says since when it cannot be reproduced: rows it was trained on were forgotten; None if it can.
+    `served_digest` is that of the list of the files that a server needs of it, None before it was judged.
     """
 
     id: str
@@ -154,6 +155,7 @@ class Candidate:
     mlflow_run_id: str | None = None
     forgotten_at: datetime | None = None
     actor: str | None = None
+    served_digest: str | None = None
 
 
 class GateOutcome(StrEnum):

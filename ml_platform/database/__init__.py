@@ -1,4 +1,4 @@
-"""The platform's own database: arrivals, candidates, verdicts, registrations and the ledger.
+"""The platform's own database: arrivals, candidates, verdicts, registrations, the ledger and traffic.
 
 SQLite by default, PostgreSQL by ``ML_PLATFORM_DATABASE_URL``. Identifiers that one step needs from another pass
 through here, never through an IO manager, so that a step can be run again in any process.
@@ -12,11 +12,12 @@ from ml_platform.database.forgotten import ForgottenRecords
 from ml_platform.database.ledger import LedgerRecords
 from ml_platform.database.storage import HEAD
 from ml_platform.database.tables import arrivals, candidates, metadata
+from ml_platform.database.traffic import TrafficRecords
 
 __all__ = ["HEAD", "Database", "metadata"]
 
 
-class Database(ArrivalRecords, ForgottenRecords, CandidateRecords, LedgerRecords):
+class Database(ArrivalRecords, ForgottenRecords, CandidateRecords, LedgerRecords, TrafficRecords):
     """All records of one deployment. Every method is one transaction; for parameters and errors see `Storage`."""
 
     def models(self) -> list[str]:

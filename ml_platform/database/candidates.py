@@ -70,6 +70,11 @@ class CandidateRecords(Storage):
         with self._transaction() as connection:
             connection.execute(candidates.update().where(candidates.c.id == candidate).values(mlflow_run_id=run_id))
 
+    def record_served(self, candidate: str, digest: str) -> None:
+        """Remember the digest of the list of the files that a server needs of a candidate."""
+        with self._transaction() as connection:
+            connection.execute(candidates.update().where(candidates.c.id == candidate).values(served_digest=digest))
+
     def candidate(self, identifier: str) -> Candidate:
         """Return one candidate.
 

@@ -86,6 +86,7 @@ candidates = sa.Table(
     sa.Column("trained_at", UtcDateTime, nullable=False),
     sa.Column("forgotten_at", UtcDateTime),
     sa.Column("actor", sa.String(255)),
+    sa.Column("served_digest", sa.String(64)),
 )
 
 tombstones = sa.Table(
@@ -136,6 +137,37 @@ ledger = sa.Table(
     sa.Column("details", sa.Text, nullable=False),
     sa.Column("previous_digest", sa.String(64), nullable=False),
     sa.Column("digest", sa.String(64), nullable=False),
+)
+
+traffic_plans = sa.Table(
+    "traffic_plans",
+    metadata,
+    sa.Column("model", sa.String(40), primary_key=True),
+    sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("decision", sa.Integer, nullable=False),
+    sa.Column("document", sa.Text, nullable=False),
+    sa.Column("made_at", UtcDateTime, nullable=False),
+)
+
+servers = sa.Table(
+    "servers",
+    metadata,
+    sa.Column("model", sa.String(40), primary_key=True),
+    sa.Column("name", sa.String(255), primary_key=True),
+    sa.Column("admin_address", sa.Text, nullable=False),
+    sa.Column("document", sa.Text, nullable=False),
+    sa.Column("seen_at", UtcDateTime, nullable=False),
+)
+
+traffic_figures = sa.Table(
+    "traffic_figures",
+    metadata,
+    sa.Column("model", sa.String(40), primary_key=True),
+    sa.Column("plan", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("server", sa.String(255), primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("document", sa.Text, nullable=False),
+    sa.Column("counted_at", UtcDateTime, nullable=False),
 )
 
 

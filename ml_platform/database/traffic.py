@@ -1,0 +1,86 @@
+"""Traffic: its plans, who serves, and what servers counted of each plan's versions."""
+
+import json
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from ml_platform.database.storage import Storage
+from ml_platform.database.tables import servers, traffic_figures, traffic_plans
+from ml_platform.errors import ConflictError
+from ml_platform.records import canonical_json, now
+from ml_platform.traffic import ServerBeat, TrafficFigures, TrafficPlan
+
+
+class TrafficRecords(Storage):
+    """Plans, servers and figures of traffic."""
+
+    def traffic_plan(self, model: str) -> TrafficPlan | None:
+        """Return the newest plan; ``None`` if none was ever made."""
+        newest = sa.select(traffic_plans.c.document).where(traffic_plans.c.model == model)
+        row = self._row(newest.order_by(traffic_plans.c.sequence.desc()).limit(1))
+        return TrafficPlan.from_document(row["document"]) if row else None
+
+    def append_traffic_plan(self, plan: TrafficPlan) -> None:
+        """Store a plan, if nobody stored one since its maker looked (compare and set).
+
+        Raises
+        ------
+        ConflictError
+            Its sequence does not follow that of the newest plan.
+        """
+        newest = sa.select(sa.func.max(traffic_plans.c.sequence)).where(traffic_plans.c.model == plan.model)
+        row = {"model": plan.model, "sequence": plan.sequence, "decision": plan.decision, "document": plan.document}
+        with self._transaction() as connection:
+            follows = (connection.scalar(newest) or 0) + 1
+            try:
+                if plan.sequence == follows:
+                    connection.execute(traffic_plans.insert().values(**row, made_at=plan.since))
+            except sa.exc.IntegrityError:  # PostgreSQL lets two writers look at once
+                follows += 1
+        if plan.sequence != follows:
+            raise ConflictError(
+                f"The traffic plan of {plan.model!r} changed meanwhile: the next one has the sequence {follows}. Got "
+                f"{plan.sequence} instead. Look at `ml-platform traffic {plan.model}` and try again."
+            )
+
+    def beat(self, beat: ServerBeat) -> None:
+        """Record that a server is alive and what it serves; the newest beat of a server replaces those before."""
+        key = {"model": beat.model, "name": beat.server}
+        values = {"admin_address": beat.admin_address, "document": canonical_json(beat.says), "seen_at": now()}
+        self._put(servers, key, values)
+
+    def servers(self, model: str, since: datetime) -> list[ServerBeat]:
+        """Return the newest beat of every server that was alive after a time, by name."""
+        alive = sa.select(servers).where(servers.c.model == model, servers.c.seen_at > since)
+        with self._transaction() as connection:
+            rows = connection.execute(alive.order_by(servers.c.name)).all()
+        return [
+            ServerBeat(
+                model=model,
+                server=row.name,
+                admin_address=row.admin_address,
+                says=json.loads(row.document),
+                seen_at=row.seen_at,
+            )
+            for row in rows
+        ]
+
+    def count_traffic(self, figures: TrafficFigures) -> None:
+        """Store what one server counted of one version since a plan began; the newest figures replace those before."""
+        key = {"model": figures.model, "plan": figures.plan, "server": figures.server, "version": figures.version}
+        self._put(traffic_figures, key, {"document": figures.document, "counted_at": now()})
+
+    def traffic_figures(self, model: str, plan: int) -> list[TrafficFigures]:
+        """Return what all servers counted under one plan, one row a server and version."""
+        counted = sa.select(traffic_figures.c.document)
+        counted = counted.where(traffic_figures.c.model == model, traffic_figures.c.plan == plan)
+        with self._transaction() as connection:
+            return [TrafficFigures.from_document(document) for document in connection.scalars(counted)]
+
+    def _put(self, table: sa.Table, key: dict[str, Any], values: dict[str, Any]) -> None:
+        this = sa.and_(*(table.c[name] == value for name, value in key.items()))
+        with self._transaction() as connection:
+            if connection.execute(table.update().where(this).values(**values)).rowcount == 0:
+                connection.execute(table.insert().values(**key, **values))

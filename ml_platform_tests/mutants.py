@@ -40,7 +40,7 @@ from ml_platform.records import (
 )
 from ml_platform.settings import GithubRun
 from ml_platform.stages import approvals, gates, promotion, staging
-from ml_platform.stages.registry import LEDGER_TAG
+from ml_platform.stages.registry import LEDGER_TAG, MLMODEL
 from ml_platform.workflows import Judgement, Platform
 from ml_platform.workflows.ledger import promotion_lock
 from ml_platform_tests import fakes
@@ -437,6 +437,16 @@ def edited_answers(platform: Platform) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "predictions": [1] * 50}))
 
 
+def another_signature(platform: Platform) -> None:
+    """Let MLflow tell clients to send a number as text."""
+    path = registered_file(platform).with_name(MLMODEL)
+    path.write_text(path.read_text().replace('"double"', '"string"', 1))
+
+
+def no_signature(platform: Platform) -> None:
+    registered_file(platform).with_name(MLMODEL).write_text("flavors: {}")
+
+
 # Changes of the ledger
 
 
@@ -711,6 +721,10 @@ TAMPERED = {
         "has not passed its integration test", execute("UPDATE registrations SET staged_at = NULL")
     ),
     "answers that differ from the gated ones": Mutant("integration test is red: its answers", edited_answers, stage),
+    "a signature that asks for something else": Mutant(
+        "integration test is red: its signature", another_signature, stage
+    ),
+    "a version without a signature": Mutant("integration test is red: its signature", no_signature, stage),
     "a tampered file in the integration test": Mutant("DigestMismatchError", one_byte(registered_file), stage),
 }
 PROMOTED = {

@@ -185,6 +185,7 @@ NOTICED_BY = {
     f"{APPROVALS}github_person: not run.approver": "a GitHub job of nobody",
     f"{APPROVALS}token_holder: not (right and NAME.fullmatch(name) and (name in known))": "a wrong token",
     "stages.staging.integration_test: found == expected": "answers that differ from the gated ones",
+    "stages.staging.signature_problem: list(shown) == list(asked)": "a signature that asks for something else",
     "workflows.ledger.require_sound_ledger: report.problems": "an entry of the ledger edited",
     "stages.ledger.chain_problems: entry.sequence != sequence + 1": "an entry of the ledger removed",
     "stages.ledger.chain_problems: entry.digest != stored_digest": "an entry of the ledger edited",
@@ -251,11 +252,28 @@ def test_the_successor_without_a_change_is_promoted(promising: Platform) -> None
     assert promising.registry.alias("visits", "champion") == 2
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+# What docs/faults.md asks to be survived.
+FAULTS = {
+    "one byte of the registered file": "M3",
+    "one byte of the kept file": "M3",
+    "a tampered file in the integration test": "M3",
+    "a signature that asks for something else": "M5",
+    "a version without a signature": "M5",
+    "two promotions at once": "P7",
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.fault(FAULTS[name]) if name in FAULTS else ()) for name in MUTANTS]
+)
 def test_a_mutant_is_stopped_by_name_and_changes_nothing(promising: Platform, name: str) -> None:
     MUTANTS[name].change(promising)
 
     assert got_on(MUTANTS[name], promising) == ""
+
+
+def test_every_fault_that_a_mutant_stands_for_has_one() -> None:
+    assert set(FAULTS) <= set(MUTANTS)
 
 
 # The guards

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 CANDIDATE_TAG = "ml_platform.candidate"
 LEDGER_TAG = "ml_platform.ledger_head"
 MODEL_FOLDER = "model"
+MLMODEL = "MLmodel"
 # What somebody needs to load the model with MLflow's own client.
 REQUIRED = ("mlflow", "numpy", "pandas", "scikit-learn", "skops")
 # MLflow reads its limits from the environment at each request. A sensor's tick has sixty seconds for all of them.
@@ -215,6 +216,22 @@ class Registry:
         RegistryError
             MLflow refuses, or does not answer.
         """
+        return self._fetch(model, version, MODEL_FILE, folder)
+
+    def signature(self, model: str, version: int) -> list[tuple[str, str]]:
+        """Return names and types of the features that MLflow tells the clients of a version, in their order.
+
+        Empty where it tells none. Nothing else of the file that says so, MLmodel, is ever read.
+
+        Raises
+        ------
+        MissingInRegistryError, RegistryError
+            As `fetch`.
+        """
+        with tempfile.TemporaryDirectory(prefix="ml-platform-") as folder:
+            return _signature(self._fetch(model, version, MLMODEL, Path(folder)).read_text())
+
+    def _fetch(self, model: str, version: int, name: str, folder: Path) -> Path:
         import mlflow.artifacts
         from mlflow.exceptions import MlflowException
 
@@ -222,15 +239,15 @@ class Registry:
             source = client.get_model_version_download_uri(model, str(version))
             try:
                 found = mlflow.artifacts.download_artifacts(
-                    artifact_uri=f"{source}/{MODEL_FILE}", dst_path=str(folder), tracking_uri=self._uri
+                    artifact_uri=f"{source}/{name}", dst_path=str(folder), tracking_uri=self._uri
                 )
             except (MlflowException, OSError):
                 # What went wrong is only in the text, if at all: the store is asked whether it has the file.
                 listed = mlflow.artifacts.list_artifacts(artifact_uri=source, tracking_uri=self._uri)
-                if any(Path(file.path).name == MODEL_FILE for file in listed):
+                if any(Path(file.path).name == name for file in listed):
                     raise
                 raise MissingInRegistryError(
-                    f"The bytes of version {version} of {model!r} are gone from {self.address}."
+                    f"The bytes of version {version} of {model!r} are gone from {self.address}: no {name}."
                 ) from None
         return Path(found)
 
@@ -431,7 +448,7 @@ def _write_mlmodel(folder: Path, features: "pd.DataFrame") -> None:
     python = ".".join(map(str, sys.version_info[:3]))
     (folder / "requirements.txt").write_text("\n".join(locked(REQUIRED)) + "\n")
     (folder / "python_env.yaml").write_text(f"python: {python}\ndependencies: [-r requirements.txt]\n")
-    inputs = Schema([ColSpec(_mlflow_type(column), str(name)) for name, column in features.items()])
+    inputs = Schema([ColSpec(kind, name) for name, kind in signature_of(features)])
     described = Model(signature=ModelSignature(inputs=inputs, outputs=Schema([ColSpec("long")])))
     described.add_flavor(
         "python_function",
@@ -449,7 +466,22 @@ def _write_mlmodel(folder: Path, features: "pd.DataFrame") -> None:
         skops_trusted_types=list(TRUSTED_TYPES),
         code=None,
     )
-    described.save(str(folder / "MLmodel"))
+    described.save(str(folder / MLMODEL))
+
+
+def signature_of(features: "pd.DataFrame") -> list[tuple[str, str]]:
+    """Return names and types of features as a version's signature has them."""
+    return [(str(name), _mlflow_type(column)) for name, column in features.items()]
+
+
+def _signature(document: str) -> list[tuple[str, str]]:
+    import yaml
+
+    try:
+        told = yaml.safe_load(document)["signature"]["inputs"]
+        return [(str(column["name"]), str(column["type"])) for column in json.loads(told)]
+    except (yaml.YAMLError, ValueError, TypeError, KeyError):
+        return []
 
 
 def _mlflow_type(column: "pd.Series[Any]") -> str:

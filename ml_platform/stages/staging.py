@@ -1,6 +1,7 @@
 """The integration test of a registered version: its bytes, in a fresh process, against golden requests."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,13 @@ def remove_golden_requests(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
+def golden_requests(folder: Path) -> "pd.DataFrame":
+    """Return the golden requests of a candidate's folder."""
+    import pandas as pd
+
+    return pd.read_parquet(folder / GOLDEN_REQUESTS)
+
+
 def integration_test(model_file: Path, digest: str, golden: Path) -> str | None:
     """Load a model file in a fresh process and compare its answers to the bit.
 
@@ -59,3 +67,18 @@ def integration_test(model_file: Path, digest: str, golden: Path) -> str | None:
         return str(error)
     expected = json.loads((golden / GOLDEN_ANSWERS).read_text())
     return None if found == expected else "its answers differ from those that were gated"
+
+
+def signature_problem(shown: Sequence[tuple[str, str]], asked: Sequence[tuple[str, str]]) -> str | None:
+    """Say where what MLflow tells a version's clients to send differs from what the version was gated with.
+
+    Parameters
+    ----------
+    shown, asked : sequence of (name, type)
+        The features by MLflow's signature, and those of the golden requests; order counts.
+    """
+    if list(shown) == list(asked):
+        return None
+    pairs = [(one, other) for one, other in zip(shown, asked, strict=False) if one != other]
+    says, needs = pairs[0] if pairs else (f"{len(shown)} features", f"{len(asked)}")
+    return f"its signature in MLflow differs from what was gated: it must say {needs}. Got {says} instead"

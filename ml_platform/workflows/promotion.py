@@ -10,7 +10,7 @@ from ml_platform.errors import ConfigurationError, ConflictError, DigestMismatch
 from ml_platform.model_spec import ModelSpec
 from ml_platform.predictor import file_digest
 from ml_platform.records import Candidate, GivenApproval, LedgerEntry, Person, Registration, Verdict
-from ml_platform.stages import promotion, staging
+from ml_platform.stages import promotion, registry, staging
 from ml_platform.workflows.evidence import evidence
 from ml_platform.workflows.ledger import (
     follow_ledger,
@@ -70,6 +70,9 @@ def stage_version(platform: Platform, candidate: Candidate) -> tuple[Registratio
         model_file = platform.registry.fetch(candidate.model, registration.version, Path(folder))
         golden = platform.candidate_folder(candidate)
         problem = staging.integration_test(model_file, candidate.model_digest, golden)
+    if problem is None:
+        shown = platform.registry.signature(candidate.model, registration.version)
+        problem = staging.signature_problem(shown, registry.signature_of(staging.golden_requests(golden)))
     if problem is None:
         platform.database.mark_staged(registration)
         platform.registry.set_alias(candidate.model, "staging", registration.version)

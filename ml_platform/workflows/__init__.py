@@ -41,11 +41,14 @@ from ml_platform.workflows.promotion import (
 )
 from ml_platform.workflows.reconciliation import alert, reconcile
 from ml_platform.workflows.reproduction import Likeness, Reproduction, reproduce
+from ml_platform.workflows.served import SERVED_FILES, SERVED_FOLDER, list_served_again
 from ml_platform.workflows.status import status
 
 __all__ = [
     "CURVES",
     "FORGET_KEY",
+    "SERVED_FILES",
+    "SERVED_FOLDER",
     "Judgement",
     "Likeness",
     "Platform",
@@ -66,6 +69,7 @@ __all__ = [
     "land_files",
     "landed",
     "ledgers",
+    "list_served_again",
     "look_for_arrivals",
     "original_numbers",
     "pin_dataset",

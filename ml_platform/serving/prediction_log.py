@@ -27,7 +27,7 @@ import re
 import socket
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -52,6 +52,7 @@ SAY_EVERY = 60.0
 # Elasticsearch's keyword fields take no longer texts; neither does the log.
 LONGEST_TEXT = 1_024
 ENTRY_BYTES = 512
+REASONS = ("queue_full", "disk", "unwritable", "closed")
 WORKER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -138,7 +139,19 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class LogFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """What a log did since it was opened: entries written, dropped by reason, waiting; files removed for space."""
+    """What a log did since it was opened.
+
+    Parameters
+    ----------
+    written : int
+        Entries that stand in files.
+    dropped : dict
+        Entries that were dropped, by each of `REASONS`.
+    queued : int
+        Entries that wait.
+    removed_files : int
+        Closed files that made place for newer ones.
+    """
 
     written: int
     dropped: dict[str, int]
@@ -187,7 +200,7 @@ class PredictionLog:
         self._most_queued, self._most_queued_bytes = most_queued, most_queued_bytes
         self._queue: deque[Prediction] = deque()
         self._queued_bytes = 0
-        self._dropped: Counter[str] = Counter()
+        self._dropped = dict.fromkeys(REASONS, 0)
         self._written = 0
         self._lock = threading.Lock()
         self._closing = threading.Event()
@@ -260,7 +273,8 @@ class PredictionLog:
             stored = not lines or self._try(partial(self._files.append, b"".join(lines)))
             with self._lock:
                 self._written += len(lines) if stored else 0
-                self._dropped.update({"disk": 0 if stored else len(lines), "unwritable": unwritable})
+                self._dropped["disk"] += 0 if stored else len(lines)
+                self._dropped["unwritable"] += unwritable
 
     def _take(self) -> list[Prediction]:
         with self._lock:

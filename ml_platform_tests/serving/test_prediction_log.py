@@ -1,8 +1,13 @@
 import contextlib
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +24,7 @@ from ml_platform.serving.prediction_log import (
     PredictionLog,
     Slot,
 )
+from ml_platform_tests.disks import full
 
 VERSION = LoggedVersion(model="visits", version=3, digest="ab" * 32, logged=("age", "plan"))
 
@@ -238,9 +244,96 @@ def test_after_close_entries_are_counted_and_dropped(tmp_path: Path) -> None:
     with opened(tmp_path) as log:
         pass
     assert not log.write(prediction())
-    assert log.figures.dropped == {"closed": 1}
+    assert log.figures.dropped == {"queue_full": 0, "disk": 0, "unwritable": 0, "closed": 1}
 
 
 def test_a_worker_is_named_as_a_file_can_be(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"must match .* Got '\.\./x' instead"):
         PredictionLog(tmp_path, "../x")
+
+
+# Disks and processes
+
+
+@pytest.mark.fault("R10")
+def test_a_full_disk_costs_entries_that_are_counted_and_no_request_waits(disk: Path) -> None:
+    folder = disk / "log"
+    with opened(folder) as log:
+        log.write(prediction(0))
+        wait_until(lambda: log.figures.written == 1)
+        with full(disk, but_for=100_000):
+            slowest = max(timed(log.write, prediction(number, request_id="filler")) for number in range(1_000))
+            wait_until(lambda: log.figures.queued == 0 and log.figures.dropped["disk"] > 0)
+        assert slowest < 0.1
+        assert log.figures.written + log.figures.dropped["disk"] <= 1_001
+        dropped = log.figures.dropped["disk"]
+        log.write(prediction(1))
+    lines = everything(folder)  # every one of them whole
+    assert [line["http"]["request"]["id"] for line in (lines[0], lines[-1])] == ["request-0", "request-1"]
+    assert len(lines) == log.figures.written == 1_002 - dropped
+    assert not prediction_files.open_files(folder)
+
+
+def timed(call: Callable[[Prediction], bool], entry: Prediction) -> float:
+    began = time.perf_counter()
+    call(entry)
+    return time.perf_counter() - began
+
+
+@pytest.mark.fault("R10")
+def test_without_a_folder_to_write_into_entries_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with opened(tmp_path / "file" / "log") as log:
+        assert log.write(prediction())
+        wait_until(lambda: log.figures.dropped["disk"] == 1)
+
+
+@pytest.mark.fault("R10")
+def test_an_unfit_disk_is_said_once_a_minute(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").touch()
+    with opened(tmp_path / "file" / "log") as log:
+        for number in range(3):
+            log.write(prediction(number))
+            wait_until(partial(dropped_more_than, log, number))
+    assert len(caplog.records) == 1
+    assert "predictions are dropped and counted" in caplog.text
+
+
+def dropped_more_than(log: PredictionLog, number: int) -> bool:
+    return log.figures.dropped["disk"] > number
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from ml_platform_tests.serving.test_prediction_log import prediction
+from ml_platform.serving.prediction_log import PredictionLog
+log = PredictionLog(Path(sys.argv[1]), "host-0")
+log.write(prediction())
+print("up", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.fault("R7")
+def test_a_file_of_a_killed_worker_is_closed_up_to_its_last_whole_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WRITER, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        wait_until(lambda: any(file.stat().st_size for file in prediction_files.open_files(tmp_path)), 30)
+        assert prediction_files.close_left_open(tmp_path) == []  # it is being written
+        os.kill(writer.pid, signal.SIGKILL)
+    (left,) = prediction_files.open_files(tmp_path)
+    whole = left.read_bytes()
+    left.write_bytes(whole + whole[: len(whole) // 2])  # as if it had died in the middle of a write
+    with opened(tmp_path):
+        wait_until(lambda: bool(prediction_files.closed_files(tmp_path)))
+    assert prediction_files.closed_files(tmp_path)[0].read_bytes() == whole
+    assert not prediction_files.open_files(tmp_path)
+
+
+def test_a_file_without_a_whole_line_is_removed(tmp_path: Path) -> None:
+    for name, text in (("a", b""), ("b", b"x" * 200_000), ("c", b"{}\n" + b"x" * 200_000)):
+        (tmp_path / f"predictions-{name}-1.jsonl.open").write_bytes(text)
+    (closed,) = prediction_files.close_left_open(tmp_path)
+    assert closed.read_bytes() == b"{}\n"
+    assert not prediction_files.open_files(tmp_path)

@@ -4,6 +4,7 @@
 
     landing zone -> raw_batches -> validated_batches                       group <model>_data, a partition an arrival
     training_dataset -> trained_model -> registered_version -> staging_version -> champion_version    group <model>
+    champion_version -> prediction_log                                      group <model>_live, never touched by CI
 
 An asset's body calls one function of `workflows` and says what a person wants to know of the result. What one asset
 leaves for the next stands in the platform's database; no IO manager is involved.
@@ -77,11 +78,20 @@ def model_definitions(spec: ModelSpec) -> dg.Definitions:
     ]
     data_job = dg.define_asset_job(f"{spec.name}_ingest", dg.AssetSelection.assets(*data), tags={MODEL_TAG: spec.name})
     life_job = dg.define_asset_job(f"{spec.name}_retrain", dg.AssetSelection.assets(*life), tags={MODEL_TAG: spec.name})
+    log = _prediction_log(spec)
+    log_job = dg.define_asset_job(
+        f"{spec.name}_predictions", dg.AssetSelection.assets(log), tags={MODEL_TAG: spec.name}
+    )
     return dg.Definitions(
-        assets=[*data, *life],
+        assets=[*data, *life, log],
         asset_checks=[_gates(spec)],
-        jobs=[data_job, life_job],
-        sensors=[_arrival_sensor(spec, data_job), _retraining_sensor(spec, life_job), _registry_sensor(spec)],
+        jobs=[data_job, life_job, log_job],
+        sensors=[
+            _arrival_sensor(spec, data_job),
+            _retraining_sensor(spec, life_job),
+            _registry_sensor(spec),
+            _prediction_sensor(spec, log_job),
+        ],
         schedules=[_weekly(spec, life_job)],
     )
 
@@ -289,6 +299,27 @@ def _life_asset(spec: ModelSpec, name: str, **options: Any) -> Decorator:
     return _asset(spec, name, group_name=spec.name, **options)
 
 
+# Live: what the champion does
+
+
+def _prediction_log(spec: ModelSpec) -> dg.AssetsDefinition:
+    @_live_asset(
+        spec,
+        "prediction_log",
+        kinds={"deltalake"},
+        deps=[[spec.name, "champion_version"]],
+        description="What the servers answered, a row a prediction, taken from the files that they log into.",
+    )
+    def prediction_log(platform: PlatformResource) -> Result:
+        return Result(metadata=views.prediction_metadata(workflows.take_predictions(platform.open(), spec)))
+
+    return prediction_log
+
+
+def _live_asset(spec: ModelSpec, name: str, **options: Any) -> Decorator:
+    return _asset(spec, name, group_name=f"{spec.name}_live", **options)
+
+
 def _blocking(spec: ModelSpec, asset: str, name: str, description: str) -> dg.AssetCheckSpec:
     return dg.AssetCheckSpec(name, asset=[spec.name, asset], blocking=True, description=description)
 
@@ -431,6 +462,26 @@ def _registry_sensor(spec: ModelSpec) -> dg.SensorDefinition:
         )
 
     return registry
+
+
+def _prediction_sensor(spec: ModelSpec, job: Any) -> dg.SensorDefinition:
+    @dg.sensor(
+        name=f"{spec.name}_predictions",
+        job=job,
+        minimum_interval_seconds=60,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Files of the prediction log that their servers have closed are taken into its table.",
+    )
+    def predictions(context: dg.SensorEvaluationContext, platform: PlatformResource) -> dg.RunRequest | dg.SkipReason:
+        """Request a run while files wait; nothing is changed here."""
+        waiting = workflows.waiting_predictions(platform.open(), spec.name)
+        if not waiting:
+            return dg.SkipReason("No server has closed a file of its log.")
+        if is_running(context.instance, job.name):
+            return dg.SkipReason("The files of the last tick are being taken.")
+        return dg.RunRequest(tags={MODEL_TAG: spec.name})
+
+    return predictions
 
 
 def _weekly(spec: ModelSpec, job: Any) -> dg.ScheduleDefinition:

@@ -25,7 +25,7 @@ from ml_platform.records import (
 from ml_platform.stages.datasets import DatasetReport
 from ml_platform.stages.previews import Preview
 from ml_platform.stages.profiles import Profile
-from ml_platform.workflows import Judgement, Platform
+from ml_platform.workflows import Judgement, Platform, TakenPredictions
 
 INTERRUPTED = "dagster._core.errors.DagsterExecutionInterruptedError"
 EXAMPLES = 5
@@ -291,6 +291,18 @@ def entry_metadata(platform: Platform, entry: LedgerEntry) -> dict[str, Any]:
 def champion_event(platform: Platform, entry: LedgerEntry) -> dg.AssetMaterialization:
     """Return what lets Dagster show a decision that no run of its own made."""
     return dg.AssetMaterialization([entry.model, "champion_version"], metadata=entry_metadata(platform, entry))
+
+
+def prediction_metadata(taken: TakenPredictions) -> dict[str, Any]:
+    """Return what a run added to the prediction log."""
+    return {
+        "files": taken.files,
+        "dagster/row_count": taken.total,
+        "new_rows": taken.rows,
+        "unreadable_lines": taken.unreadable,
+        "expired_rows": taken.expired,
+        "table_version": "none yet" if taken.version is None else taken.version,
+    }
 
 
 def _mlflow_run(platform: Platform, run_id: str) -> str:

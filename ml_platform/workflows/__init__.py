@@ -30,7 +30,13 @@ from ml_platform.workflows.landing import (
 )
 from ml_platform.workflows.ledger import ledgers, verify_ledger
 from ml_platform.workflows.people import authenticate, who
-from ml_platform.workflows.platform import FORGET_KEY, Platform
+from ml_platform.workflows.platform import FORGET_KEY, Platform, alone
+from ml_platform.workflows.predictions import (
+    TakenPredictions,
+    take_predictions,
+    waiting_predictions,
+    without_predictions,
+)
 from ml_platform.workflows.promotion import (
     approve_version,
     promote_version,
@@ -53,7 +59,9 @@ __all__ = [
     "Likeness",
     "Platform",
     "Reproduction",
+    "TakenPredictions",
     "alert",
+    "alone",
     "approve_version",
     "authenticate",
     "current_candidate",
@@ -86,8 +94,11 @@ __all__ = [
     "show_champion",
     "stage_version",
     "status",
+    "take_predictions",
     "train_candidate",
     "verify_ledger",
     "waiting_arrivals",
+    "waiting_predictions",
     "who",
+    "without_predictions",
 ]

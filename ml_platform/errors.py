@@ -22,6 +22,7 @@
     │   └── IrreproducibleError   a version that cannot be made again here
     ├── ApprovalRefusedError      who approves could not be authenticated, or does not count
     ├── ConflictError             somebody else changed the same thing first
+    │   └── RolloutUnderWayError  traffic is on its way to the champion: the next one has to wait
     ├── AlertError                an alert that could not be sent
     ├── LedgerError               the ledger is not what was written into it
     ├── DatabaseUnavailableError  the platform's database could not be reached
@@ -112,6 +113,10 @@ class ApprovalRefusedError(PlatformError):
 
 class ConflictError(PlatformError):
     """Somebody else changed the same thing first."""
+
+
+class RolloutUnderWayError(ConflictError):
+    """Traffic is on its way to the champion: the next one has to wait."""
 
 
 class AlertError(PlatformError):

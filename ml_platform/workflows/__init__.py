@@ -43,7 +43,7 @@ from ml_platform.workflows.reconciliation import alert, reconcile
 from ml_platform.workflows.reproduction import Likeness, Reproduction, reproduce
 from ml_platform.workflows.rollout import Traffic, described, step_rollout, traffic_of
 from ml_platform.workflows.status import status
-from ml_platform.workflows.traffic import keep_plan, living_servers, plan_in_force, unfinished_rollout
+from ml_platform.workflows.traffic import is_carried_out, keep_plan, living_servers, plan_in_force, unfinished_rollout
 
 __all__ = [
     "CURVES",
@@ -63,6 +63,7 @@ __all__ = [
     "explain",
     "golden_problems",
     "ignored_files",
+    "is_carried_out",
     "is_forgotten",
     "judge_candidate",
     "keep_findings",

@@ -14,7 +14,7 @@ from ml_platform.stages.rollout import Step, StepReport
 from ml_platform.traffic import ServerBeat, TrafficFigures, TrafficPlan
 from ml_platform.workflows.platform import Platform
 from ml_platform.workflows.promotion import roll_back
-from ml_platform.workflows.traffic import keep_plan, living_servers, plan_in_force
+from ml_platform.workflows.traffic import keep_plan, living_servers
 
 log = logging.getLogger("ml_platform")
 
@@ -38,6 +38,8 @@ class Traffic:
         The version that an abort returns to; ``None`` where there is none.
     entry : LedgerEntry or None
         The rollback that came of it; ``None`` where nothing was rolled back.
+    stored : bool
+        Whether the plan in force is the newest one of the database.
     """
 
     model: str
@@ -48,6 +50,12 @@ class Traffic:
     report: StepReport | None = None
     back_to: int | None = None
     entry: LedgerEntry | None = None
+    stored: bool = True
+
+    @property
+    def due(self) -> bool:
+        """Whether somebody must act: a step is to be done, or the plan in force stands in the ledger alone."""
+        return self.plan is not None and (self.step is not Step.HOLD or not self.stored)
 
     @property
     def document(self) -> dict[str, Any]:
@@ -80,16 +88,18 @@ def traffic_of(platform: Platform, model: str, *, at: datetime | None = None) ->
         ``None`` is now.
     """
     time = at or now()
-    plan, servers = plan_in_force(platform, model), living_servers(platform, model)
+    newest, servers = platform.database.traffic_plan(model), living_servers(platform, model)
+    history = platform.database.history(model)
+    plan = rollout.in_force(history, newest)
     if plan is None:
         return Traffic(model=model, plan=None, servers=servers, step=Step.HOLD, why=f"{model} never had a champion")
-    history = platform.database.history(model)
     champions, _ = promotion.standing(history)
     declared = rollout.rollout_of(history) or Rollout()
     figures = platform.database.traffic_figures(model, plan.sequence)
     back_to = plan.stable if plan.under_way else champions[-2] if len(champions) > 1 else None
     why = f"version {plan.stable} answers everything"
-    found = Traffic(model=model, plan=plan, servers=servers, step=Step.HOLD, why=why, back_to=back_to)
+    hold = Traffic(model=model, plan=plan, servers=servers, step=Step.HOLD, why=why)
+    found = replace(hold, back_to=back_to, stored=plan == newest)
     refusal = _refusal(plan, servers, declared, figures, time)
     if refusal and back_to is not None and _was_promoted(history):
         return replace(found, step=Step.ABORT, why=refusal)

@@ -26,7 +26,9 @@
     ├── RequestError              a request for predictions that cannot be answered as it stands
     ├── BusyError                 more requests wait than are taken
     ├── ConflictError             somebody else changed the same thing first
+    │   └── RolloutUnderWayError  traffic is on its way to the champion: the next one has to wait
     ├── AlertError                an alert that could not be sent
+    ├── AdminError                a server's admin port that refused, or did not answer
     ├── LedgerError               the ledger is not what was written into it
     ├── DatabaseUnavailableError  the platform's database could not be reached
     └── RegistryError             MLflow refused
@@ -180,8 +182,16 @@ class ConflictError(PlatformError):
     """Somebody else changed the same thing first."""
 
 
+class RolloutUnderWayError(ConflictError):
+    """Traffic is on its way to the champion: the next one has to wait."""
+
+
 class AlertError(PlatformError):
     """An alert that could not be sent."""
+
+
+class AdminError(PlatformError):
+    """A server's admin port that refused, or did not answer."""
 
 
 class LedgerError(PlatformError):

@@ -1,6 +1,5 @@
 """Promotion: the ledger says who is champion; approvals come before, aliases follow."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 
@@ -18,6 +17,20 @@ from ml_platform.records import (
     Verdict,
     now,
 )
+from ml_platform.stages._standing import standing
+
+__all__ = [
+    "approve",
+    "confirm",
+    "given_approval",
+    "is_confirmed",
+    "promote",
+    "replace_version",
+    "require_approval",
+    "roll_back",
+    "same_name",
+    "standing",
+]
 
 
 def promote(
@@ -105,34 +118,6 @@ def _require_newer(database: Database, registration: Registration, champion: Led
 
 
 # Rollback
-
-
-def standing(history: Sequence[LedgerEntry]) -> tuple[list[int], set[int]]:
-    """Return the versions that stand in the ledger, and those that were rolled back.
-
-    Parameters
-    ----------
-    history : sequence of LedgerEntry
-        The decisions, oldest first.
-
-    Returns
-    -------
-    champions : list of int
-        Each promoted on top of the one before; the last is the champion, the one before it what a rollback returns to.
-    rolled_back : set of int
-        What a rollback left and nothing brought back since.
-    """
-    champions, rolled_back = list[int](), set[int]()
-    for entry in history:
-        if entry.action == Action.ROLLBACK:
-            kept = champions[: champions.index(entry.version)] if entry.version in champions else champions
-            # What was promoted on top of the target goes with the champion, which goes in any case.
-            gone = {*champions[len(kept) :], *champions[-1:]}
-            champions, rolled_back = kept, (rolled_back | gone) - {entry.version}
-        elif entry.action == Action.REPLACEMENT:  # the champion, under another number
-            champions = champions[:-1]
-        champions = [*champions, entry.version]
-    return champions, rolled_back
 
 
 def roll_back(database: Database, target: Registration, verdict_digest: str, *, reason: str, actor: str) -> LedgerEntry:

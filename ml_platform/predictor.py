@@ -13,6 +13,7 @@ import sys
 import warnings
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,22 @@ TRUSTED_TYPES = (
     "sklearn.utils._metadata_requests.MetadataRequest",
     "sklearn.utils._metadata_requests.MethodMetadataRequest",
 )
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model says of some records.
+
+    Parameters
+    ----------
+    scores : list of float, or of list of float
+        The probability of the positive class, or of each class, or the predicted number, by record.
+    predictions : list
+        1 or 0 at the model's own threshold, or the class, or the number, by record.
+    """
+
+    scores: list[Any]
+    predictions: list[Any]
 
 
 class Predictor:

@@ -1,0 +1,1 @@
+"""Preprocessing compiled to dict look-ups."""

@@ -29,11 +29,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -64,34 +65,40 @@ class Slot(StrEnum):
     SHADOW = "shadow"
 
 
+class Contract(Protocol):
+    """What the log asks of a version's request contract."""
+
+    @property
+    def model(self) -> str:
+        """Name of the model."""
+
+    @property
+    def logged(self) -> tuple[str, ...]:
+        """The features whose values may stand in the log."""
+
+    def values(self, record: Any, names: Sequence[str]) -> dict[str, Any]:
+        """Return a record's values of some features by name."""
+
+    def anomaly(self, record: Any) -> float:
+        """Return how far a record is from what the version was trained on, 0 to 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoggedVersion:
     """What every prediction of one loaded version says alike; made once when the version is loaded.
 
     Parameters
     ----------
-    model : str
+    contract : RequestContract
+        Names the model and the features that may be logged; it gives the anomaly score, in the log's thread.
     version : int
     digest : str
         Hex sha256 of the model's bytes.
-    logged : sequence of str
-        The features whose values may stand in the log: `ModelSpec.logged`.
-    anomaly_score : callable or None
-        Takes a record as a dict of feature names and values and returns a number from 0 to 1, or None; ``None``
-        writes no score. It is called in the log's thread.
     """
 
-    def __init__(
-        self,
-        *,
-        model: str,
-        version: int,
-        digest: str,
-        logged: Sequence[str] = (),
-        anomaly_score: Callable[[dict[str, Any]], float | None] | None = None,
-    ) -> None:
-        self.model, self.version, self.digest = model, version, digest
-        self.logged = tuple(logged)
-        self.anomaly_score = anomaly_score
+    contract: Contract
+    version: int
+    digest: str
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -109,8 +116,8 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     request_id : str
     position : int
         The record's place in its request, from 0.
-    record : mapping or msgspec Struct
-        The features; only those that the version's `logged` names are written.
+    record : tuple
+        As the version's contract has it; only the features that the contract lists as logged are written.
     entity : object or None
         Whom the record is about; ``None`` where the request did not say.
     score : float, sequence of float or None
@@ -310,7 +317,7 @@ class _Lines:
             "ecs": {"version": ECS_VERSION},
             "event": _event(entry),
             "http": {"request": {"id": entry.request_id}},
-            "service": {"name": of.model, "type": "ml_platform", "version": str(of.version), "node": node},
+            "service": {"name": of.contract.model, "type": "ml_platform", "version": str(of.version), "node": node},
             "host": {"name": self._host},
             **({"error": {"message": _text(entry.error)}} if entry.error is not None else {}),
             "ml": _own_fields(entry),
@@ -332,36 +339,23 @@ def _event(entry: Prediction) -> dict[str, Any]:
 
 def _own_fields(entry: Prediction) -> dict[str, Any]:
     of = entry.of
-    values = values_of(entry.record)
+    inputs = of.contract.values(entry.record, of.contract.logged)
     score = _plain(entry.score) if hasattr(entry.score, "tolist") else entry.score
     several = isinstance(score, Sequence)
     return {
-        "model": of.model,
+        "model": of.contract.model,
         "version": of.version,
         "digest": of.digest,
         "slot": entry.slot,
         "record": entry.position,
         "entity": None if entry.entity is None else _text(entry.entity),
-        "inputs": {name: _short(values[name]) for name in of.logged if name in values},
+        "inputs": {name: _short(value) for name, value in inputs.items()},
         "score": None if several else score,
         "scores": score if several else None,
         # As text: of one model it is a number, of another a word, and a field has one type.
         "prediction": None if entry.prediction is None else _text(entry.prediction),
-        "anomaly_score": of.anomaly_score(values) if of.anomaly_score else None,
+        "anomaly_score": of.contract.anomaly(entry.record),
     }
-
-
-def values_of(record: Any) -> dict[str, Any]:
-    """Return a record as a dict of feature names and values; what a request left out is left out."""
-    if not isinstance(record, msgspec.Struct):
-        return dict(record)
-    values = {name: getattr(record, attribute) for name, attribute in _names(type(record))}
-    return {name: value for name, value in values.items() if value is not msgspec.UNSET}
-
-
-@cache
-def _names(kind: type[msgspec.Struct]) -> tuple[tuple[str, str], ...]:
-    return tuple(zip(kind.__struct_encode_fields__, kind.__struct_fields__, strict=True))
 
 
 def _short(value: Any) -> Any:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ml_platform.errors import BusyError, ModelTimeoutError, PredictionError, RequestError
+from ml_platform.errors import BusyError, ModelTimeoutError, RequestError
 from ml_platform.predictor import Answers
 from ml_platform.request_contract import RequestContract
 from ml_platform.serving import formats
@@ -25,6 +25,7 @@ MOST_SHADOWED = 1_024
 LONGEST_KEY = 256
 REQUEST_ID_LENGTH = 128
 NOBODY = "none"
+STATUS_OF: dict[type[Exception], int] = {BusyError: 503, ModelTimeoutError: 504}
 
 Headers = list[tuple[bytes, bytes]]
 _encode = msgspec.json.encode
@@ -210,7 +211,7 @@ class Answering:
                     seconds=said.seconds,
                     request_id=request.id,
                     position=position,
-                    record=loaded.contract.values(record),
+                    record=record,
                     entity=asked.entities[position] if asked.entities else None,
                     score=said.answers.scores[position] if said.answers else None,
                     prediction=said.answers.predictions[position] if said.answers else None,
@@ -248,7 +249,7 @@ def _read_as(wire: Wire, arm: Arm, stable: Arm, request: _Request, body: bytes) 
 
 
 def _status_of(said: Asked) -> int:
-    return {BusyError: 503, ModelTimeoutError: 504, PredictionError: 500}.get(said.kind, 500)
+    return STATUS_OF.get(said.kind, 500)
 
 
 def _headers(serving: Serving, arm: Arm | None, request_id: str) -> Headers:
@@ -285,4 +286,3 @@ def counted(answering: Answering) -> Counts:
         figures = log.figures
         counts.log_written, counts.log_queued, counts.log_dropped = figures.written, figures.queued, figures.dropped
     return counts
-

@@ -162,7 +162,7 @@ def _refusal(_: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]
 
 
 def _litestar(public: PublicApp, ask_metrics: Ask) -> Litestar:
-    handlers = [*_mlflow(public), *_health(public), *_inference(public), *_pages(public, ask_metrics)]
+    handlers = [*_mlflow(public), *_health(public), *_models(public), *_inference(public), *_pages(public, ask_metrics)]
     described_by = OpenAPIConfig(
         title=f"Predictions of {public.model}",
         version=installed("ml-platform"),
@@ -192,6 +192,9 @@ REFUSALS = {
 }
 
 
+OIP = ["Open Inference Protocol"]
+
+
 def _mlflow(public: PublicApp) -> list[Any]:
     @post(
         "/invocations",
@@ -205,7 +208,9 @@ def _mlflow(public: PublicApp) -> list[Any]:
         """Take dataframe_split, dataframe_records or inputs; answer predictions and scores."""
         return _response(await public.reply(request.scope, request.receive, INVOCATIONS))
 
-    @get("/version", media_type=MediaType.TEXT, tags=["MLflow"], summary="The version of MLflow whose formats these are")
+    @get(
+        "/version", media_type=MediaType.TEXT, tags=["MLflow"], summary="The version of MLflow whose formats these are"
+    )
     async def version() -> str:
         return installed("mlflow")
 
@@ -224,67 +229,85 @@ def _health(public: PublicApp) -> list[Any]:
     async def ping() -> Response[Ready]:
         return readiness()
 
-    @get("/v2/health/live", tags=["Open Inference Protocol"], summary="Whether the process answers")
+    @get("/v2/health/live", tags=OIP, summary="Whether the process answers")
     async def live() -> Live:
         return Live(live=True)
 
-    @get("/v2/health/ready", responses=unready, tags=["Open Inference Protocol"], summary="Whether a version is loaded")
+    @get("/v2/health/ready", responses=unready, tags=OIP, summary="Whether a version is loaded")
     async def ready() -> Response[Ready]:
         return readiness()
 
     return [ping, live, ready]
 
 
-def _inference(public: PublicApp) -> list[Any]:
-    oip = {"tags": ["Open Inference Protocol"]}
-    missing = {404: REFUSALS[404], 503: REFUSALS[503]}
+UNKNOWN = {404: REFUSALS[404], 503: REFUSALS[503]}
+SAME = "The same of a version"
 
-    def require(name: str, version: int | None = None) -> None:
-        serving = public.answering.serving
-        if name != public.model:
-            raise HTTPException(status_code=404, detail=f"This server has no model {name[:100]!r}.")
-        if serving is None:
-            raise HTTPException(status_code=503, detail="No version is loaded yet.", headers={"Retry-After": "1"})
-        if version is not None and version not in serving.arms:
-            raise HTTPException(status_code=404, detail=f"Version {version} is not loaded here.")
 
-    @get("/v2", summary="What the server is", **oip)
+def _require(public: PublicApp, name: str, version: int | None = None) -> None:
+    serving = public.answering.serving
+    if name != public.model:
+        raise HTTPException(status_code=404, detail=f"This server has no model {name[:100]!r}.")
+    if serving is None:
+        raise HTTPException(status_code=503, detail="No version is loaded yet.", headers={"Retry-After": "1"})
+    if version is not None and version not in serving.arms:
+        raise HTTPException(status_code=404, detail=f"Version {version} is not loaded here.")
+
+
+def _models(public: PublicApp) -> list[Any]:
+    @get("/v2", summary="What the server is", tags=OIP)
     async def server() -> ServerMetadata:
         return ServerMetadata("ml-platform", installed("ml-platform"), [])
 
-    @get("/v2/models/{name:str}", responses=missing, summary="What the model takes and answers", **oip)
+    @get("/v2/models/{name:str}", responses=UNKNOWN, summary="What the model takes and answers", tags=OIP)
     async def model(name: str) -> ModelMetadata:
-        require(name)
+        _require(public, name)
         return _metadata(public)
 
-    @get("/v2/models/{name:str}/versions/{version:int}", responses=missing, summary="The same of a version", **oip)
+    @get("/v2/models/{name:str}/versions/{version:int}", responses=UNKNOWN, summary=SAME, tags=OIP)
     async def model_version(name: str, version: int) -> ModelMetadata:
-        require(name, version)
+        _require(public, name, version)
         return _metadata(public, version)
 
-    @get("/v2/models/{name:str}/ready", responses=missing, summary="Whether the model answers", **oip)
+    @get("/v2/models/{name:str}/ready", responses=UNKNOWN, summary="Whether the model answers", tags=OIP)
     async def model_ready(name: str) -> ModelReady:
-        require(name)
+        _require(public, name)
         return ModelReady(name=name, ready=True)
 
-    @get("/v2/models/{name:str}/versions/{version:int}/ready", responses=missing, summary="The same of a version", **oip)
+    @get("/v2/models/{name:str}/versions/{version:int}/ready", responses=UNKNOWN, summary=SAME, tags=OIP)
     async def version_ready(name: str, version: int) -> ModelReady:
-        require(name, version)
+        _require(public, name, version)
         return ModelReady(name=name, ready=True)
 
-    taking: dict[str, Any] = {"status_code": 200, "operation_class": described.Inference, "responses": REFUSALS, **oip}
+    return [server, model, model_version, model_ready, version_ready]
 
-    @post("/v2/models/{name:str}/infer", summary="Predict", **taking)
+
+def _inference(public: PublicApp) -> list[Any]:
+    @post(
+        "/v2/models/{name:str}/infer",
+        status_code=200,
+        operation_class=described.Inference,
+        responses=REFUSALS,
+        tags=OIP,
+        summary="Predict",
+    )
     async def infer(name: str, request: Request[Any, Any, Any]) -> Response[bytes]:
-        require(name)
+        _require(public, name)
         return _response(await public.reply(request.scope, request.receive, INFERENCE))
 
-    @post("/v2/models/{name:str}/versions/{version:int}/infer", summary="Predict with a version that is loaded", **taking)
+    @post(
+        "/v2/models/{name:str}/versions/{version:int}/infer",
+        status_code=200,
+        operation_class=described.Inference,
+        responses=REFUSALS,
+        tags=OIP,
+        summary="Predict with a version that is loaded",
+    )
     async def version_infer(name: str, version: int, request: Request[Any, Any, Any]) -> Response[bytes]:
-        require(name, version)
+        _require(public, name, version)
         return _response(await public.reply(request.scope, request.receive, INFERENCE, version))
 
-    return [server, model, model_version, model_ready, version_ready, infer, version_infer]
+    return [infer, version_infer]
 
 
 def _metadata(public: PublicApp, version: int | None = None) -> ModelMetadata:

@@ -42,6 +42,11 @@ class Channel:
             while line := await self._reader.readline():
                 yield msgspec.json.decode(line)
 
+    async def flushed(self) -> None:
+        """Wait until what was said is on its way."""
+        with suppress(ConnectionError):
+            await self._writer.drain()
+
     def close(self) -> None:
         """End the channel."""
         self._writer.close()

@@ -2,7 +2,7 @@
 and by the rollout.
 
 One list of numbers serves both: what the rollout decides on is what people see.
-"""  # noqa: D205, D400 - one sentence
+"""  # noqa: D205 - one sentence
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence

@@ -134,7 +134,7 @@ class Decisions:
                 kept[version] = served
             except (EvidenceError, ModelError) as error:
                 problems[version] = str(error)
-                log.error("version %s of %s is not served: %s", version, self.model, error)
+                log.warning("version %s of %s is not served: %s", version, self.model, error)
         return kept, problems
 
     def _proved(self, version: int, history: Sequence[LedgerEntry]) -> tuple[ServedVersion, Candidate]:

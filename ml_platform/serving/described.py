@@ -28,7 +28,10 @@ def _reference(name: str) -> Reference:
 
 def _object(required: list[str] | None = None, **properties: Schema | Reference) -> Schema:
     return Schema(
-        type=OpenAPIType.OBJECT, properties=properties, required=required or list(properties), additional_properties=False
+        type=OpenAPIType.OBJECT,
+        properties=properties,
+        required=required or list(properties),
+        additional_properties=False,
     )
 
 

@@ -7,11 +7,12 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ml_platform.errors import ConfigurationError, ModelError, PlatformError, PredictionError, RequestError
+from ml_platform.errors import ConfigurationError, ModelError, PredictionError, RequestError
 from ml_platform.predictor import MODEL_FILE, Answers, Predictor, load
 from ml_platform.request_contract import Record, RequestContract
 from ml_platform.serving import copies
@@ -88,17 +89,16 @@ def load_version(home: Path, model: str, served: ServedVersion) -> Loaded:
     predictor = load(folder / MODEL_FILE, served.model_digest)
     contract = _contract(folder)
     predict, way = _way_to_predict(predictor, contract, folder)
-    formats = Formats(contract)
-    _warm_up(predictor, predict, formats, folder, served)
+    _warm_up(predictor, predict, contract, folder, served)
     seconds = time.monotonic() - began
     log.info("version %s of %s is loaded and warm after %.2f s (%s)", served.version, model, seconds, way)
     return Loaded(
         served=served,
         contract=contract,
-        formats=formats,
+        formats=Formats(contract),
         predict=predict,
         way=way,
-        logged=_logged(model, served, contract),
+        logged=LoggedVersion(contract=contract, version=served.version, digest=served.model_digest),
         seconds=seconds,
     )
 
@@ -110,25 +110,20 @@ def _contract(folder: Path) -> RequestContract:
         raise ModelError(f"The request contract in {folder} cannot be read: {error}.") from error
 
 
-def _logged(model: str, served: ServedVersion, contract: RequestContract) -> LoggedVersion:
-    names = contract.names
+def _way_to_predict(
+    predictor: Predictor, contract: RequestContract, folder: Path
+) -> tuple[Callable[[list[Record]], Answers], str]:
+    def predict(records: list[Record]) -> Answers:
+        frame = contract.frame(records)
+        return Answers(predictor.scores(frame).tolist(), predictor.predictions(frame).tolist())
 
-    def anomaly(values: dict[str, Any]) -> float:
-        return contract.anomaly(tuple(values.get(name) for name in names))
-
-    return LoggedVersion(
-        model=model,
-        version=served.version,
-        digest=served.model_digest,
-        logged=contract.logged,
-        anomaly_score=anomaly,
-    )
+    return predict, "frame"
 
 
 def _warm_up(
     predictor: Predictor,
     predict: Callable[[list[Record]], Answers],
-    formats: Formats,
+    contract: RequestContract,
     folder: Path,
     served: ServedVersion,
 ) -> None:
@@ -139,20 +134,33 @@ def _warm_up(
     expected = json.loads((folder / GOLDEN_ANSWERS).read_text())
     if requests.empty:  # everybody in them was forgotten
         return
+    records = _records(contract, requests, served)
+    judged = _said(
+        lambda: Answers(predictor.scores(requests).tolist(), predictor.predictions(requests).tolist()), served
+    )
+    answers = _said(lambda: predict(records), served)
+    for said in (judged, answers):
+        _require_same(said, expected, served)
+
+
+def _records(contract: RequestContract, requests: "pd.DataFrame", served: ServedVersion) -> list[Record]:
     try:
-        judged = Answers(predictor.scores(requests).tolist(), predictor.predictions(requests).tolist())
-        records, _ = formats._decoder.mappings(requests.to_dict("records"))
-        answers = predict(records)
+        records, _ = contract.decoder().mappings(requests.to_dict("records"))
     except RequestError as error:
         raise ModelError(f"Version {served.version} refuses its own golden requests: {error}") from error
-    except PlatformError:
-        raise
-    except Exception as error:  # noqa: BLE001 - a model's code may raise whatever it likes
+    return records
+
+
+def _said(asked: Callable[[], Answers], served: ServedVersion) -> Answers:
+    # A model's code may raise whatever it likes: the future catches it.
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        called = thread.submit(asked)
+        error = called.exception()
+    if error is not None:
         raise PredictionError(
             f"Version {served.version} could not answer its golden requests: {type(error).__name__}: {error}"
         ) from error
-    for said in (judged, answers):
-        _require_same(said, expected, served)
+    return called.result()
 
 
 def _require_same(said: Answers, expected: dict[str, list[Any]], served: ServedVersion) -> None:

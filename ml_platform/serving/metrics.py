@@ -121,7 +121,9 @@ def _versions(facts: ServerFacts) -> Iterator[Metric]:
     for version, digest in sorted(facts.loaded.items()):
         loaded.add_metric([facts.model, str(version), digest], 1)
     yield loaded
-    refused = GaugeMetricFamily(f"{PREFIX}_refused", "1 for every version that was not loaded.", labels=["model", "version"])
+    refused = GaugeMetricFamily(
+        f"{PREFIX}_refused", "1 for every version that was not loaded.", labels=["model", "version"]
+    )
     for version in sorted(facts.refused):
         refused.add_metric([facts.model, str(version)], 1)
     yield refused
@@ -143,5 +145,5 @@ def _log_dropped(model: str, counts: Counts) -> Metric:
 def exposition(facts: ServerFacts) -> bytes:
     """Return the text that Prometheus reads."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(facts))  # type: ignore[arg-type] - it only has to have collect()
+    registry.register(_Collector(facts))  # type: ignore[arg-type]
     return generate_latest(registry)

@@ -1,6 +1,6 @@
 """HTTP by uvicorn and httptools, with the limits that uvicorn leaves to a proxy: how long a client may take to say what
 it wants, and how much it may say before it does.
-"""  # noqa: D205, D400 - one sentence
+"""  # noqa: D205 - one sentence
 
 import asyncio
 import resource

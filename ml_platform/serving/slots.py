@@ -22,6 +22,9 @@ from ml_platform.traffic import Mode, TrafficPlan
 class Arm:
     """A loaded version with its queue and thread.
 
+    It is never closed: a request that began before a swap may still ask it. Its thread ends when nobody has it any
+    more.
+
     Parameters
     ----------
     loaded : Loaded
@@ -71,10 +74,6 @@ class Arm:
     def waiting(self) -> int:
         """Records that wait for it."""
         return self.batcher.waiting
-
-    async def close(self) -> None:
-        """Take nothing more, and let the thread end when all is answered."""
-        await self.batcher.close()
 
 
 def _look_away(late: "asyncio.Task[Answers]") -> None:

@@ -17,7 +17,8 @@
     │   ├── DigestMismatchError   the bytes are not the bytes that were recorded
     │   ├── UntrustedModelError   the file asks for types outside the platform's trust list
     │   ├── ModelTimeoutError     a model that gave no answer in time
-    │   └── PredictionError       a model that raised, or said what is no finite number
+    │   ├── PredictionError       a model that raised, or said what is no finite number
+    │   └── UncompiledError       a pipeline with a part that is not known to the compiler
     ├── EvidenceError             a step was asked for without the evidence that it needs
     │   ├── ApprovalNeededError   the evidence holds and a person has to approve it
     │   └── IrreproducibleError   a version that cannot be made again here
@@ -104,6 +105,10 @@ class ModelTimeoutError(ModelError):
 
 class PredictionError(ModelError):
     """A model that raised, or said what is no finite number."""
+
+
+class UncompiledError(ModelError):
+    """A pipeline with a part that is not known to the compiler: it is asked with DataFrames."""
 
 
 class EvidenceError(PlatformError):

@@ -10,19 +10,16 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ml_platform.errors import ConfigurationError, ModelError, PredictionError, RequestError
-from ml_platform.predictor import MODEL_FILE, Answers, Predictor, load
+from ml_platform.errors import ConfigurationError, ModelError, PredictionError
+from ml_platform.predictor import MODEL_FILE, Answers, Predictor, RecordPredictor, load
 from ml_platform.request_contract import Record, RequestContract
 from ml_platform.serving import copies
 from ml_platform.serving.formats import Formats
 from ml_platform.serving.prediction_log import LoggedVersion
 from ml_platform.serving.state import ServedVersion
 from ml_platform.stages.staging import GOLDEN_ANSWERS, GOLDEN_REQUESTS
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 log = logging.getLogger("ml_platform.serving")
 
@@ -88,15 +85,16 @@ def load_version(home: Path, model: str, served: ServedVersion) -> Loaded:
     copies.verify(folder, served)
     predictor = load(folder / MODEL_FILE, served.model_digest)
     contract = _contract(folder)
-    predict, way = _way_to_predict(predictor, contract, folder)
-    _warm_up(predictor, predict, contract, folder, served)
+    asked = _way_to_predict(predictor, contract, folder)
+    way = "compiled" if asked.fast else "frame"
+    _warm_up(predictor, asked, folder, served)
     seconds = time.monotonic() - began
     log.info("version %s of %s is loaded and warm after %.2f s (%s)", served.version, model, seconds, way)
     return Loaded(
         served=served,
         contract=contract,
         formats=Formats(contract),
-        predict=predict,
+        predict=asked.predict_records,
         way=way,
         logged=LoggedVersion(contract=contract, version=served.version, digest=served.model_digest),
         seconds=seconds,
@@ -110,20 +108,14 @@ def _contract(folder: Path) -> RequestContract:
         raise ModelError(f"The request contract in {folder} cannot be read: {error}.") from error
 
 
-def _way_to_predict(
-    predictor: Predictor, contract: RequestContract, folder: Path
-) -> tuple[Callable[[list[Record]], Answers], str]:
-    def predict(records: list[Record]) -> Answers:
-        frame = contract.frame(records)
-        return Answers(predictor.scores(frame).tolist(), predictor.predictions(frame).tolist())
-
-    return predict, "frame"
+def _way_to_predict(predictor: Predictor, contract: RequestContract, folder: Path) -> RecordPredictor:
+    found = folder / PARITY_FILE
+    return predictor.for_records(contract, None)
 
 
 def _warm_up(
     predictor: Predictor,
-    predict: Callable[[list[Record]], Answers],
-    contract: RequestContract,
+    asked: RecordPredictor,
     folder: Path,
     served: ServedVersion,
 ) -> None:
@@ -134,21 +126,13 @@ def _warm_up(
     expected = json.loads((folder / GOLDEN_ANSWERS).read_text())
     if requests.empty:  # everybody in them was forgotten
         return
-    records = _records(contract, requests, served)
+    records = asked.contract.records_of(requests)
     judged = _said(
         lambda: Answers(predictor.scores(requests).tolist(), predictor.predictions(requests).tolist()), served
     )
-    answers = _said(lambda: predict(records), served)
+    answers = _said(lambda: asked.predict_records(records), served)
     for said in (judged, answers):
         _require_same(said, expected, served)
-
-
-def _records(contract: RequestContract, requests: "pd.DataFrame", served: ServedVersion) -> list[Record]:
-    try:
-        records, _ = contract.decoder().mappings(requests.to_dict("records"))
-    except RequestError as error:
-        raise ModelError(f"Version {served.version} refuses its own golden requests: {error}") from error
-    return records
 
 
 def _said(asked: Callable[[], Answers], served: ServedVersion) -> Answers:

@@ -145,5 +145,5 @@ def _log_dropped(model: str, counts: Counts) -> Metric:
 def exposition(facts: ServerFacts) -> bytes:
     """Return the text that Prometheus reads."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(facts))  # type: ignore[arg-type]
+    registry.register(_Collector(facts))
     return generate_latest(registry)

@@ -143,15 +143,21 @@ class Supervisor:
         serving = asyncio.create_task(admin.serve([self._admin]))
         parts = [asyncio.create_task(part) for part in (self._follow(), self._tell_database(), self._probe_mlflow())]
         self.say(f"{self.model}: {self.address}, admin {self.admin_address}, {self._workers} workers")
-        await self._stopping.wait()
+        stopping = asyncio.create_task(self._stopping.wait())
+        # A part that ends before it is told to has failed: better a server that is started again than half of one.
+        ended, _ = await asyncio.wait(
+            [stopping, serving, *parts, *self.workforce.keepers], return_when=asyncio.FIRST_COMPLETED
+        )
         self.say("Stopping …")
-        for part in parts:
+        for part in (stopping, *parts):
             part.cancel()
-        await asyncio.gather(*parts, return_exceptions=True)
+        await asyncio.gather(stopping, *parts, return_exceptions=True)
         await self.workforce.stop()
         self._public.close()
         admin.should_exit = True
         await serving
+        for part in ended - {stopping}:
+            part.result()
 
     def _later(self, work: Any) -> None:
         task = asyncio.ensure_future(work)

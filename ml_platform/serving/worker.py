@@ -41,7 +41,7 @@ class WorkerTask:
 
     listening: int
     channel: int
-    home: Path
+    home: str
     model: str
     name: str
 
@@ -68,8 +68,9 @@ class Worker:
 
     def __init__(self, task: WorkerTask, channel: Channel) -> None:
         self.task = task
+        self.home = Path(task.home)
         self.channel = channel
-        self.prediction_log = PredictionLog(task.home / LOG_FOLDER, task.name)
+        self.prediction_log = PredictionLog(self.home / LOG_FOLDER, task.name)
         self.answering = Answering(Counts(), self.prediction_log)
         self._arms: dict[ServedVersion, Arm] = {}
         self._refused: dict[ServedVersion, str] = {}
@@ -155,7 +156,7 @@ class Worker:
     async def _follow(self) -> None:
         """Follow the supervisor's file: it is looked at twenty times a second, and at once when it is said to."""
         while True:
-            if (mark := _mark_of(self.task.home / STATE_FILE)) != self._seen:
+            if (mark := _mark_of(self.home / STATE_FILE)) != self._seen:
                 self._seen = mark
                 await self._obey()
             with contextlib.suppress(TimeoutError):
@@ -165,7 +166,7 @@ class Worker:
 
     async def _obey(self) -> None:
         try:
-            desired = read_state(self.task.home)
+            desired = read_state(self.home)
         except StorageError as error:
             log.warning("%s What is served stays.", error)
             return
@@ -187,7 +188,7 @@ class Worker:
         if served in self._arms:
             return
         try:
-            loaded = await asyncio.to_thread(load_version, self.task.home, self.task.model, served)
+            loaded = await asyncio.to_thread(load_version, self.home, self.task.model, served)
         except PlatformError as error:
             if self._refused.get(served) != str(error):
                 log.warning("version %s gets no traffic: %s", served.version, error)

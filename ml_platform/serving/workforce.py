@@ -86,11 +86,11 @@ class Workforce:
         self._changed = asyncio.Condition()
         self._stopping = False
         self._questions = 0
-        self._keepers: list[asyncio.Task[None]] = []
+        self.keepers: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Start the workers."""
-        self._keepers = [asyncio.create_task(self._keep(number)) for number in range(self._number)]
+        self.keepers = [asyncio.create_task(self._keep(number)) for number in range(self._number)]
 
     async def _keep(self, number: int) -> None:
         """Have one worker, again and again, until all are stopped."""
@@ -115,7 +115,7 @@ class Workforce:
         task = WorkerTask(
             listening=self._listening.fileno(),
             channel=theirs.fileno(),
-            home=self._home,
+            home=str(self._home),
             model=self._model,
             name=f"{self._name}-{number}",
         )
@@ -199,9 +199,9 @@ class Workforce:
         for hand in self.hands.values():
             hand.process.send_signal(signal.SIGTERM)
         # A worker that is about to be started again is not.
-        for keeper in self._keepers if not self.hands else ():
+        for keeper in self.keepers if not self.hands else ():
             keeper.cancel()
-        _, late = await asyncio.wait(self._keepers, timeout=SECONDS_TO_STOP) if self._keepers else ((), ())
+        _, late = await asyncio.wait(self.keepers, timeout=SECONDS_TO_STOP) if self.keepers else ((), ())
         for hand in [*self.hands.values()] if late else ():
             log.error("worker %s did not end in time and is killed", hand.number)
             hand.process.kill()

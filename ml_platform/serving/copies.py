@@ -16,10 +16,10 @@ from ml_platform import durable
 from ml_platform.errors import DigestMismatchError, ModelError
 from ml_platform.predictor import MODEL_FILE
 from ml_platform.serving.state import ServedVersion
+from ml_platform.stages.served import SERVED_LIST
 
 log = logging.getLogger("ml_platform.serving")
 
-SERVED_LIST = "served.json"
 VERSIONS = "versions"
 # A name that leads out of its folder, or into one below, is no file that the platform lists.
 FORBIDDEN = ("/", "\\", "\0")

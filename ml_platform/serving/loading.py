@@ -12,19 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ml_platform.errors import ConfigurationError, ModelError, PredictionError
+from ml_platform.errors import ConfigurationError, ModelError, PredictionError, UncompiledError
 from ml_platform.predictor import MODEL_FILE, Answers, Predictor, RecordPredictor, load
 from ml_platform.request_contract import Record, RequestContract
 from ml_platform.serving import copies
 from ml_platform.serving.formats import Formats
 from ml_platform.serving.prediction_log import LoggedVersion
 from ml_platform.serving.state import ServedVersion
+from ml_platform.stages import parity
+from ml_platform.stages.served import CONTRACT_FILE
 from ml_platform.stages.staging import GOLDEN_ANSWERS, GOLDEN_REQUESTS
 
 log = logging.getLogger("ml_platform.serving")
 
-CONTRACT_FILE = "request_contract.json"
-PARITY_FILE = "parity.json"
 # Golden answers were given by the machine that judged: another one's libraries may round the last bit otherwise.
 NEAR = 1e-9
 
@@ -109,8 +109,14 @@ def _contract(folder: Path) -> RequestContract:
 
 
 def _way_to_predict(predictor: Predictor, contract: RequestContract, folder: Path) -> RecordPredictor:
-    found = folder / PARITY_FILE
-    return predictor.for_records(contract, None)
+    """Return the compiled way where a parity check of this very compiler found it equal, else DataFrames."""
+    path = folder / parity.PARITY_FILE
+    try:
+        found = parity.Parity.from_document(path.read_text()) if path.exists() else None
+        return parity.way_to_predict(predictor, contract, found)
+    except (UncompiledError, OSError, ValueError, TypeError) as error:
+        log.warning("%s says nothing that can be used, so DataFrames are: %s", path, error)
+        return predictor.for_records(contract, None)
 
 
 def _warm_up(

@@ -202,14 +202,19 @@ class StepReport:
     @property
     def document(self) -> dict[str, Any]:
         """The report as the ledger, the command line and Dagster's metadata take it."""
-        arms = [{**asdict(a), "error_share": a.error_share, "p95_seconds": a.p95} for a in self.arms]
-        intervals = [{"error_low": a.error_interval[0], "error_high": a.error_interval[1]} for a in self.arms]
         return {
             "step": self.step.value,
             "why": self.why,
-            "versions": [{**a, **i} for a, i in zip(arms, intervals, strict=True)],
+            "versions": [_arm_document(arm) for arm in self.arms],
             "conditions": [{**asdict(c), "outcome": c.outcome.value} for c in self.conditions],
         }
+
+
+def _arm_document(of: Arm) -> dict[str, Any]:
+    low, high = of.error_interval
+    counts = {"latencies": list(of.latencies), "scores": list(of.scores)}
+    shares = {"error_share": of.error_share, "error_low": low, "error_high": high}
+    return {**asdict(of), **counts, **shares, "p95_seconds": of.p95}
 
 
 def judge(

@@ -18,6 +18,9 @@ def serve(
     """Serve what the ledger and the traffic plan name, in the formats of MLflow and the Open Inference Protocol."""
     from ml_platform.serving import supervisor
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("ml_platform").propagate = True
+    # Of a server people want to know when: its lines have times, and what a command says as it works has none.
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    logger = logging.getLogger("ml_platform")
+    logger.handlers.clear()
+    logger.setLevel(logging.INFO)
     supervisor.serve(Platform(), model, host=host, port=port, admin_port=admin_port, workers=workers, say=typer.echo)

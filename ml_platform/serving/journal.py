@@ -79,11 +79,24 @@ class Journal:
         """
         append(self.path, asdict(entry))
 
-    def close(self, entry: Rollback, what: str) -> None:
-        """Write down what became of a rollback, and of those before it, which it has replaced."""
-        earlier = [other for other in self.entries() if not other.closed and other.id != entry.id]
-        for other in earlier:
-            self.append(replace(other, closed=f"replaced by rollback {entry.id}"))
+    def close(self, entry: Rollback, what: str, decision: int) -> None:
+        """Write down what became of a rollback, and of the others that are open.
+
+        Those before it are replaced by it. Those after it were asked for while it was on its way into the ledger: they
+        leave what it has made champion.
+
+        Parameters
+        ----------
+        entry : Rollback
+        what : str
+        decision : int
+            Sequence of the ledger's decision that stands now.
+        """
+        others = [other for other in self.entries() if not other.closed and other.id != entry.id]
+        for other in others:
+            later = other.at > entry.at
+            replaced = f"replaced by rollback {entry.id}"
+            self.append(replace(other, decision=decision) if later else replace(other, closed=replaced))
         self.append(replace(entry, closed=what))
 
 

@@ -61,6 +61,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _too_slow(self) -> None:
         self._limit = None
+        if not self._unread and not self.transport.is_closing():  # it never said a word
+            self.transport.close()
+            return
         self._refuse(b"408 Request Timeout", b"The headers must be sent within 10 seconds.")
 
     def _too_long(self, data: bytes) -> bool:

@@ -119,6 +119,7 @@ class Supervisor:
         self._stopping = asyncio.Event()
         self._answered_at = time.monotonic()
         self._mlflow_answers = True
+        self._settling = False
         self._background: set[asyncio.Task[Any]] = set()
 
     async def run(self) -> None:
@@ -175,7 +176,7 @@ class Supervisor:
                 fine = await self._look()
                 pause = SECONDS_BETWEEN_LOOKS if fine else min(2 * pause, LONGEST_WAIT)
                 look_at = time.monotonic() + pause
-            await self._settle_journal()
+            self._later(self._settle_journal())
             with suppress(TimeoutError):
                 async with asyncio.timeout(SECONDS_BETWEEN_LOOKS):
                     await self._wake.wait()
@@ -217,7 +218,8 @@ class Supervisor:
         self.problem = ""
         async with self._swapping:
             following = self.journal.open_entry()
-            if following is not None and following.decision == decided.decision:
+            # While the ledger is being written it may have moved on because of that very rollback.
+            if following is not None and (self._settling or following.decision == decided.decision):
                 target = next((one for one in decided.known if one.version == following.to), None)
                 if target is not None:
                     said = {"journal": following.id, "reason": following.reason, "actor": following.actor}
@@ -308,28 +310,32 @@ class Supervisor:
 
     async def _settle_journal(self) -> None:
         """Write an open rollback into the ledger, or close it with what the ledger says of it."""
-        entry = await asyncio.to_thread(self.journal.open_entry)
-        if entry is None:
+        entry = self.journal.open_entry()
+        if entry is None or self._settling:
             return
+        self._settling = True
         try:
-            outcome = await asyncio.to_thread(self._write_to_ledger, entry)
+            outcome, decision = await asyncio.to_thread(self._write_to_ledger, entry)
+            self.journal.close(entry, outcome, decision)
+            log.info("rollback %s to version %s: %s", entry.id, entry.to, outcome)
         except (RegistryError, DatabaseUnavailableError, StorageError, sa.exc.SQLAlchemyError) as error:
             log.warning("rollback %s stands on this host; the ledger follows: %s", entry.id, error)
-            return
-        self.journal.close(entry, outcome)
-        log.info("rollback %s to version %s: %s", entry.id, entry.to, outcome)
+        finally:
+            self._settling = False
         self.decisions.forget_mark()
-        await self._look()
+        self._wake.set()
 
-    def _write_to_ledger(self, entry: Rollback) -> str:
+    def _write_to_ledger(self, entry: Rollback) -> tuple[str, int]:
+        """Return what becomes of a rollback, and the sequence of the decision that stands then."""
         deciding.require_database(self.platform)
         champion = self.platform.database.champion(self.model)
         if champion is None:
             raise DatabaseUnavailableError(f"The ledger of {self.model!r} is empty, and it was not.")
         if champion.version == entry.to:
-            return f"the ledger has it: entry {champion.sequence}"
+            return f"the ledger has it: entry {champion.sequence}", champion.sequence
         if champion.sequence != entry.decision:
-            return f"overtaken: version {champion.version} is champion by entry {champion.sequence}"
+            what = f"overtaken: version {champion.version} is champion by entry {champion.sequence}"
+            return what, champion.sequence
 
         def declared() -> Any:
             raise EvidenceError(f"Version {entry.to} of {self.model!r} was never champion.")
@@ -339,8 +345,8 @@ class Supervisor:
                 self.platform, self.model, declared, to=entry.to, reason=entry.reason, actor=entry.actor
             )
         except (ConflictError, EvidenceError, LedgerError, ModelError) as error:
-            return f"refused: {error}"
-        return f"the ledger has it: entry {written.sequence}"
+            return f"refused: {error}", entry.decision
+        return f"the ledger has it: entry {written.sequence}", written.sequence
 
     # What others are told
 

@@ -32,7 +32,7 @@ log = logging.getLogger("ml_platform.serving")
 SECONDS_BETWEEN_LOOKS = 0.05
 SECONDS_BETWEEN_COUNTS = 1.0
 SECONDS_FOR_METRICS = 2.0
-LOG_FOLDER = "log"
+LOG_FOLDER = "predictions"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +219,8 @@ async def _run(task: WorkerTask) -> None:
 
 def main(arguments: list[str]) -> None:
     """Run a worker; its only argument is a `WorkerTask`."""
-    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s %(levelname)s worker {os.getpid()}: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format=f"%(asctime)s %(levelname)s worker {os.getpid()}: %(message)s")
+    logging.getLogger("ml_platform").setLevel(logging.INFO)
     if len(arguments) != 1:
         raise ConfigurationError("A worker is started by `ml-platform serve`, not by hand.")
     allow_many_connections()

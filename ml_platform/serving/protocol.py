@@ -45,6 +45,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin to wait for the headers of a further request."""
         super().on_message_begin()
+        self._unread = max(self._unread, 1)
         if self._limit is None:
             self._limit = self.loop.call_later(SECONDS_FOR_HEADERS, self._too_slow)
 

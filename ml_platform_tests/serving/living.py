@@ -7,6 +7,7 @@ the list of them. Only training data, gates and MLflow have no part.
 import http.client
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import pytest
@@ -77,10 +78,26 @@ def promote(platform: Platform, registration: Registration, rollout: Rollout | N
     )
 
 
-def champions(platform: Platform, number: int) -> None:
-    """Make so many versions champion, one after the other."""
+def champions(folder: Path, number: int) -> Path:
+    """Make a home in which so many versions became champion, one after the other; nothing has it open."""
+    platform = fakes.platform_in(folder)
     for seed in range(number):
         promote(platform, served_version(platform, seed=seed))
+    platform.database.close()
+    return folder
+
+
+def copied(origin: Path, home: Path, mlflow: Path) -> Platform:
+    """Return a platform that starts as a copy of a home, with an empty MLflow that answers."""
+    shutil.copytree(origin, home)
+    shutil.copy(mlflow, home / "mlflow.db")
+    return fakes.platform_in(home)
+
+
+def champions_of(platform: Platform) -> list[int]:
+    """Return the champions that stand, the present one last."""
+    standing, _ = promotion.standing(platform.database.history(MODEL))
+    return standing
 
 
 class Answer:
@@ -206,23 +223,27 @@ def serving(home: Path, **options: Any) -> Iterator[Server]:
 
 
 class Load:
-    """Constant load on a server from a process of its own, until it is told to stop.
+    """Constant load on a server from a process of its own, for a block.
 
-    `results` are the answers: ``{"status", "version", "digest", "id"}``, status 0 for what got none.
+    `results` are the answers once the block ended: ``{"id", "status", "version", "digest", "score"}``, status 0 for
+    what got none.
     """
 
     def __init__(self, server: Server, folder: Path, *, clients: int = 8) -> None:
         self.file = folder / "load.jsonl"
+        self.results: list[dict[str, Any]] = []
         command = [sys.executable, "-m", "ml_platform_tests.serving.load", server.address, str(self.file), str(clients)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def __enter__(self) -> Self:
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == b"answered\n"
+        return self
 
-    def stop(self) -> list[dict[str, Any]]:
-        """End the load, and return what was answered."""
+    def __exit__(self, *_: object) -> None:
         self.process.communicate(b"\n", timeout=30)
         assert self.process.returncode == 0
-        return [json.loads(line) for line in self.file.read_text().splitlines()]
+        self.results = [json.loads(line) for line in self.file.read_text().splitlines()]
 
 
 def logged(server: Server) -> list[dict[str, Any]]:

@@ -2,7 +2,10 @@
 
 import gzip
 import http.client
+import importlib
 import json
+import os
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -17,17 +20,14 @@ from ml_platform_tests.serving import living
 from ml_platform_tests.serving.living import MODEL, ONE, RECORD, Server, wait_until
 
 MEGABYTE = 2**20
+BEFORE, CHAMPION = 2, 3
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    home = tmp_path_factory.mktemp("server")
-    platform = fakes.platform_in(home)
-    living.champions(platform, 2)
-    (home / "mlflow.db").touch()
-    with living.serving(home, workers=2) as started:
-        started.wait_for(2)
-        wait_until("a server that is not stale", lambda: not started.facts["stale"])
+def server(three_champions: Path, tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> Iterator[Server]:
+    platform = living.copied(three_champions, tmp_path_factory.mktemp("server") / "home", empty_mlflow)
+    with living.serving(platform.settings.home, workers=2) as started:
+        started.wait_for(CHAMPION)
         yield started
     platform.database.close()
 
@@ -50,8 +50,8 @@ def test_an_answer_names_model_version_digest_and_request(server: Server) -> Non
     said = {name: value for name, value in answer.headers.items() if name.startswith("ml-platform-")}
     assert said == {
         "ml-platform-model": MODEL,
-        "ml-platform-version": "2",
-        "ml-platform-digest": digest_of(server, 2),
+        "ml-platform-version": str(CHAMPION),
+        "ml-platform-digest": digest_of(server, CHAMPION),
         "ml-platform-request-id": "mine-1",
     }
 
@@ -73,7 +73,7 @@ def test_every_form_of_mlflow_gives_the_same_answer(server: Server, body: dict[s
 def test_the_framework_answers_what_the_short_way_answers(server: Server) -> None:
     """A trailing slash goes through Litestar's routes, which the short way past it does not know."""
     assert server.ask("/invocations/").json == server.ask().json
-    assert server.ask("/invocations/").version == 2
+    assert server.ask("/invocations/").version == CHAMPION
 
 
 TENSORS = [
@@ -85,19 +85,23 @@ TENSORS = [
 
 def test_the_open_inference_protocol_gives_the_same_answer(server: Server) -> None:
     body = json.dumps({"id": "a", "inputs": TENSORS}).encode()
-    answers = [server.ask(f"/v2/models/{MODEL}/{what}infer", body) for what in ("", "versions/2/")]
+    answers = [server.ask(f"/v2/models/{MODEL}/{what}infer", body) for what in ("", f"versions/{CHAMPION}/")]
     expected = server.ask().json
     for answer in answers:
         assert answer.status == 200
-        assert (answer.json["model_name"], answer.json["model_version"], answer.json["id"]) == (MODEL, "2", "a")
+        assert (answer.json["model_name"], answer.json["model_version"], answer.json["id"]) == (
+            MODEL,
+            str(CHAMPION),
+            "a",
+        )
         values = {tensor["name"]: tensor["data"] for tensor in answer.json["outputs"]}
         assert values == expected
 
 
 def test_a_version_that_a_rollback_would_return_to_can_be_asked_by_its_number(server: Server) -> None:
     body = json.dumps({"inputs": TENSORS}).encode()
-    answer = server.ask(f"/v2/models/{MODEL}/versions/1/infer", body)
-    assert (answer.status, answer.version, answer.json["model_version"]) == (200, 1, "1")
+    answer = server.ask(f"/v2/models/{MODEL}/versions/{BEFORE}/infer", body)
+    assert (answer.status, answer.version, answer.json["model_version"]) == (200, BEFORE, str(BEFORE))
     assert server.ask(f"/v2/models/{MODEL}/versions/9/infer", body).status == 404
 
 
@@ -106,7 +110,7 @@ def test_health_readiness_and_metadata(server: Server) -> None:
         assert server.ask(path, None).status == 200
     assert server.ask("/v2/health/ready", None).json == {"ready": True, "stale": False}
     metadata = server.ask(f"/v2/models/{MODEL}", None).json
-    assert (metadata["name"], metadata["versions"]) == (MODEL, ["1", "2"])
+    assert (metadata["name"], metadata["versions"]) == (MODEL, [str(BEFORE), str(CHAMPION)])
     assert [tensor["name"] for tensor in metadata["inputs"]] == ["pages", "seconds", "plan"]
     assert server.ask("/v2/models/other", None).status == 404
     assert server.ask("/v2", None).json["name"] == "ml-platform"
@@ -115,10 +119,8 @@ def test_health_readiness_and_metadata(server: Server) -> None:
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of MLflow's own type hints, when it is imported
 def test_mlflows_own_client_calls_the_server(server: Server) -> None:
-    from mlflow.pyfunc.scoring_server.client import ScoringServerClient
-
-    port = urlsplit(server.address).port
-    client = ScoringServerClient("127.0.0.1", port)
+    client_module = importlib.import_module("mlflow.pyfunc.scoring_server.client")
+    client: Any = client_module.ScoringServerClient("127.0.0.1", urlsplit(server.address).port)
     client.ping()
     rows = fakes.visits(5).drop(columns=["bought", "seen_at", "visitor"])
     said = client.invoke(rows).get_predictions()
@@ -141,7 +143,9 @@ def test_the_page_describes_every_route_and_the_records_of_the_version(server: S
 def test_metrics_are_those_of_all_workers(server: Server) -> None:
     def answered() -> float:
         lines = server.ask("/metrics", None).body.decode().splitlines()
-        wanted = f'ml_platform_serving_requests_total{{model="{MODEL}",slot="stable",status="200",version="2"}}'
+        wanted = (
+            f'ml_platform_serving_requests_total{{model="{MODEL}",slot="stable",status="200",version="{CHAMPION}"}}'
+        )
         return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(wanted)), 0.0)
 
     before = answered()
@@ -178,7 +182,7 @@ def test_what_is_no_request_is_refused_and_the_workers_live(server: Server, body
         answer = server.ask(path, body)
         assert answer.status in {400, 422}, answer.body[:200]
         assert answer.json["problems"]
-        assert answer.headers["ml-platform-version"] == "2"
+        assert answer.headers["ml-platform-version"] == str(CHAMPION)
     assert (server.ask().status, server.pids()) == (200, pids)
 
 
@@ -309,15 +313,12 @@ def test_headers_without_an_end_are_refused(server: Server) -> None:
 
 @pytest.mark.fault("R7")
 def test_a_killed_worker_is_started_again_and_the_others_answer(server: Server) -> None:
-    import os
-    import signal
-
     before = server.pids()
     os.kill(before[0], signal.SIGKILL)
     answers = [server.ask().status for _ in range(30)]
     assert answers.count(200) == 30
     wait_until("a worker in its place", lambda: len(set(server.pids()) - set(before)) == 1 and len(server.pids()) == 2)
-    wait_until("its version", lambda: server.facts["workers"] == 2 and server.facts["stable"] == 2)
+    wait_until("its version", lambda: server.facts["workers"] == 2 and server.facts["stable"] == CHAMPION)
     assert "ServingWorkerDied" in server.log.read_text()
     metrics = server.ask("/metrics", None).body.decode()
     assert f'ml_platform_serving_worker_restarts_total{{model="{MODEL}"}} 1.0' in metrics
@@ -336,4 +337,4 @@ def test_an_admin_call_without_a_known_token_is_refused_and_recorded(server: Ser
     assert [(call["path"], call["allowed"], call["status"], call["caller"]) for call in last] == [
         (path, False, 401, None) for path in ("/state", "/rollback", "/nowhere")
     ]
-    assert server.ask().version == 2
+    assert server.ask().version == CHAMPION

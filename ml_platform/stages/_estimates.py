@@ -67,6 +67,7 @@ class Difference:
 
 
 def check_options(function: str, confidence: float, resamples: int = LEAST_RESAMPLES) -> None:
+    """Refuse a confidence that is no share, or too few resamples; `function` is the name that the error says."""
     if not 0 < confidence < 1:
         raise ConfigurationError(
             f"The 'confidence' parameter of {function} must be between 0 and 1. Got {confidence!r} instead."
@@ -78,8 +79,10 @@ def check_options(function: str, confidence: float, resamples: int = LEAST_RESAM
 
 
 def no_interval(method: str, rows: Any, reason: str) -> Interval:
+    """Return an interval without numbers, for a reason."""
     return Interval(value=None, low=None, high=None, method=method, rows=len(rows), reason=reason)
 
 
 def no_difference(method: str, rows: Any, reason: str) -> Difference:
+    """Return a difference without numbers, for a reason."""
     return Difference(value=None, low=None, high=None, p_better=None, method=method, rows=len(rows), reason=reason)

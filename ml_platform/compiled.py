@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ml_platform.errors import UncompiledError
 from ml_platform.request_contract import Field, Record, RequestContract
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     Block = NDArray[np.float64]
 
 Fill = Callable[[Sequence[Record]], "Block"]
+Order = Literal["C", "F"]
 Operation = Callable[["Block"], "Block"]
 NUMBERS = ("int", "uint", "float64", "bool")
 
@@ -39,6 +40,7 @@ class Compiled:
 
     Parameters
     ----------
+    contract : RequestContract
     branches : tuple of _Branch
         What fills the array, from left to right.
     sparse : bool
@@ -46,18 +48,23 @@ class Compiled:
     operations : tuple of callable
         What comes behind the branches, on the whole array.
     estimator : fitted scikit-learn estimator
+    order : str
+        ``C`` or ``F``: whether rows or columns stand together in memory, which the last bit of a sum depends on.
     """
 
+    contract: RequestContract
     branches: "tuple[_Branch, ...]"
     sparse: bool
     operations: tuple[Operation, ...]
     estimator: Any
+    order: Order = "C"
 
     def block(self, records: Sequence[Record]) -> Any:
         """Return what the estimator sees of some records; shape (n_records, n_columns)."""
         import numpy as np
 
-        block = np.empty((len(records), sum(branch.width for branch in self.branches)))
+        width = sum(branch.width for branch in self.branches)
+        block = np.empty((len(records), width), order=self.order)
         start = 0
         for branch in self.branches:
             block[:, start : start + branch.width] = branch.block(records)
@@ -77,8 +84,8 @@ def _sparse(block: "Block") -> Any:
     return sparse.csr_matrix(block)
 
 
-def compile_pipeline(pipeline: Any, contract: RequestContract) -> Compiled:
-    """Compile a fitted pipeline for the records of a contract.
+def compile_pipeline(pipeline: Any, contract: RequestContract, order: Order = "C") -> Compiled:
+    """Compile a fitted pipeline for the records of a contract; `order` as of `Compiled`.
 
     Raises
     ------
@@ -95,11 +102,11 @@ def compile_pipeline(pipeline: Any, contract: RequestContract) -> Compiled:
     _require_plain_names(pipeline, estimator, contract)
     whole = _Branch(fields=tuple(enumerate(contract.features)))
     if not steps or not isinstance(steps[0], ColumnTransformer):
-        return Compiled((_through(whole, steps).filled,), False, (), estimator)
+        return Compiled(contract, (_through(whole, steps).filled,), False, (), estimator, order)
     first = steps.pop(0)
     branches = _branches_of(first, contract)
     operations = tuple(operation for step in steps for operation in _operations(step))
-    return Compiled(branches, bool(first.sparse_output_), operations, estimator)
+    return Compiled(contract, branches, bool(first.sparse_output_), operations, estimator, order)
 
 
 def _require_plain_names(pipeline: Any, estimator: Any, contract: RequestContract) -> None:
@@ -345,10 +352,12 @@ def _require_imputable(imputer: Any) -> None:
 def _operations(step: Any) -> tuple[Operation, ...]:
     """Return what a transformer does to an array; nothing for one that passes it on."""
     from sklearn.impute import SimpleImputer
-    from sklearn.preprocessing import MinMaxScaler, StandardScaler
+    from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, StandardScaler
 
     if step is None or (isinstance(step, str) and step == "passthrough"):
         return ()
+    if type(step) is FunctionTransformer and step.func is None:
+        return ()  # what a ColumnTransformer makes of "passthrough"
     known: list[tuple[type, Callable[[Any], Operation]]] = [
         (StandardScaler, _standard),
         (MinMaxScaler, _min_max),

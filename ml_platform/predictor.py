@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ml_platform.compiled import Compiled, compile_pipeline
+from ml_platform.compiled import Compiled, Order, compile_pipeline
 from ml_platform.errors import DigestMismatchError, ModelError, UntrustedModelError
 from ml_platform.fresh import answer
 from ml_platform.request_contract import Record, RequestContract
@@ -102,21 +102,22 @@ class Predictor:
         """Return 1 or 0 at the model's own threshold, or the class, or the number; shape (n_samples,)."""
         return self.pipeline.predict(frame)  # type: ignore[no-any-return]
 
-    def for_records(self, contract: RequestContract, *, fast: bool = False) -> "RecordPredictor":
+    def for_records(self, contract: RequestContract, fast: Order | None = None) -> "RecordPredictor":
         """Return what predicts records of a contract.
 
         Parameters
         ----------
         contract : RequestContract
-        fast : bool
-            By the compiled preprocessing; take it only where the parity check passed.
+        fast : str or None
+            By the compiled preprocessing, with its array in the order ``C`` or ``F`` for which the parity check
+            passed. ``None`` goes through DataFrames.
 
         Raises
         ------
         UncompiledError
-            `fast` was asked for, and the pipeline has a part that is not known to the compiler.
+            The fast way was asked for, and the pipeline has a part that is not known to the compiler.
         """
-        return RecordPredictor(self, contract, compile_pipeline(self.pipeline, contract) if fast else None)
+        return RecordPredictor(self, contract, compile_pipeline(self.pipeline, contract, fast) if fast else None)
 
     def score_record(self, record: Mapping[Any, Any]) -> float | list[float]:
         """Return the score of one record of feature names and values; a list, in the order of `classes`, for many."""

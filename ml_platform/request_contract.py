@@ -344,6 +344,11 @@ class RequestContract:
             }
         )
 
+    def records_of(self, frame: "pd.DataFrame") -> list[Record]:
+        """Return a DataFrame's rows as records, as if they had come as JSON; the inverse of `frame`."""
+        columns = [[_from_frame(of, value) for value in frame[of.name].tolist()] for of in self.features]
+        return list(zip(*columns, strict=True))
+
     def bucket_of(self, score: float | Sequence[float]) -> int:
         """Return the bucket of a score, 0 to ``len(score_ends)``; of several probabilities the greatest counts."""
         return bisect_left(self.score_ends, score if isinstance(score, int | float) else max(score))
@@ -365,6 +370,14 @@ class RequestContract:
         places = {name: place for place, name in enumerate(self.names)}
         ranges = [(places[name], least, most) for name, (least, most) in self.ranges.items()]
         return ranges, [(places[name], frozenset(known)) for name, known in self.categories.items()]
+
+
+def _from_frame(of: Field, value: Any) -> Any:
+    if value is None or value != value or type(value).__name__ in {"NAType", "NaTType"}:
+        return None
+    if of.kind == "int":
+        return int(value)  # a column with missing ones holds floats
+    return value.to_pydatetime() if hasattr(value, "to_pydatetime") else value
 
 
 def _dtype(of: Field, values: Sequence[Any]) -> str:

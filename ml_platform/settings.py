@@ -27,6 +27,8 @@ variable                           default                      what it is
                                                                 of this job, and who let it pass
 ``GITHUB_…``                       none                         ``ACTIONS``, ``ACTOR``, ``TRIGGERING_ACTOR`` and
                                                                 ``RUN_ID``, set by GitHub's runners, or by anybody
+``ML_PLATFORM_ADMIN_TOKENS_FILE``  a token made at the start    who may call a server's admin port: a private JSON file
+                                                                of names, each with ``sha256`` and ``scopes``
 ``MLFLOW_TRACKING_URI``            SQLite under the home        the model registry
 ``DAGSTER_HOME``                   none                         the folder that holds ``dagster.yaml``
 =================================  ===========================  ===========================================
@@ -65,11 +67,12 @@ class Settings(BaseSettings):
     alertmanager_url: SecretStr | None = None
     approval_tokens_file: Path | None = None
     approval_token: SecretStr | None = None
+    admin_tokens_file: Path | None = None
     github_environment: str = ""
     github_reviewer: str = ""
     mlflow_tracking_uri: SecretStr | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
 
-    @field_validator("home", "golden", "approval_tokens_file")
+    @field_validator("home", "golden", "approval_tokens_file", "admin_tokens_file")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         if value is not None and not value.is_absolute():

@@ -104,12 +104,17 @@ class Formats:
     contract : RequestContract
     most_records : int
         A body with more is refused with 413.
+
+    Attributes
+    ----------
+    decoder : RequestDecoder
+        Reads records without a format around them.
     """
 
     def __init__(self, contract: RequestContract, most_records: int = MOST_RECORDS) -> None:
         self.contract = contract
         self.most_records = most_records
-        self._decoder = contract.decoder()
+        self.decoder = contract.decoder()
         self._fields = {of.name: of for of in (*contract.features, contract.entity)}
 
     def read_invocation(self, body: bytes) -> Requests:
@@ -134,13 +139,13 @@ class Formats:
 
     def _read(self, form: str, said: Any) -> tuple[list[Record], list[Any] | None]:
         if form == "dataframe_split":
-            return self._decoder.rows(said.columns, said.data)
+            return self.decoder.rows(said.columns, said.data)
         if form == "dataframe_records" or not bytes(said).startswith(b"{"):
-            return self._decoder.records(said)
+            return self.decoder.records(said)
         columns = _decode(_MAPPING, said)
         if columns and not any(bytes(raw).startswith(b"[") for raw in columns.values()):
-            return self._decoder.records(b"[" + bytes(said) + b"]")
-        return self._decoder.columns(columns)
+            return self.decoder.records(b"[" + bytes(said) + b"]")
+        return self.decoder.columns(columns)
 
     def _few(self, records: list[Record]) -> list[Record]:
         if len(records) > self.most_records:
@@ -170,7 +175,7 @@ class Formats:
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise RequestError(422, [RequestProblem(rule="must come once", field=twice[:LONGEST_KEY])])
-        records, entities = self._decoder.columns({tensor.name: _flat(tensor) for tensor in asked.inputs})
+        records, entities = self.decoder.columns({tensor.name: _flat(tensor) for tensor in asked.inputs})
         _require_shapes(asked.inputs, len(records))
         return Requests(records=self._few(records), entities=entities, sticky_key=key, id=asked.id, outputs=outputs)
 

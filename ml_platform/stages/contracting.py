@@ -108,8 +108,9 @@ def _kind(column: Any) -> tuple[Any, dict[str, Any]]:
         ends = np.iinfo(plain)
         return "int", {"least": int(ends.min), "most": int(ends.max)}
     if letter == "f":
-        greatest = float(np.finfo(plain).max)
-        return "float", {} if plain == np.float64 else {"least": -greatest, "most": greatest}
+        # Estimators that count in 32 bits refuse what is greater, and sums of such numbers stay finite in 64.
+        greatest = float(np.finfo(np.float16 if plain == np.float16 else np.float32).max)
+        return "float", {"least": -greatest, "most": greatest}
     return {"b": ("bool", {}), "M": ("time", {})}.get(letter, ("any", {}))
 
 

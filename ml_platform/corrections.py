@@ -465,7 +465,10 @@ def _erase_requests(platform: Platform, spec: ModelSpec, entity: str) -> int:
         return 0
     names = staging.GOLDEN_REQUESTS, staging.GOLDEN_ANSWERS
     folders = sorted((platform.settings.model_home(spec.name) / "candidates").glob("*"))
-    return sum(erasure.requests_without(folder, names, features) for folder in folders)
+    removed = sum(erasure.requests_without(folder, names, features) for folder in folders)
+    for candidate in platform.database.candidates_by_id([folder.name for folder in folders]):
+        workflows.list_served_again(platform, candidate)
+    return removed
 
 
 def _remove_profiles(platform: Platform, model: str) -> int:

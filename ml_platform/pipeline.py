@@ -226,6 +226,8 @@ def _gates(spec: ModelSpec) -> dg.AssetChecksDefinition:
         _blocking(spec, "trained_model", name, f"{condition}, on rows the model has not seen")
         for name, condition in spec.conditions.items()
     ]
+    fast = "Compiled preprocessing answers as the pipeline does, to the bit; where not, a server is slower."
+    specs.append(dg.AssetCheckSpec("fast_path", asset=[spec.name, "trained_model"], description=fast))
 
     @dg.multi_asset_check(name=f"{spec.name}_gates", specs=specs, can_subset=False)
     def gates(context: dg.AssetCheckExecutionContext, platform: PlatformResource) -> Iterator[dg.AssetCheckResult]:
@@ -233,6 +235,7 @@ def _gates(spec: ModelSpec) -> dg.AssetChecksDefinition:
         candidate = workflows.current_candidate(opened, spec.name, _root_run(context))
         judgement = workflows.judge_candidate(opened, spec, candidate)
         yield from views.gate_checks(opened, spec, judgement)
+        yield views.fast_path_check(judgement)
 
     return gates
 

@@ -190,6 +190,18 @@ def gate_checks(platform: Platform, spec: ModelSpec, judgement: Judgement) -> It
         yield gate_check(result, {**evidence, **_beside(result, spec, verdict), **shown})
 
 
+def fast_path_check(judgement: Judgement) -> dg.AssetCheckResult:
+    """Return whether a server may go by the compiled preprocessing; where not, it goes by DataFrames, and is slower."""
+    found = judgement.parity
+    return dg.AssetCheckResult(
+        check_name="fast_path",
+        passed=found.passed,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=found.why,
+        metadata={"rows": found.rows, "cases": found.cases, "refused": found.refused},
+    )
+
+
 def gate_check(result: GateResult, evidence: dict[str, Any]) -> dg.AssetCheckResult:
     """Return a gate's result as Dagster takes it: the one place that says passed, always an error where it did not.
 

@@ -48,12 +48,15 @@ from ml_platform.workflows.promotion import (
 from ml_platform.workflows.reconciliation import alert, reconcile
 from ml_platform.workflows.reproduction import Likeness, Reproduction, reproduce
 from ml_platform.workflows.rollout import Traffic, described, step_rollout, traffic_of
+from ml_platform.workflows.served import SERVED_FILES, SERVED_FOLDER, list_served_again
 from ml_platform.workflows.status import status
 from ml_platform.workflows.traffic import is_carried_out, keep_plan, living_servers, plan_in_force, unfinished_rollout
 
 __all__ = [
     "CURVES",
     "FORGET_KEY",
+    "SERVED_FILES",
+    "SERVED_FOLDER",
     "Judgement",
     "Likeness",
     "Platform",
@@ -80,6 +83,7 @@ __all__ = [
     "land_files",
     "landed",
     "ledgers",
+    "list_served_again",
     "living_servers",
     "look_for_arrivals",
     "original_numbers",

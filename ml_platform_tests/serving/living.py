@@ -69,6 +69,15 @@ def served_version(platform: Platform, *, seed: int = 0, model: Any = None) -> R
     return registration
 
 
+def rewrite_golden_answers(platform: Platform, registration: Registration) -> None:
+    """Let a version's golden answers be others than it gives, with a list of files that says so."""
+    folder = platform.candidate_folder(platform.database.candidate(registration.candidate))
+    answers = json.loads((folder / staging.GOLDEN_ANSWERS).read_text())
+    answers["scores"][0] += 1e-6
+    (folder / staging.GOLDEN_ANSWERS).write_text(json.dumps(answers))
+    platform.database.record_served(registration.candidate, write_list(folder, FILES))
+
+
 def promote(platform: Platform, registration: Registration, rollout: Rollout | None = None) -> LedgerEntry:
     """Make a version champion; what traffic does then is the rollout's."""
     verdict = platform.database.verdict_on(registration.candidate)

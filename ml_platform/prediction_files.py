@@ -64,6 +64,16 @@ def create(folder: Path, name: str) -> tuple[int, Path]:
         os.close(descriptor)  # somebody took it for one that was left behind, before it was locked
 
 
+def left_open(folder: Path) -> list[Path]:
+    """Return the files that processes left open when they died; nothing is changed."""
+    found = []
+    for path in open_files(folder):
+        with _locked(path) as descriptor:
+            if descriptor is not None:
+                found.append(path)
+    return found
+
+
 def close_left_open(folder: Path) -> list[Path]:
     """Close the files that processes left open when they died; return them under their closed names.
 

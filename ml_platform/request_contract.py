@@ -592,6 +592,8 @@ def shown(value: Any) -> str | float | bool | None:
     """Return a value as an error shows it: short, and nothing that JSON cannot say."""
     if isinstance(value, list | dict):
         return "a list" if isinstance(value, list) else "an object"
+    if isinstance(value, datetime):
+        return value.isoformat()
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, bool | float) or value is None or (isinstance(value, int) and abs(value) < 2**53):

@@ -17,6 +17,7 @@ variable                           default                      what it is
                                                                 to; text and valid rows are read into memory, so that
                                                                 it should be no more than a machine has
 ``ML_PLATFORM_GOLDEN``             ``data/golden/``             frozen datasets, a folder a model
+``ML_PLATFORM_PREDICTION_DAYS``    90                           how long the prediction log's table keeps a row
 ``ML_PLATFORM_CODE_REVISION``      asked of git                 the commit, where there is no checkout
 ``ML_PLATFORM_MLFLOW_UI``          ``http://127.0.0.1:5000``    what links to MLflow start with
 ``ML_PLATFORM_ALERTMANAGER_URL``   none: alerts are logged      where alerts are sent too, ``http://host:9093``
@@ -60,6 +61,7 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = None
     most_bytes: int = Field(default=MOST_BYTES, ge=1)
     golden: Path = PROJECT_ROOT / "data" / "golden"
+    prediction_days: float = Field(default=90.0, gt=0)
     code_revision: str | None = None
     mlflow_ui: str = "http://127.0.0.1:5000"
     alertmanager_url: SecretStr | None = None

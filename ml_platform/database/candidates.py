@@ -1,5 +1,6 @@
 """Records of dataset versions, candidates, verdicts and registrations."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -87,6 +88,12 @@ class CandidateRecords(Storage):
         if row is None:
             raise EvidenceError(f"There is no candidate {identifier!r}. Train one: ml-platform retrain MODEL.")
         return _candidate(row)
+
+    def candidates_by_id(self, identifiers: Sequence[str]) -> list[Candidate]:
+        """Return the candidates that are known of some identifiers, in the order of their training."""
+        query = sa.select(candidates).where(candidates.c.id.in_(identifiers)).order_by(candidates.c.trained_at)
+        with self._transaction() as connection:
+            return [_candidate(dict(row._mapping)) for row in connection.execute(query)]
 
     def newest_candidate(self, model: str, run_id: str | None = None) -> Candidate | None:
         """Return the candidate that was trained last, by one Dagster run where it is named; ``None`` if none was."""

@@ -19,7 +19,7 @@ def predict(
     out: Annotated[Path | None, typer.Option(help="Parquet, CSV or JSON Lines; JSON Lines to here by default.")] = None,
     version: Annotated[int | None, typer.Option(help="A champion or one before; the champion by default.")] = None,
 ) -> None:
-    """Score a file or table in bulk; rows that break the model's contract are named and left out, with exit status 1."""
+    """Score a file or table in bulk; rows that break the contract are named and left out, with exit status 1."""
     from ml_platform.serving import bulk
 
     platform = Platform()

@@ -22,10 +22,10 @@ from urllib.parse import urlsplit
 import pytest
 import skops.io as sio
 
+from ml_platform.admin import TOKEN_FILE
 from ml_platform.model_spec import Rollout
 from ml_platform.predictor import MODEL_FILE, file_digest, load
 from ml_platform.records import LedgerEntry, Registration, sha256_text
-from ml_platform.serving.tokens import TOKEN_FILE
 from ml_platform.stages import parity, promotion, staging
 from ml_platform.stages.contracting import contract_of
 from ml_platform.stages.served import CONTRACT_FILE, write_list

@@ -25,7 +25,7 @@ def test_without_mlflow_and_database_a_restart_serves_the_last_verified_copy_and
         assert (ready.status, ready.json) == (200, {"ready": True, "stale": True})
         assert 'ml_platform_serving_stale{model="visits"} 1.0' in server.ask("/metrics", None).body.decode()
         done = server.admin_ask("/rollback", {"reason": "worse"})
-        assert (done.status, done.json["version"], done.json["confirmed"]) == (200, 2, True)
+        assert (done.status, done.json["version"], done.json["swapped"]) == (200, 2, True)
         assert done.json["seconds"] < 1
         assert server.ask().version == 2
         assert not (home / "platform.db").exists()  # an empty one in its place would be another ledger

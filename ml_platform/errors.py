@@ -28,6 +28,7 @@
     ├── ConflictError             somebody else changed the same thing first
     │   └── RolloutUnderWayError  traffic is on its way to the champion: the next one has to wait
     ├── AlertError                an alert that could not be sent
+    ├── AdminError                a server's admin port that refused, or did not answer
     ├── LedgerError               the ledger is not what was written into it
     ├── DatabaseUnavailableError  the platform's database could not be reached
     └── RegistryError             MLflow refused
@@ -187,6 +188,10 @@ class RolloutUnderWayError(ConflictError):
 
 class AlertError(PlatformError):
     """An alert that could not be sent."""
+
+
+class AdminError(PlatformError):
+    """A server's admin port that refused, or did not answer."""
 
 
 class LedgerError(PlatformError):

@@ -4,6 +4,7 @@ Each function is one step of a model's life. It can be run again after a crash a
 and not done twice.
 """
 
+from ml_platform.workflows.back import Return, go_back
 from ml_platform.workflows.candidates import (
     current_candidate,
     golden_problems,
@@ -61,6 +62,7 @@ __all__ = [
     "Likeness",
     "Platform",
     "Reproduction",
+    "Return",
     "TakenPredictions",
     "Traffic",
     "alert",
@@ -72,6 +74,7 @@ __all__ = [
     "described",
     "evidence",
     "explain",
+    "go_back",
     "golden_problems",
     "ignored_files",
     "is_carried_out",

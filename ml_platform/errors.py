@@ -26,6 +26,7 @@
     ├── RequestError              a request for predictions that cannot be answered as it stands
     ├── BusyError                 more requests wait than are taken
     ├── ConflictError             somebody else changed the same thing first
+    │   └── RolloutUnderWayError  traffic is on its way to the champion: the next one has to wait
     ├── AlertError                an alert that could not be sent
     ├── LedgerError               the ledger is not what was written into it
     ├── DatabaseUnavailableError  the platform's database could not be reached
@@ -178,6 +179,10 @@ class BusyError(PlatformError):
 
 class ConflictError(PlatformError):
     """Somebody else changed the same thing first."""
+
+
+class RolloutUnderWayError(ConflictError):
+    """Traffic is on its way to the champion: the next one has to wait."""
 
 
 class AlertError(PlatformError):

@@ -26,6 +26,8 @@ variable                           default                      what it is
                                                                 of this job, and who let it pass
 ``GITHUB_…``                       none                         ``ACTIONS``, ``ACTOR``, ``TRIGGERING_ACTOR`` and
                                                                 ``RUN_ID``, set by GitHub's runners, or by anybody
+``ML_PLATFORM_ADMIN_TOKENS_FILE``  a token made at the start    who may call a server's admin port: a private JSON file
+                                                                of names, each with ``sha256`` and ``scopes``
 ``MLFLOW_TRACKING_URI``            SQLite under the home        the model registry
 ``DAGSTER_HOME``                   none                         the folder that holds ``dagster.yaml``
 =================================  ===========================  ===========================================
@@ -63,11 +65,12 @@ class Settings(BaseSettings):
     alertmanager_url: SecretStr | None = None
     approval_tokens_file: Path | None = None
     approval_token: SecretStr | None = None
+    admin_tokens_file: Path | None = None
     github_environment: str = ""
     github_reviewer: str = ""
     mlflow_tracking_uri: SecretStr | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
 
-    @field_validator("home", "golden", "approval_tokens_file")
+    @field_validator("home", "golden", "approval_tokens_file", "admin_tokens_file")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         if value is not None and not value.is_absolute():
@@ -124,6 +127,10 @@ class Settings(BaseSettings):
     def ledger_heads(self) -> Path:
         """The log of the heads of all ledgers: their anchor outside the database."""
         return self.home / "ledger-heads.log"
+
+    def serving_home(self, model: str) -> Path:
+        """Where the servers of one model on this host keep their state, copies and logs."""
+        return self.home / "serving" / model
 
     def model_home(self, model: str) -> Path:
         """Where the raw bytes, tables and candidates of one model stand."""

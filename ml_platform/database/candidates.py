@@ -156,6 +156,25 @@ class CandidateRecords(Storage):
             )
         return verdict
 
+    def verdict_under(self, digest: str) -> Verdict:
+        """Return the verdict that is stored under a digest, which it has.
+
+        Raises
+        ------
+        EvidenceError
+            There is none, or the stored document has another digest or is no verdict.
+        """
+        row = self._row(sa.select(verdicts).where(verdicts.c.digest == digest))
+        if row is None:
+            raise EvidenceError(f"There is no verdict {digest[:12]}. Judge its candidate again.")
+        verdict = _read(row["document"], row["candidate"])
+        if verdict.digest != digest:
+            raise EvidenceError(
+                f"The verdict {digest[:12]} has been changed since it was stored: its digest is {verdict.digest[:12]}. "
+                "Judge its candidate again."
+            )
+        return verdict
+
     def record_registration(self, registration: Registration) -> None:
         """Remember the number that a candidate has in the registry; saying it twice changes nothing."""
         if self.registration_of(registration.candidate) is None:

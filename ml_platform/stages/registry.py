@@ -249,6 +249,22 @@ class Registry:
                 ) from None
         return Path(found)
 
+    def fetch_folder(self, run_id: str, name: str, folder: Path) -> Path:
+        """Download a folder of a run's artifacts into a folder; return its path.
+
+        Raises
+        ------
+        RegistryError
+            MLflow refuses, has no such folder, or does not answer.
+        """
+        import mlflow.artifacts
+
+        with self._asking(f"hand out {name!r} of run {run_id}"):
+            found = mlflow.artifacts.download_artifacts(
+                run_id=run_id, artifact_path=name, dst_path=str(folder), tracking_uri=self._uri
+            )
+        return Path(found)
+
     def set_alias(self, model: str, alias: str, version: int) -> None:
         """Point an alias at a version."""
         with self._asking(f"set the alias {alias!r}") as client:

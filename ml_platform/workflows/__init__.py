@@ -41,8 +41,10 @@ from ml_platform.workflows.promotion import (
 )
 from ml_platform.workflows.reconciliation import alert, reconcile
 from ml_platform.workflows.reproduction import Likeness, Reproduction, reproduce
+from ml_platform.workflows.rollout import Traffic, described, step_rollout, traffic_of
 from ml_platform.workflows.served import SERVED_FILES, SERVED_FOLDER, list_served_again
 from ml_platform.workflows.status import status
+from ml_platform.workflows.traffic import is_carried_out, keep_plan, living_servers, plan_in_force, unfinished_rollout
 
 __all__ = [
     "CURVES",
@@ -53,26 +55,32 @@ __all__ = [
     "Likeness",
     "Platform",
     "Reproduction",
+    "Traffic",
     "alert",
     "approve_version",
     "authenticate",
     "current_candidate",
     "curves_of",
+    "described",
     "evidence",
     "explain",
     "golden_problems",
     "ignored_files",
+    "is_carried_out",
     "is_forgotten",
     "judge_candidate",
     "keep_findings",
+    "keep_plan",
     "keep_raw_batches",
     "land_files",
     "landed",
     "ledgers",
     "list_served_again",
+    "living_servers",
     "look_for_arrivals",
     "original_numbers",
     "pin_dataset",
+    "plan_in_force",
     "preview_batch",
     "profile_dataset",
     "promote_version",
@@ -86,7 +94,10 @@ __all__ = [
     "show_champion",
     "stage_version",
     "status",
+    "step_rollout",
+    "traffic_of",
     "train_candidate",
+    "unfinished_rollout",
     "verify_ledger",
     "waiting_arrivals",
     "who",

@@ -113,7 +113,7 @@ def _require_plain_names(pipeline: Any, estimator: Any, contract: RequestContrac
     known = list(getattr(pipeline, "feature_names_in_", ()))
     if known and known != list(contract.names):
         raise UncompiledError("It was fitted on other columns than the contract names.")
-    if len(pipeline.steps) > 1 and hasattr(estimator, "feature_names_in_"):
+    if hasattr(estimator, "feature_names_in_"):
         raise UncompiledError("Its estimator was fitted on a DataFrame.")
 
 

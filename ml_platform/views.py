@@ -298,18 +298,6 @@ def champion_event(platform: Platform, entry: LedgerEntry) -> dg.AssetMaterializ
     return dg.AssetMaterialization([entry.model, "champion_version"], metadata=entry_metadata(platform, entry))
 
 
-def prediction_metadata(taken: TakenPredictions) -> dict[str, Any]:
-    """Return what a run added to the prediction log."""
-    return {
-        "files": taken.files,
-        "dagster/row_count": taken.total,
-        "new_rows": taken.rows,
-        "unreadable_lines": taken.unreadable,
-        "expired_rows": taken.expired,
-        "table_version": "none yet" if taken.version is None else taken.version,
-    }
-
-
 def unshown_decisions(
     platform: Platform, instance: dg.DagsterInstance, model: str
 ) -> list[dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation]:
@@ -354,6 +342,18 @@ def _figures_text(report: StepReport) -> str:
     said = [f"- **{c.name}** {c.outcome}: {c.why}" for c in report.conditions]
     head = f"| | version {stable['version']} | version {successor['version']} |"
     return "\n".join([head, "|---|---|---|", *rows, "", *said])
+
+
+def prediction_metadata(taken: TakenPredictions) -> dict[str, Any]:
+    """Return what a run added to the prediction log."""
+    return {
+        "files": taken.files,
+        "dagster/row_count": taken.total,
+        "new_rows": taken.rows,
+        "unreadable_lines": taken.unreadable,
+        "expired_rows": taken.expired,
+        "table_version": "none yet" if taken.version is None else taken.version,
+    }
 
 
 def _mlflow_run(platform: Platform, run_id: str) -> str:

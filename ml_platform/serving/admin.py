@@ -29,10 +29,14 @@ STATUS_OF: dict[type[PlatformError], int] = {
 
 
 class Asked(msgspec.Struct, forbid_unknown_fields=True):
-    """A rollback: why, and to which version; to the champion before where none is named."""
+    """A rollback: why, to which version (to the champion before where none is named), and in whose name.
+
+    The name is the caller's word; who holds the token stands beside it.
+    """
 
     reason: str
     to: int | None = None
+    actor: str | None = None
 
 
 class AdminApp:
@@ -112,9 +116,10 @@ def _litestar(supervisor: "Supervisor") -> Litestar:
 
     @post("/rollback", status_code=200, summary="Let an earlier champion answer, now")
     async def rollback(data: Asked, request: Request[Any, Any, Any]) -> Response[dict[str, Any]]:
-        actor = request.scope["state"]["actor"]
+        holder = request.scope["state"]["actor"]
+        actor = f"{data.actor[:SHOWN]} ({holder})" if data.actor and data.actor.isprintable() else holder
         done = await supervisor.roll_back(data.to, reason=data.reason, actor=actor)
-        return Response(done, status_code=200 if done["confirmed"] else 202)
+        return Response(done, status_code=200 if done["swapped"] else 202)
 
     @get("/log", summary="The last calls of this port, and the rollbacks with what became of them")
     async def log(most: int = Parameter(default=100, ge=1, le=1_000)) -> dict[str, Any]:

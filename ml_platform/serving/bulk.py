@@ -12,6 +12,7 @@ import json
 import math
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -31,7 +32,10 @@ from ml_platform.errors import (
 )
 from ml_platform.predictor import Answers
 from ml_platform.request_contract import Record, RequestContract
+from ml_platform.serving.deciding import Decisions
+from ml_platform.serving.loading import load_version
 from ml_platform.volumes import require_bounded
+from ml_platform.workflows import Platform
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -97,13 +101,42 @@ class Scored:
         self.problems += [str(problem) for problem in problems[: MOST_PROBLEMS - len(self.problems)]]
 
 
+def load_model(platform: Platform, model: str, version: int | None) -> BulkModel:
+    """Load a version as a server does: proved by the ledger, its files by their digests, its golden requests replayed.
+
+    Parameters
+    ----------
+    platform : Platform
+    model : str
+    version : int or None
+        One that is or was champion; ``None`` is the champion.
+
+    Raises
+    ------
+    EvidenceError
+        It never was champion, or its evidence does not hold.
+    LedgerError
+        The ledger does not verify.
+    ModelError
+        Its files are nowhere, or not what was judged, or do not answer as they did then.
+    """
+    # A folder of its own: a server that tidies up its copies would take this one away.
+    with tempfile.TemporaryDirectory(prefix="ml-platform-") as folder:
+        served = Decisions(platform, model, Path(folder)).bring(version)
+        loaded = load_version(Path(folder), model, served)
+    return BulkModel(
+        contract=loaded.contract, version=served.version, digest=served.model_digest, predict=loaded.predict
+    )
+
+
 def score_file(source: Path, model: BulkModel, out: Path | IO[bytes], most_bytes: int) -> Scored:
     """Score every row of a file that keeps the contract.
 
     Parameters
     ----------
     source : Path
-        Parquet, CSV, CSV.GZ or JSON Lines; text has the types of the contract.
+        A Parquet, CSV, CSV.GZ or JSON Lines file, whose text has the types of the contract, or the folder of a Delta
+        table, of which the newest version is read.
     model : BulkModel
     out : Path or binary stream
         A path is written whole or not at all, as Parquet, CSV or JSON Lines by its suffix; a stream gets JSON Lines.
@@ -152,10 +185,13 @@ def _chunks(source: Path, contract: RequestContract, scored: Scored, most_bytes:
     """Yield a file's rows, some at a time, with the columns that the contract knows."""
     import pyarrow as pa
 
+    if source.is_dir():
+        yield from _delta(source, contract, scored)
+        return
     readers = {".parquet": _parquet, ".csv": _csv, ".csv.gz": _csv, ".jsonl": _json_lines}
     suffix = next((suffix for suffix in INPUTS if source.name.endswith(suffix)), None)
     if suffix is None:
-        raise UnreadableFileError(f"{source} must end in one of {', '.join(INPUTS)}. Land it under such a name.")
+        raise UnreadableFileError(f"{source} must be a Delta table's folder, or end in one of {', '.join(INPUTS)}.")
     try:
         require_bounded(source, sys.maxsize, most_bytes)
         yield from readers[suffix](source, contract, scored)
@@ -182,6 +218,20 @@ def _parquet(source: Path, contract: RequestContract, scored: Scored) -> Iterato
         columns = _known(file.schema_arrow.names, contract, scored, source)
         for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
             yield batch.to_pylist()
+
+
+def _delta(source: Path, contract: RequestContract, scored: Scored) -> Iterator[list[Row]]:
+    from deltalake import DeltaTable
+    from deltalake.exceptions import DeltaError
+
+    try:
+        rows = DeltaTable(source).to_pyarrow_dataset()
+        columns = _known(rows.schema.names, contract, scored, source)
+        # Of one file at a time, and without reading ahead.
+        for batch in rows.to_batches(columns=columns, batch_size=ROWS_AT_ONCE, batch_readahead=1, fragment_readahead=1):
+            yield batch.to_pylist()
+    except (DeltaError, OSError) as error:
+        raise UnreadableFileError(f"{source} is no readable Delta table: {str(error).splitlines()[0]}") from error
 
 
 def _csv(source: Path, contract: RequestContract, scored: Scored) -> Iterator[list[Row]]:

@@ -160,6 +160,28 @@ class Decisions:
         )
         return served, candidate
 
+    def bring(self, version: int | None) -> ServedVersion:
+        """Have the files of one version here, verified; ``None`` asks for the champion.
+
+        Raises
+        ------
+        LedgerError
+            The ledger does not verify.
+        EvidenceError
+            It never was champion, or its evidence does not hold.
+        DigestMismatchError
+            Its files are nowhere.
+        """
+        require_sound_ledger(self.platform, self.model, ask_mlflow=False)
+        history = self.platform.database.history(self.model)
+        number = history[-1].version if version is None and history else version
+        if number not in {entry.version for entry in history}:
+            what = "has no champion yet" if number is None else f"never had version {number} as its champion"
+            raise EvidenceError(f"{self.model!r} {what}. Look at `ml-platform history {self.model}`.")
+        served, candidate = self._proved(int(number or 0), history)
+        copies.keep(self.home, served, self._sources(candidate))
+        return served
+
     def _sources(self, candidate: Candidate) -> list[copies.Source]:
         def from_this_host(_: Path) -> Path:
             return self.platform.candidate_folder(candidate)

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 import sqlalchemy as sa
 
 from ml_platform import durable
+from ml_platform.admin import ADDRESS_FILE
 from ml_platform.errors import (
     AlertError,
     ConflictError,
@@ -54,16 +55,16 @@ from ml_platform.workflows.promotion import require_reason
 log = logging.getLogger("ml_platform.serving")
 
 HOST = "127.0.0.1"
-ADDRESS_FILE = "admin.address"
 SECONDS_BETWEEN_LOOKS = 1.0
 # A database that has not answered for so long leaves what is served unconfirmed.
 SECONDS_UNTIL_STALE = 5.0
 SECONDS_BETWEEN_BEATS = 5.0
 SECONDS_BETWEEN_COUNTS = 2.0
-SECONDS_BETWEEN_PROBES = 15.0
+SECONDS_BETWEEN_PROBES = 5.0
 # What could not be had is looked for again, and again less often.
 LONGEST_WAIT = 30.0
-SECONDS_FOR_A_SWAP = 10.0
+# Less than a caller waits for an answer, see ml_platform/admin.py.
+SECONDS_FOR_A_SWAP = 4.0
 UNCONFIRMED = "it has not been held against the ledger since the server started"
 
 
@@ -278,11 +279,11 @@ class Supervisor:
         # The ledger is written in the background: neither it nor MLflow is waited for.
         self._wake.set()
         return {
-            "id": entry.id,
+            "journal": entry.id,
             "model": self.model,
             "version": entry.to,
             "instead_of": entry.leaves,
-            "confirmed": confirmed and answering == [entry.to],
+            "swapped": confirmed and answering == [entry.to],
             "answering": answering,
             "workers": len(self.workforce.hands),
             "seconds": round(time.monotonic() - began, 4),

@@ -12,12 +12,12 @@ from enum import StrEnum
 from pathlib import Path
 
 from ml_platform import durable
+from ml_platform.admin import TOKEN_FILE
 from ml_platform.errors import ConfigurationError
 from ml_platform.records import sha256_text
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-TOKEN_FILE = "admin.token"  # noqa: S105 - a file's name
 LOCAL = "local"
 
 

@@ -21,6 +21,7 @@ from ml_platform.serving.worker import WorkerTask
 
 log = logging.getLogger("ml_platform.serving")
 
+PROGRAM = "ml_platform.serving.worker"
 # A worker that dies sooner than this is not started again at once: what kills it would kill it again.
 SOON = 5.0
 LONGEST_PAUSE = 30.0
@@ -121,7 +122,7 @@ class Workforce:
         )
         with theirs:
             process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                [sys.executable, "-m", "ml_platform.serving.worker", task.argument],
+                [sys.executable, "-m", PROGRAM, task.argument],
                 pass_fds=(task.listening, task.channel),
                 stdin=subprocess.DEVNULL,
                 # One thread a process: workers are as many as cores, and do more so than with two threads each.

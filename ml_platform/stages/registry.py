@@ -125,13 +125,15 @@ class Registry:
         return run_id
 
     def show_files(self, run_id: str, files: Mapping[str, bytes]) -> None:
-        """Put files among a run's artifacts, by their place there, instead of those that stand there.
+        """Put files among a run's artifacts, by their place there, instead of those that stand there; none is nothing.
 
         Raises
         ------
         RegistryError
             MLflow refuses, or does not answer.
         """
+        if not files:
+            return
         with tempfile.TemporaryDirectory(prefix="ml-platform-") as name:
             _lay_out(Path(name), files)
             with self._asking("show files of the run") as client:

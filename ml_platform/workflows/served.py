@@ -59,13 +59,13 @@ def remove_served_list(folder: Path) -> None:
 def served_bytes(platform: Platform, candidate: Candidate) -> dict[str, bytes]:
     """Return the files that a server needs of a candidate, by their place among the artifacts of its MLflow run.
 
-    The model itself is among them, so that one folder holds all. Empty for a candidate that was judged before there
-    were such files.
+    The model itself is among them, so that one folder holds all. Empty where one is missing: of a candidate that was
+    judged before there were such files, or whose golden requests were taken back.
     """
-    folder = platform.candidate_folder(candidate)
-    if not (folder / SERVED_LIST).is_file():
+    folder, names = platform.candidate_folder(candidate), (*SERVED_FILES, SERVED_LIST)
+    if not all((folder / name).is_file() for name in names):
         return {}
-    return {f"{SERVED_FOLDER}/{name}": (folder / name).read_bytes() for name in (*SERVED_FILES, SERVED_LIST)}
+    return {f"{SERVED_FOLDER}/{name}": (folder / name).read_bytes() for name in names}
 
 
 def list_served_again(platform: Platform, candidate: Candidate) -> bool:

@@ -22,10 +22,10 @@ from urllib.parse import urlsplit
 import pytest
 import skops.io as sio
 
+from ml_platform.admin import TOKEN_FILE
 from ml_platform.model_spec import Rollout
 from ml_platform.predictor import MODEL_FILE, file_digest, load
 from ml_platform.records import LedgerEntry, Registration, sha256_text
-from ml_platform.serving.tokens import TOKEN_FILE
 from ml_platform.stages import parity, promotion, staging
 from ml_platform.stages.contracting import contract_of
 from ml_platform.stages.served import CONTRACT_FILE, write_list
@@ -67,6 +67,15 @@ def served_version(platform: Platform, *, seed: int = 0, model: Any = None) -> R
     database.record_registration(registration)
     database.mark_staged(registration)
     return registration
+
+
+def rewrite_golden_answers(platform: Platform, registration: Registration) -> None:
+    """Let a version's golden answers be others than it gives, with a list of files that says so."""
+    folder = platform.candidate_folder(platform.database.candidate(registration.candidate))
+    answers = json.loads((folder / staging.GOLDEN_ANSWERS).read_text())
+    answers["scores"][0] += 1e-6
+    (folder / staging.GOLDEN_ANSWERS).write_text(json.dumps(answers))
+    platform.database.record_served(registration.candidate, write_list(folder, FILES))
 
 
 def promote(platform: Platform, registration: Registration, rollout: Rollout | None = None) -> LedgerEntry:

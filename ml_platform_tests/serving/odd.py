@@ -13,47 +13,33 @@ from ml_platform import predictor
 
 NAME = "ml_platform_tests.serving.odd"
 # No golden request has so many seconds: `fakes.visits` draws less than a hundred.
-TRIGGER = 1_000.0
+NAN, RAISES, SLOW = 1_000.0, 2_000.0, 3_000.0
 
 
 class Moody:
-    """A fitted model of two classes whose score grows with the pages.
+    """A fitted model of two classes whose score grows with the pages; of odd seconds it says odd things."""
 
-    Parameters
-    ----------
-    what : str
-        What it does of a record of `TRIGGER` seconds: ``nan``, ``raises``, ``slow``, or nothing.
-    shift : float
-        Added to every score.
-    """
-
-    def __init__(self, what: str = "", shift: float = 0.0) -> None:
-        self.what = what
-        self.shift = shift
+    def __init__(self) -> None:
         self.classes_ = np.array([0, 1])
 
     def predict_proba(self, frame: Any) -> Any:
-        scores = np.clip(frame["pages"].to_numpy() / 1_000 + self.shift, 0.0, 1.0)
-        odd = frame["seconds"].to_numpy() >= TRIGGER
-        if odd.any() and self.what == "raises":
+        seconds, scores = frame["seconds"].to_numpy(), frame["pages"].to_numpy() / 1_000
+        if (seconds == RAISES).any():
             raise ValueError("no plan fits")
-        if odd.any() and self.what == "slow":
-            time.sleep(5)
-        if self.what == "nan":
-            scores = np.where(odd, np.nan, scores)
+        if (seconds == SLOW).any():
+            time.sleep(3)
+        scores = np.where(seconds == NAN, np.nan, scores)
         return np.column_stack([1 - scores, scores])
 
     def predict(self, frame: Any) -> Any:
         return (self.predict_proba(frame)[:, 1] > 0.5).astype("int64")
 
 
-def trust() -> None:
-    """Let this process load it."""
-    predictor.TRUSTED_TYPES = (*predictor.TRUSTED_TYPES, f"{NAME}.Moody")  # type: ignore[assignment]
+TRUSTED = (*predictor.TRUSTED_TYPES, f"{NAME}.Moody")
 
 
 if __name__ == "__main__":
     from ml_platform.serving import worker
 
-    trust()
+    predictor.TRUSTED_TYPES = TRUSTED  # type: ignore[assignment]
     worker.main(sys.argv[1:])

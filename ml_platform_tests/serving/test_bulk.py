@@ -9,14 +9,26 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deltalake import write_deltalake
+from typer.testing import CliRunner
 
-from ml_platform.errors import ConfigurationError, ModelError, TooLargeError, UnreadableFileError
+from ml_platform.cli import app
+from ml_platform.errors import (
+    ConfigurationError,
+    DigestMismatchError,
+    EvidenceError,
+    ModelError,
+    TooLargeError,
+    UnreadableFileError,
+)
 from ml_platform.predictor import Answers, Predictor
 from ml_platform.serving import bulk
 from ml_platform.serving.bulk import BulkModel, Scored, score_file
 from ml_platform.stages.contracting import contract_of
+from ml_platform.workflows import Platform
 from ml_platform_tests import fakes
 
 MOST = 2**30
@@ -47,11 +59,17 @@ def write_gz(rows: pd.DataFrame, path: Path) -> None:
     path.write_bytes(gzip.compress(rows.to_csv(index=False).encode()))
 
 
+def write_delta(rows: pd.DataFrame, path: Path) -> None:
+    for start in range(0, len(rows), 500):
+        write_deltalake(path, pa.Table.from_pandas(rows[start : start + 500], preserve_index=False), mode="append")
+
+
 WRITERS: dict[str, Callable[[pd.DataFrame, Path], Any]] = {
     ".parquet": lambda rows, path: rows.to_parquet(path, index=False),
     ".csv": lambda rows, path: rows.to_csv(path, index=False),
     ".csv.gz": write_gz,
     ".jsonl": lambda rows, path: rows.to_json(path, orient="records", lines=True, date_format="iso"),
+    "": write_delta,
 }
 
 
@@ -183,6 +201,8 @@ def test_files_that_cannot_be_read_leave_nothing_behind(model: BulkModel, tmp_pa
         (tmp_path / name).write_bytes(data)
         with pytest.raises(UnreadableFileError, match=name):
             score_file(tmp_path / name, model, out, MOST)
+    with pytest.raises(UnreadableFileError, match="no readable Delta table"):
+        score_file(tmp_path, model, out, MOST)
     with pytest.raises(UnreadableFileError, match="none such"):
         score_file(tmp_path / "none such.csv", model, out, MOST)
     assert list(out.parent.iterdir()) == []
@@ -237,3 +257,59 @@ def test_what_was_scored_is_written_before_the_rest_is_read(
     score_file(tmp_path / f"new{suffix}", slow, stream, MOST)
 
     assert seen == [(100, 100 * number) for number in range(10)]
+
+
+# By the command
+
+
+def predict(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["predict", "visits", *map(str, arguments)])
+
+
+def test_the_command_asks_the_champion_or_one_before(served: Platform, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("ML_PLATFORM_HOME", str(served.settings.home))
+    fakes.visits(20).to_parquet(tmp_path / "new.parquet")
+
+    printed = predict(tmp_path / "new.parquet")
+    written = predict(tmp_path / "new.parquet", "--version", 1, "--out", tmp_path / "scored.parquet")
+
+    assert (printed.exit_code, written.exit_code) == (0, 0), printed.output + written.output
+    lines = [json.loads(line) for line in printed.stdout.splitlines()]
+    champion, first = lines[0], pq.read_table(tmp_path / "scored.parquet").to_pylist()[0]
+    assert (len(lines), champion["version"], first["version"], first["model"]) == (20, 3, 1, "visits")
+    for said in (champion, first):
+        registration = served.database.registration("visits", said["version"])
+        assert registration is not None
+        assert said["digest"] == served.database.candidate(registration.candidate).model_digest
+    assert "20 rows scored by version 1 of visits, 0 refused" in written.stderr
+    assert "left out: seen_at, bought" in written.stderr
+
+
+def test_the_command_names_bad_rows_and_exits_with_1(served: Platform, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("ML_PLATFORM_HOME", str(served.settings.home))
+    fakes.visits(20).assign(pages=[*range(8), *[-1] * 12]).to_csv(tmp_path / "new.csv", index=False)
+
+    result = predict(tmp_path / "new.csv")
+
+    assert result.exit_code == 1
+    assert len(result.stdout.splitlines()) == 8
+    assert "8 rows scored by version 3 of visits, 12 refused" in result.stderr
+    assert "record 8: 'pages' must be at least 0. Got -1 instead" in result.stderr
+    assert "the first 10 problems are named" in result.stderr
+
+
+@pytest.mark.fault("M3")
+def test_a_version_whose_bytes_changed_is_not_asked(served: Platform) -> None:
+    for file in served.settings.home.rglob("model.skops"):
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+    with pytest.raises(DigestMismatchError, match="cannot be served"):
+        bulk.load_model(served, "visits", None)
+
+
+def test_a_version_that_never_was_champion_is_refused(served: Platform, platform: Platform) -> None:
+    with pytest.raises(EvidenceError, match="never had version 17 as its champion"):
+        bulk.load_model(served, "visits", 17)
+    with pytest.raises(EvidenceError, match="has no champion yet"):
+        bulk.load_model(platform, "visits", None)

@@ -1,5 +1,6 @@
 """A real server of two workers on real versions: what it answers, and what it does with what it should not answer."""
 
+import contextlib
 import gzip
 import http.client
 import importlib
@@ -8,12 +9,17 @@ import os
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis import GenerationMode
 
 from ml_platform_tests import fakes
 from ml_platform_tests.serving import living
@@ -21,6 +27,8 @@ from ml_platform_tests.serving.living import MODEL, ONE, RECORD, Server, wait_un
 
 MEGABYTE = 2**20
 BEFORE, CHAMPION = 2, 3
+EXAMPLES = 25
+NOT_ASKED: tuple[Any, ...] = ()
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +160,36 @@ def test_metrics_are_those_of_all_workers(server: Server) -> None:
     for _ in range(20):  # on connections of their own, so that both workers take some
         assert server.ask().status == 200
     assert answered() == before + 20
+
+
+# Any request that the page allows, and many that it does not
+
+
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+def test_no_request_that_the_page_describes_or_forbids_is_a_failure_of_the_server(
+    server: Server, mode: GenerationMode
+) -> None:
+    """Whatever schemathesis makes of the page: no 5xx, and every status, form and type is one that the page names.
+
+    Its own way to be a pytest test rests on an attribute that pytest no longer has, so hypothesis is called here.
+    """
+    api = schemathesis.openapi.from_url(f"{server.address}/openapi.json")
+    asked = Counter[int]()
+    for found in api.get_all_operations():
+        operation = found.ok()
+
+        @settings(
+            max_examples=EXAMPLES, deadline=None, database=None, derandomize=True, suppress_health_check=HealthCheck
+        )
+        @given(case=operation.as_strategy(generation_mode=mode))
+        def ask(case: Any) -> None:
+            asked[case.call_and_validate(timeout=20, excluded_checks=[*NOT_ASKED]).status_code] += 1
+
+        with contextlib.suppress(Unsatisfiable):  # a route without anything to get wrong
+            ask()
+    assert asked
+    assert max(asked) < 500
+    assert mode is GenerationMode.NEGATIVE or asked[200] > asked[422], asked
 
 
 # R1: what is no request

@@ -74,8 +74,8 @@ def test_rollbacks_under_load_take_less_than_a_second_and_the_log_agrees(
             began = time.monotonic()
             answer = server.admin_ask("/rollback", {"reason": f"rollback {number}"})
             seconds = time.monotonic() - began
-            said = {name: answer.json[name] for name in ("version", "instead_of", "confirmed", "workers")}
-            assert said == {"version": before, "instead_of": version, "confirmed": True, "workers": 2}
+            said = {name: answer.json[name] for name in ("version", "instead_of", "swapped", "workers")}
+            assert said == {"version": before, "instead_of": version, "swapped": True, "workers": 2}
             assert seconds < 1
             assert server.ask().version == before
             wait_until("the ledger", functools.partial(is_champion, served, before))

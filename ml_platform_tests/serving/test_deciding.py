@@ -76,6 +76,14 @@ def test_a_ledger_that_was_changed_decides_nothing(decisions: Decisions, served:
         decisions.look()
 
 
+def test_a_ledger_without_the_entry_that_was_served_by_decides_nothing(decisions: Decisions, served: Platform) -> None:
+    """Cut back to an earlier champion, with its log of heads: only this host remembers."""
+    looked(decisions)
+    fakes.behind_the_triggers(served.database, "DELETE FROM ledger WHERE sequence = 3")
+    with pytest.raises(LedgerError, match="its tail was cut off"):
+        decisions.look()
+
+
 def test_a_verdict_that_was_changed_serves_nothing(decisions: Decisions, served: Platform) -> None:
     entry = served.database.history(living.MODEL)[-1]
     with served.database.engine.begin() as connection:

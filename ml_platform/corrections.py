@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ml_platform")
 
+# The asset of the prediction log is done in a second or two, every few minutes.
+SECONDS_TO_WAIT = 10.0
 RULES = 10
 EXAMPLES = 5
 
@@ -114,7 +116,7 @@ def release(platform: Platform, spec: ModelSpec, wanted: list[str], *, actor: st
     ConflictError
         Somebody else releases or forgets data of the model at the same time.
     """
-    with workflows.alone(platform, spec.name):
+    with workflows.alone(platform, spec.name, seconds=SECONDS_TO_WAIT):
         return [_release(platform, spec, result, actor) for result in _wanted(platform, spec.name, wanted)]
 
 
@@ -304,7 +306,7 @@ def forget(platform: Platform, spec: ModelSpec, entity: str, *, reason: str, act
         erasure.canonical(word, spec) for word in re.findall(r"\w+", reason)
     }:
         raise DataError("The reason is kept and must not say who is forgotten. Give another; nothing was deleted.")
-    with workflows.alone(platform, spec.name):
+    with workflows.alone(platform, spec.name, seconds=SECONDS_TO_WAIT):
         return _forget(platform, spec, name, reason, actor)
 
 

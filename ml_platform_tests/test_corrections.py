@@ -234,7 +234,8 @@ def test_a_release_that_died_is_recorded_though_the_contract_changed_since(
     assert pinned_rows(platform) == platform.new_rows("visits") == 100
 
 
-def test_two_corrections_of_one_model_do_not_meet(platform: Platform) -> None:
+def test_two_corrections_of_one_model_do_not_meet(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corrections, "SECONDS_TO_WAIT", 0.05)
     drop_with_trials(platform, "monday.parquet", 60)
     publish(platform)
 

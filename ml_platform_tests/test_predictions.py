@@ -194,6 +194,7 @@ def test_forgetting_reaches_files_and_every_version_of_the_table(
 def test_taking_waits_for_who_forgets_and_forgetting_refuses_while_files_are_taken(
     fresh: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(corrections, "SECONDS_TO_WAIT", 0.05)
     write(folder_of(fresh), [prediction(7)])
     with workflows.alone(fresh, "visits"):
         taking = threading.Thread(target=workflows.take_predictions, args=(fresh, SPEC))

@@ -139,8 +139,8 @@ class Decisions:
         stored = self.platform.database.stored_ledger(self.model)
         if problems := anchor_problems("this host's server", [head], stored):
             raise LedgerError(
-                f"The ledger of {self.model!r} is not the one that is served here: {problems[0]}. What is served stays. "
-                "Restore the database from a backup."
+                f"The ledger of {self.model!r} is not the one that is served here: {problems[0]}. What is served "
+                "stays. Restore the database from a backup."
             )
 
     def _kept(

@@ -134,7 +134,9 @@ class PublicApp:
         """The OpenAPI document, with the fields of the version that is served."""
         serving = self.answering.serving
         schema = self._cold.openapi_schema.to_schema()
-        return described.with_contract(schema, serving.stable.loaded.contract if serving else None)
+        if serving is None:
+            return described.with_contract(schema, None)
+        return described.with_contract(schema, serving.stable.loaded.contract, sorted(serving.arms))
 
 
 def _require_json(scope: Any) -> None:

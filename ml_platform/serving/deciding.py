@@ -16,15 +16,16 @@ from ml_platform.errors import (
     DatabaseUnavailableError,
     DigestMismatchError,
     EvidenceError,
+    LedgerError,
     ModelError,
     RegistryError,
 )
 from ml_platform.model_spec import Rollout
-from ml_platform.records import Candidate, LedgerEntry
+from ml_platform.records import Candidate, LedgerEntry, LedgerHead
 from ml_platform.serving import copies
 from ml_platform.serving.state import DesiredState, ServedVersion
 from ml_platform.stages import rollout
-from ml_platform.stages.ledger import head_of
+from ml_platform.stages.ledger import anchor_problems, head_of
 from ml_platform.stages.promotion import standing
 from ml_platform.workflows import Platform
 from ml_platform.workflows.ledger import require_sound_ledger
@@ -46,12 +47,19 @@ class Decisions:
     model : str
     home : Path
         The folder of the model's server, for the kept copies.
+
+    Attributes
+    ----------
+    seen : tuple of (int, str) or None
+        Sequence and digest of the last entry of the ledger that this host has served by: a ledger without it was cut,
+        or is another one. ``None`` where there was none.
     """
 
     def __init__(self, platform: Platform, model: str, home: Path) -> None:
         self.platform = platform
         self.model = model
         self.home = home
+        self.seen: tuple[int, str] | None = None
         self._mark: Mark | None = None
 
     def mark(self) -> Mark:
@@ -98,6 +106,7 @@ class Decisions:
     def _read(self) -> DesiredState:
         database = self.platform.database
         require_sound_ledger(self.platform, self.model, ask_mlflow=False)
+        self._require_what_was_seen()
         history, head = database.history(self.model), database.ledger_head(self.model)
         if not history or head is None:
             raise EvidenceError(f"{self.model!r} has no champion yet. Train one: ml-platform retrain {self.model}.")
@@ -110,6 +119,7 @@ class Decisions:
         known, missing = self._kept(former, history)
         back_to = dict([*known.items()][-1:])
         shown = head_of(head)
+        self.seen = (shown.sequence, shown.digest)
         return DesiredState(
             model=self.model,
             revision=0,
@@ -117,10 +127,21 @@ class Decisions:
             arms={**back_to, **arms},
             known=tuple(known.values()),
             deadline_ms=(rollout.rollout_of(history) or Rollout()).deadline_ms,
-            ledger_head=(shown.sequence, shown.digest),
+            ledger_head=self.seen,
             decision=history[-1].sequence,
             problems={**missing, **problems},
         )
+
+    def _require_what_was_seen(self) -> None:
+        if self.seen is None:
+            return
+        head = LedgerHead(model=self.model, sequence=self.seen[0], digest=self.seen[1])
+        stored = self.platform.database.stored_ledger(self.model)
+        if problems := anchor_problems("this host's server", [head], stored):
+            raise LedgerError(
+                f"The ledger of {self.model!r} is not the one that is served here: {problems[0]}. What is served "
+                "stays. Restore the database from a backup."
+            )
 
     def _kept(
         self, versions: Sequence[int], history: Sequence[LedgerEntry]
@@ -173,6 +194,7 @@ class Decisions:
             Its files are nowhere.
         """
         require_sound_ledger(self.platform, self.model, ask_mlflow=False)
+        self._require_what_was_seen()
         history = self.platform.database.history(self.model)
         number = history[-1].version if version is None and history else version
         if number not in {entry.version for entry in history}:

@@ -1,5 +1,6 @@
 """What the OpenAPI page says of requests and answers, with the fields of the version that is served."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -41,7 +42,8 @@ def _list_of(items: Schema | Reference) -> Schema:
 
 _ANY, _TEXT, _NUMBER = Schema(), Schema(type=OpenAPIType.STRING), Schema(type=OpenAPIType.INTEGER)
 _KEY = Schema(type=OpenAPIType.STRING, min_length=1, max_length=256, description="The version is chosen by it.")
-_PARAMS = _object(required=[], key=_KEY)
+_NULL = Schema(type=OpenAPIType.NULL)
+_PARAMS = Schema(any_of=[_object(required=[], key=Schema(any_of=[_KEY, _NUMBER, _NULL])), _NULL])
 _SPLIT = _object(
     required=["columns", "data"],
     columns=_list_of(_TEXT),
@@ -55,11 +57,17 @@ _INVOCATION = Schema(
         _object(required=["inputs"], inputs=_list_of(_reference(RECORD)), params=_PARAMS),
     ]
 )
+_OUTPUT_ASKED = _object(
+    required=["name"], name=Schema(type=OpenAPIType.STRING, enum=["predictions", "scores"]), parameters=Schema()
+)
 _INFERENCE = _object(
     required=["inputs"],
-    id=_TEXT,
+    id=Schema(any_of=[_TEXT, _NULL]),
     inputs=_reference(TENSORS),
-    parameters=Schema(type=OpenAPIType.OBJECT, properties={"key": _KEY}),
+    parameters=Schema(
+        any_of=[Schema(type=OpenAPIType.OBJECT, properties={"key": Schema(any_of=[_KEY, _NUMBER, _NULL])}), _NULL]
+    ),
+    outputs=Schema(any_of=[Schema(type=OpenAPIType.ARRAY, items=_OUTPUT_ASKED), _NULL]),
 )
 _ANSWER = _object(required=["predictions"], predictions=_list_of(_ANY), scores=_list_of(_ANY))
 _OUTPUT = _object(name=_TEXT, datatype=_TEXT, shape=_list_of(_NUMBER), data=_list_of(_ANY))
@@ -97,11 +105,26 @@ class Inference(Operation):
         _says(self, _INFERENCE, _OUTPUTS)
 
 
-def with_contract(schema: dict[str, Any], contract: RequestContract | None) -> bytes:
-    """Return an OpenAPI document in which a record has the fields of a version; any fields where none is loaded."""
+def with_contract(schema: dict[str, Any], contract: RequestContract | None, versions: Sequence[int] = ()) -> bytes:
+    """Return an OpenAPI document that speaks of what is served.
+
+    Parameters
+    ----------
+    schema : dict
+        The document as the framework makes it; it is changed.
+    contract : RequestContract or None
+        Of the version that answers: a record has its fields. ``None`` where none is loaded: it may have any.
+    versions : sequence of int
+        What may stand in a path.
+    """
     schemas = schema.setdefault("components", {}).setdefault("schemas", {})
     schemas[RECORD] = record_schema(contract) if contract else {"type": "object"}
     schemas[TENSORS] = tensors_schema(contract) if contract else {"type": "array"}
+    if contract is not None:
+        known: dict[str, list[Any]] = {"name": [contract.model], "version": list(versions)}
+        operations = (said for path in schema["paths"].values() for said in path.values())
+        for parameter in (one for said in operations for one in said.get("parameters", ())):
+            parameter["schema"]["enum"] = known[parameter["name"]]
     return msgspec.json.encode(schema)
 
 

@@ -113,6 +113,7 @@ class Supervisor:
         self.journal, self.calls = Journal(self.home), Calls(self.home)
         self.tokens = _tokens(platform, self.home)
         self.state = _unconfirmed(read_state(self.home))
+        self.decisions.seen = self.state.ledger_head if self.state else None
         self.problem = ""
         self._workers = workers
         self._swapping = asyncio.Lock()

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -34,6 +35,7 @@ from ml_platform_tests import fakes
 
 BIN = Path(sys.executable).parent
 MODEL = "visits"
+LONG_AGO = datetime.fromisoformat("2000-01-01T00:00:00+00:00")
 FILES = (MODEL_FILE, staging.GOLDEN_REQUESTS, staging.GOLDEN_ANSWERS, CONTRACT_FILE, parity.PARITY_FILE)
 RECORD = {"visitor": 7, "pages": 40, "seconds": 3.0, "plan": "paid"}
 ONE = json.dumps({"dataframe_records": [RECORD]}).encode()
@@ -130,7 +132,7 @@ def ask(
     address: str,
     path: str,
     body: bytes | None = None,
-    headers: Mapping[str, str] | None = None,
+    headers: Mapping[str, str | bytes] | None = None,
     *,
     method: str | None = None,
     seconds: float = 20,
@@ -159,8 +161,11 @@ def wait_until(what: str, condition: Callable[[], Any], seconds: float = 30) -> 
 class Server:
     """`ml-platform serve`, or a program that differs from it in its worker, in a home of its own."""
 
-    def __init__(self, home: Path, *, workers: int = 1, command: list[str] | None = None, **settings: str) -> None:
+    def __init__(
+        self, home: Path, *, workers: int = 1, command: list[str] | None = None, token: str = "", **settings: str
+    ) -> None:
         self.home, self.serving = home, home / "serving" / MODEL
+        self.environment = {**os.environ, "ML_PLATFORM_HOME": str(home), **settings}
         self.log = home / "serve.log"
         address = self.serving / "admin.address"
         address.unlink(missing_ok=True)
@@ -170,12 +175,12 @@ class Server:
                 [*(command or [str(BIN / "ml-platform")]), *options],
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "ML_PLATFORM_HOME": str(home), **settings},
+                env=self.environment,
             )
         wait_until("the admin address", lambda: address.exists() or self._ended())
         self.admin = address.read_text().strip()
-        self.token = (self.serving / TOKEN_FILE).read_text().strip() if (self.serving / TOKEN_FILE).exists() else ""
-        self.address = str(self.facts["address"]) if self.token else ""
+        self.token = token or (self.serving / TOKEN_FILE).read_text().strip()
+        self.address = str(self.facts["address"])
 
     def _ended(self) -> bool:
         if self.process.poll() is not None:
@@ -188,7 +193,7 @@ class Server:
 
     def admin_ask(self, path: str, body: Any = None, token: str | None = None) -> Answer:
         """Ask on the admin port, as the local operator unless another token is given."""
-        headers = {"authorization": f"Bearer {self.token if token is None else token}"}
+        headers = {"authorization": f"Bearer {self.token if token is None else token}".encode()}
         return ask(self.admin, path, None if body is None else json.dumps(body).encode(), headers)
 
     @property

@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +181,9 @@ def test_what_fails_its_warm_up_gets_no_traffic_and_a_log_that_takes_nothing_cos
     assert {(answer.status, answer.version) for answer in answers} == {(200, STABLE)}
     line = 'ml_platform_serving_log_dropped_total{model="visits",reason="disk"} 50.0'
     wait_until("the count", lambda: line in troubled.ask("/metrics", None).body.decode())
-    wait_until("the beat's word", lambda: "4" in served.database.servers(living.MODEL, LONG_AGO)[0].says["refused"])
+    wait_until(
+        "the beat's word", lambda: "4" in served.database.servers(living.MODEL, living.LONG_AGO)[0].says["refused"]
+    )
     # One byte of the next champion is flipped after its gates: what was served goes on, and says so.
     registration = living.served_version(served, seed=10)
     flip_a_byte(served.settings.model_home(living.MODEL) / "candidates" / registration.candidate / "model.skops")
@@ -191,9 +192,6 @@ def test_what_fails_its_warm_up_gets_no_traffic_and_a_log_that_takes_nothing_cos
     assert "model.skops is not the file that was judged" in facts["why_stale"]
     wait_until("the header", lambda: troubled.ask().headers.get("ml-platform-stale") == "true")
     assert (troubled.ask().status, troubled.ask().version) == (200, STABLE)
-
-
-LONG_AGO = datetime.fromisoformat("2000-01-01T00:00:00+00:00")
 
 
 def flip_a_byte(path: Path) -> None:

@@ -20,6 +20,7 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from ml_platform_tests import fakes
 from ml_platform_tests.serving import living
@@ -28,7 +29,8 @@ from ml_platform_tests.serving.living import MODEL, ONE, RECORD, Server, wait_un
 MEGABYTE = 2**20
 BEFORE, CHAMPION = 2, 3
 EXAMPLES = 25
-NOT_ASKED: tuple[Any, ...] = ()
+# To JSON Schema 1.0 is an integer, and any list of texts may name columns: the contract refuses both.
+NOT_ASKED = (positive_data_acceptance,)
 
 
 @pytest.fixture(scope="module")
@@ -176,10 +178,14 @@ def test_no_request_that_the_page_describes_or_forbids_is_a_failure_of_the_serve
     api = schemathesis.openapi.from_url(f"{server.address}/openapi.json")
     asked = Counter[int]()
     for found in api.get_all_operations():
-        operation = found.ok()
+        operation: Any = found.ok()  # type: ignore[union-attr]
 
         @settings(
-            max_examples=EXAMPLES, deadline=None, database=None, derandomize=True, suppress_health_check=HealthCheck
+            max_examples=EXAMPLES,
+            deadline=None,
+            database=None,
+            derandomize=True,
+            suppress_health_check=list(HealthCheck),
         )
         @given(case=operation.as_strategy(generation_mode=mode))
         def ask(case: Any) -> None:
@@ -189,7 +195,7 @@ def test_no_request_that_the_page_describes_or_forbids_is_a_failure_of_the_serve
             ask()
     assert asked
     assert max(asked) < 500
-    assert mode is GenerationMode.NEGATIVE or asked[200] > asked[422], asked
+    assert mode is GenerationMode.NEGATIVE or asked[200] > 50, asked
 
 
 # R1: what is no request

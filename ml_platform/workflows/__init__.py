@@ -31,7 +31,13 @@ from ml_platform.workflows.landing import (
 )
 from ml_platform.workflows.ledger import ledgers, verify_ledger
 from ml_platform.workflows.people import authenticate, who
-from ml_platform.workflows.platform import FORGET_KEY, Platform
+from ml_platform.workflows.platform import FORGET_KEY, Platform, alone
+from ml_platform.workflows.predictions import (
+    TakenPredictions,
+    take_predictions,
+    waiting_predictions,
+    without_predictions,
+)
 from ml_platform.workflows.promotion import (
     approve_version,
     promote_version,
@@ -43,19 +49,24 @@ from ml_platform.workflows.promotion import (
 from ml_platform.workflows.reconciliation import alert, reconcile
 from ml_platform.workflows.reproduction import Likeness, Reproduction, reproduce
 from ml_platform.workflows.rollout import Traffic, described, step_rollout, traffic_of
+from ml_platform.workflows.served import SERVED_FILES, SERVED_FOLDER, list_served_again
 from ml_platform.workflows.status import status
 from ml_platform.workflows.traffic import is_carried_out, keep_plan, living_servers, plan_in_force, unfinished_rollout
 
 __all__ = [
     "CURVES",
     "FORGET_KEY",
+    "SERVED_FILES",
+    "SERVED_FOLDER",
     "Judgement",
     "Likeness",
     "Platform",
     "Reproduction",
     "Return",
+    "TakenPredictions",
     "Traffic",
     "alert",
+    "alone",
     "approve_version",
     "authenticate",
     "current_candidate",
@@ -75,6 +86,7 @@ __all__ = [
     "land_files",
     "landed",
     "ledgers",
+    "list_served_again",
     "living_servers",
     "look_for_arrivals",
     "original_numbers",
@@ -94,10 +106,13 @@ __all__ = [
     "stage_version",
     "status",
     "step_rollout",
+    "take_predictions",
     "traffic_of",
     "train_candidate",
     "unfinished_rollout",
     "verify_ledger",
     "waiting_arrivals",
+    "waiting_predictions",
     "who",
+    "without_predictions",
 ]

@@ -6,7 +6,6 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ml_platform.compiled import strict_categories
-from ml_platform.contracts import is_built_in, rule_name
 from ml_platform.model_spec import ModelSpec
 from ml_platform.request_contract import Field, RequestContract, Rule
 
@@ -47,6 +46,8 @@ def contract_of(
     scores : ndarray of shape (n_samples,), or (n_samples, n_classes)
         What it says of rows that it was not trained on.
     """
+    from ml_platform.contracts import rule_name
+
     columns = spec.table.to_schema().columns
     strict = strict_categories(pipeline, spec.features)
     unchecked = [rule_name(check) for check in spec.table.to_schema().checks]
@@ -73,6 +74,8 @@ def contract_of(
 
 def _field(name: str, column: Any, dtype: str) -> tuple[Field, list[str]]:
     """Return a column as a field, and the names of its rules that a request cannot be held against."""
+    from ml_platform.contracts import rule_name
+
     kind, facts = _kind(column)
     rules, left = list[Rule](), list[str]()
     for check in column.checks:
@@ -116,6 +119,8 @@ def _kind(column: Any) -> tuple[Any, dict[str, Any]]:
 
 def _rules(check: Any, kind: str) -> list[Rule] | None:
     """Return a check of pandera's own as rules; None for any other, and for a bound of another kind."""
+    from ml_platform.contracts import is_built_in
+
     if not is_built_in(check) or check.groupby or check.element_wise or not check.ignore_na:
         return None
     rules = list(_said(check.name, check.statistics))

@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= 1
 export DAGSTER_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-shuffled drop dev test unit lint format lock faults soak bench-arrivals bench-loop bench-validation clean
+.PHONY: help demo demo-shuffled drop dev test unit lint format lock faults soak bench-arrivals bench-loop bench-serving bench-validation clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -73,6 +73,9 @@ bench-arrivals: .venv/.dev ## One tick of the arrival sensor with 100,000 files 
 
 bench-loop: .venv/.dev ## CPU of the main job against a plain script that does the same steps
 	$(BIN)/python benchmarks/loop/bench.py
+
+bench-serving: .venv/.dev ## Requests a second of the server, beside `mlflow models serve` with the same model file
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/serving/bench.py
 
 bench-validation: .venv/.dev ## Parquet file to verdict, beside Great Expectations and Polars by hand (ROWS=10_000_000)
 	$(BIN)/python benchmarks/validation/bench.py --rows $(ROWS)

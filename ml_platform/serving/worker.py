@@ -31,6 +31,7 @@ log = logging.getLogger("ml_platform.serving")
 
 SECONDS_BETWEEN_LOOKS = 0.05
 SECONDS_BETWEEN_COUNTS = 1.0
+SWITCH_SECONDS = 0.001
 SECONDS_FOR_METRICS = 2.0
 LOG_FOLDER = "predictions"
 
@@ -227,6 +228,8 @@ def main(arguments: list[str]) -> None:
     task = WorkerTask.from_arguments(arguments[0])
     import uvloop
 
+    # A thread that predicts keeps the loop waiting for so long after every answer that it sends; 5 ms by default.
+    sys.setswitchinterval(SWITCH_SECONDS)
     uvloop.run(_run(task))
 
 

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ml_platform import workflows
+from ml_platform import cli_quality, workflows
 from ml_platform.errors import ConfigurationError, LandingZoneError, PlatformError
 from ml_platform.model_spec import ModelSpec
 from ml_platform.records import Action, Alerting, LedgerEntry, LedgerReport
@@ -41,6 +41,7 @@ explain = typer.Typer(help="Why a version is champion, or is not, with the proof
 app.add_typer(explain, name="explain")
 ledger = typer.Typer(help="The record of approvals, promotions and rollbacks.", no_args_is_help=True)
 app.add_typer(ledger, name="ledger")
+cli_quality.register(app)
 progress = Console(stderr=True, highlight=False, soft_wrap=True)
 # A pipe has no width: what is written into a file or a log is not folded.
 output = Console(highlight=False, width=None if sys.stdout.isatty() else 160)

@@ -20,7 +20,7 @@ STATUS = {"PASS": 0, "FAIL": 1, "BROKEN": 2}
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    for command in (affected, quality):
+    for command in (affected, quality, report):
         app.command()(command)
 
 
@@ -57,8 +57,31 @@ def quality(
     """Judge a change of a model against the base's champion on the same data; exit status 1 unless every gate holds."""
     from ml_platform.quality.trial import try_change
 
-    trial = try_change(model, base, PROJECT_ROOT, out, golden=golden, say=lambda said: progress.print(f"  {said} …"))
+    trial = try_change(model, base, PROJECT_ROOT, out, golden=golden, say=_say)
     for problem in trial.problems:
         progress.print(f"refused: {problem}", style="red", markup=False)
     output.print(f"{model}: {trial.outcome.value}", markup=False)
     raise typer.Exit(STATUS[trial.outcome.value])
+
+
+def report(
+    base: Base = "main",
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
+    sources: Annotated[
+        list[Path] | None, typer.Option("--from", help="Folders that `quality` left; without, it is run first.")
+    ] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Also the text of a comment, bounded in size.")] = None,
+) -> None:
+    """Draw one page of what a change does to every model that it affects; exit status 1 unless every gate holds."""
+    from ml_platform.quality import report as reports
+
+    trials = reports.collect(sources) if sources else reports.judge(base, PROJECT_ROOT, say=_say)
+    reports.write(trials, page=out, markdown=markdown)
+    for trial in trials:
+        output.print(f"{trial.model}: {trial.outcome.value}", markup=False)
+    output.print(f"{out}: {len(trials)} models" if trials else f"{out}: no model is affected", markup=False)
+    raise typer.Exit(max((STATUS[trial.outcome.value] for trial in trials), default=0))
+
+
+def _say(said: str) -> None:
+    progress.print(f"  {said} …", markup=False)

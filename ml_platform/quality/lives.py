@@ -18,8 +18,8 @@ from ml_platform.errors import TrialError
 from ml_platform.records import sha256_text
 
 LOOK = Path(__file__).with_name("look.py")
-# What leads to a deployment, a registry or a runner. A model's code may be anybody's.
-ELSEWHERE = ("ML_PLATFORM_", "MLFLOW_", "DAGSTER_", "AWS_", "GITHUB_", "ACTIONS_", "RUNNER_", "INPUT_")
+# What leads to a deployment, a registry, a runner or another repository. A model's code may be anybody's.
+ELSEWHERE = ("ML_PLATFORM_", "MLFLOW_", "DAGSTER_", "AWS_", "GITHUB_", "ACTIONS_", "RUNNER_", "INPUT_", "GIT_")
 SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|PRIVATE_KEY", re.IGNORECASE)
 APPROVER = "quality-gates"
 EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit|Warning|Failure)?: ")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -203,6 +204,36 @@ def test_a_gate_that_fails_is_red_with_its_figure_and_the_exit_status_is_1(root:
     assert done.returncode == 1, done.stderr
     assert "refused: gate auc_roc >= 0.999 is FAIL: auc_roc is 0." in done.stderr
     assert states(found)["churn/trained_model:auc_roc"] is CheckState.FAILED
+
+
+@pytest.mark.soak
+def test_a_model_that_a_person_approves_is_approved_in_the_deployment_thrown_away(root: Path) -> None:
+    made.edit(root, CHURN, ('approval="automatic"', 'approval="manual"'))
+    made.commit(root)
+    made.git(root, "branch", "before")
+    made.edit(root, CHURN, ("max_iter=30", "max_iter=31"))
+
+    found = try_change("churn", "before", root, root.parent / "out")
+
+    assert (found.outcome, found.problems) == (Outcome.PASS, [])
+    here = found.corner("new", "new")
+    assert here is not None
+    assert here.champion == 1
+
+
+@pytest.mark.soak
+def test_a_new_model_is_held_against_its_baseline_and_said_to_be_new(root: Path) -> None:
+    text = (root / CHURN).read_text().replace('name="churn"', 'name="leaving"')
+    text = text.replace("churn = ModelSpec", "leaving = ModelSpec")
+    text = text.replace("model_definitions(churn)", "model_definitions(leaving)")
+    made.write(root, {"ml_platform/defs/models/leaving.py": text})
+    shutil.copy(root / "data" / "churn.parquet", root / "data" / "leaving.parquet")
+
+    found = try_change("leaving", "main", root, root.parent / "out")
+
+    assert (found.outcome, found.problems, found.is_new) == (Outcome.PASS, [], True)
+    assert "the code of main has no model leaving: it is new, and is held against its baseline" in found.notes
+    assert found.corner("new", "new").rival.kind == "baseline"  # type: ignore[union-attr]
 
 
 @pytest.mark.soak

@@ -23,6 +23,7 @@
     │   ├── ApprovalNeededError   the evidence holds and a person has to approve it
     │   └── IrreproducibleError   a version that cannot be made again here
     ├── ApprovalRefusedError      who approves could not be authenticated, or does not count
+    ├── TrialError                a step of trying a change that could not be done
     ├── RequestError              a request for predictions that cannot be answered as it stands
     ├── BusyError                 more requests wait than are taken
     ├── ConflictError             somebody else changed the same thing first
@@ -176,6 +177,10 @@ class RequestError(PlatformError):
 
 class BusyError(PlatformError):
     """More requests wait than are taken: come back a little later."""
+
+
+class TrialError(PlatformError):
+    """A step of trying a change that could not be done."""
 
 
 class ConflictError(PlatformError):

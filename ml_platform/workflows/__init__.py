@@ -41,6 +41,7 @@ from ml_platform.workflows.promotion import (
 )
 from ml_platform.workflows.reconciliation import alert, reconcile
 from ml_platform.workflows.reproduction import Likeness, Reproduction, reproduce
+from ml_platform.workflows.slots import claim_slot
 from ml_platform.workflows.status import status
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "alert",
     "approve_version",
     "authenticate",
+    "claim_slot",
     "current_candidate",
     "curves_of",
     "evidence",

@@ -43,20 +43,20 @@ STOPSIGNAL SIGTERM
 FROM base AS webserver
 EXPOSE 3000
 # It asks nobody who they are: publish its port on loopback only, or behind a proxy that does.
-HEALTHCHECK --interval=30s --timeout=10s --start-period=60s --start-interval=2s \
+HEALTHCHECK --interval=15s --timeout=10s --start-period=60s \
     CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:3000/server_info', timeout=5)"]
 ENTRYPOINT ["dagster-webserver", "--host", "0.0.0.0", "--port", "3000"]
 CMD ["--workspace", "workspace.yaml"]
 
 FROM base AS daemon
-HEALTHCHECK --interval=60s --timeout=30s --start-period=120s --start-interval=5s \
+HEALTHCHECK --interval=30s --timeout=30s --start-period=120s \
     CMD ["dagster-daemon", "liveness-check"]
 ENTRYPOINT ["dagster-daemon", "run"]
 CMD ["--workspace", "workspace.yaml"]
 
 FROM base AS code-location
 EXPOSE 4000
-HEALTHCHECK --interval=30s --timeout=20s --start-period=60s --start-interval=5s \
+HEALTHCHECK --interval=15s --timeout=20s --start-period=60s \
     CMD ["dagster", "api", "grpc-health-check", "--port", "4000"]
 ENTRYPOINT ["dagster", "code-server", "start", "--host", "0.0.0.0", "--port", "4000"]
 CMD ["--python-module", "ml_platform.definitions", "--location-name", "ml_platform"]
@@ -64,7 +64,7 @@ CMD ["--python-module", "ml_platform.definitions", "--location-name", "ml_platfo
 FROM base AS serving
 EXPOSE 8080 8081
 # Alive, not ready: before the first promotion there is no version to load, and restarting would not help.
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --start-interval=2s \
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
     CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8080/v2/health/live', timeout=3)"]
 ENTRYPOINT ["ml-platform", "serve", "--host", "0.0.0.0"]
 CMD ["churn"]

@@ -5,7 +5,6 @@ done, and the message says why and what to do.
 """
 
 import contextlib
-import functools
 import getpass
 import importlib
 import logging
@@ -21,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ml_platform import workflows
+from ml_platform import cli_traffic, workflows
 from ml_platform.errors import ConfigurationError, LandingZoneError, PlatformError
 from ml_platform.model_spec import ModelSpec
 from ml_platform.records import Action, Alerting, LedgerEntry, LedgerReport
@@ -41,6 +40,8 @@ explain = typer.Typer(help="Why a version is champion, or is not, with the proof
 app.add_typer(explain, name="explain")
 ledger = typer.Typer(help="The record of approvals, promotions and rollbacks.", no_args_is_help=True)
 app.add_typer(ledger, name="ledger")
+app.command()(cli_traffic.traffic)
+app.command()(cli_traffic.rollback)
 progress = Console(stderr=True, highlight=False, soft_wrap=True)
 # A pipe has no width: what is written into a file or a log is not folded.
 output = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
@@ -402,24 +403,6 @@ def _token(platform: Platform) -> str:
     if given is not None:
         return given.get_secret_value()
     return getpass.getpass("token: ") if sys.stdin.isatty() else sys.stdin.readline().strip()
-
-
-@app.command()
-def rollback(
-    model: Model,
-    reason: Annotated[str, typer.Option(help="Why, for whoever reads the ledger later.")],
-    to: Annotated[int | None, typer.Option(help="The version; by default the champion before the present one.")] = None,
-    json: AsJson = False,
-) -> None:
-    """Make an earlier version champion again. What is rolled back does not return by itself."""
-    platform = Platform()
-    declared = functools.partial(_spec, model)
-    asked: dict[str, Any] = {"to": to, "reason": reason, "actor": workflows.who(platform)}
-    entry = workflows.roll_back(platform, model, declared, **asked)
-    if json:
-        output.print_json(data=vars(entry), default=str)
-    else:
-        output.print(f"{model}: version {entry.version} is champion again, instead of {entry.previous_version}")
 
 
 @app.command()

@@ -22,7 +22,9 @@
     │   └── IrreproducibleError   a version that cannot be made again here
     ├── ApprovalRefusedError      who approves could not be authenticated, or does not count
     ├── ConflictError             somebody else changed the same thing first
+    │   └── RolloutUnderWayError  traffic is on its way to the champion: the next one has to wait
     ├── AlertError                an alert that could not be sent
+    ├── AdminError                a server's admin port that refused, or did not answer
     ├── LedgerError               the ledger is not what was written into it
     ├── DatabaseUnavailableError  the platform's database could not be reached
     └── RegistryError             MLflow refused
@@ -114,8 +116,16 @@ class ConflictError(PlatformError):
     """Somebody else changed the same thing first."""
 
 
+class RolloutUnderWayError(ConflictError):
+    """Traffic is on its way to the champion: the next one has to wait."""
+
+
 class AlertError(PlatformError):
     """An alert that could not be sent."""
+
+
+class AdminError(PlatformError):
+    """A server's admin port that refused, or did not answer."""
 
 
 class LedgerError(PlatformError):

@@ -4,6 +4,7 @@
 
     landing zone -> raw_batches -> validated_batches                       group <model>_data, a partition an arrival
     training_dataset -> trained_model -> registered_version -> staging_version -> champion_version    group <model>
+    champion_version -> rollout                                            group <model>_live, never touched by CI
 
 An asset's body calls one function of `workflows` and says what a person wants to know of the result. What one asset
 leaves for the next stands in the platform's database; no IO manager is involved.
@@ -50,6 +51,8 @@ DATA_CHECKS = {
 TRIES = 3
 # How often the registry's sensor downloads the champion, in seconds; what MLflow's tables say it reads at every tick.
 READ_BYTES_EVERY = 600.0
+# How often a step of a rollout whose run failed is tried again, in seconds.
+RETRY_STEP_EVERY = 60.0
 PROMOTING = {"registered_version", "staging_version", "champion_version"}
 
 
@@ -77,13 +80,20 @@ def model_definitions(spec: ModelSpec) -> dg.Definitions:
         _staging_version(spec),
         _champion_version(spec),
     ]
+    moves = _rollout(spec)
     data_job = dg.define_asset_job(f"{spec.name}_ingest", dg.AssetSelection.assets(*data), tags={MODEL_TAG: spec.name})
     life_job = dg.define_asset_job(f"{spec.name}_retrain", dg.AssetSelection.assets(*life), tags={MODEL_TAG: spec.name})
+    move_job = dg.define_asset_job(f"{spec.name}_rollout", dg.AssetSelection.assets(moves), tags={MODEL_TAG: spec.name})
     return dg.Definitions(
-        assets=[*data, *life],
+        assets=[*data, *life, moves],
         asset_checks=[_gates(spec)],
-        jobs=[data_job, life_job],
-        sensors=[_arrival_sensor(spec, data_job), _retraining_sensor(spec, life_job), _registry_sensor(spec)],
+        jobs=[data_job, life_job, move_job],
+        sensors=[
+            _arrival_sensor(spec, data_job),
+            _retraining_sensor(spec, life_job),
+            _registry_sensor(spec),
+            _traffic_sensor(spec, move_job),
+        ],
         schedules=[_weekly(spec, life_job)],
     )
 
@@ -324,6 +334,30 @@ def _refuse_ephemeral(context: dg.AssetExecutionContext) -> None:
         )
 
 
+# Live: from the champion to all traffic
+
+
+def _rollout(spec: ModelSpec) -> dg.AssetsDefinition:
+    @_live_asset(
+        spec,
+        "rollout",
+        deps=[[spec.name, "champion_version"]],
+        description="The champion's way to all traffic: what servers counted lets it wait, go on or go back.",
+    )
+    def rollout(context: dg.AssetExecutionContext, platform: PlatformResource) -> Result:
+        opened = platform.open()
+        found = workflows.step_rollout(opened, spec, actor=f"dagster run {context.run.run_id}")
+        if found.entry is not None:
+            context.log_event(views.champion_event(opened, found.entry))
+        return Result(metadata=views.traffic_metadata(opened, found))
+
+    return rollout
+
+
+def _live_asset(spec: ModelSpec, name: str, **options: Any) -> Decorator:
+    return _asset(spec, name, group_name=f"{spec.name}_live", **options)
+
+
 # Triggers
 
 
@@ -405,6 +439,9 @@ def _retraining_sensor(spec: ModelSpec, job: Any) -> dg.SensorDefinition:
             return dg.SkipReason(f"{rows} new rows; retraining waits for {spec.min_new_rows}.")
         if is_running(context.instance, job.name) or is_running(context.instance, f"{spec.name}_ingest"):
             return dg.SkipReason("A run of this model is under way.")
+        moving = workflows.unfinished_rollout(opened, spec.name)
+        if moving is not None and workflows.is_carried_out(opened, moving):
+            return dg.SkipReason(f"What is trained now could not be promoted: {workflows.described(moving)}.")
         newest = opened.database.newest_publication(spec.name) or 0
         tried = opened.database.candidates_of(spec.name, newest)
         if tried >= TRIES:
@@ -434,11 +471,32 @@ def _registry_sensor(spec: ModelSpec) -> dg.SensorDefinition:
         told = workflows.alert(opened, findings, seen.get("told", []))
         return dg.SensorResult(
             skip_reason=" ".join(finding.summary for finding in findings) or "MLflow shows what the ledger says.",
-            asset_events=[views.champion_event(opened, finding.entry) for finding in findings if finding.entry],
+            asset_events=views.unshown_decisions(opened, context.instance, spec.name),
             cursor=json.dumps({"told": told, "read_bytes_at": now if due else read_bytes_at}),
         )
 
     return registry
+
+
+def _traffic_sensor(spec: ModelSpec, job: Any) -> dg.SensorDefinition:
+    @dg.sensor(
+        name=f"{spec.name}_traffic",
+        job=job,
+        minimum_interval_seconds=5,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Asks for a step of the champion's rollout where one is due: on, or back.",
+    )
+    def traffic(context: dg.SensorEvaluationContext, platform: PlatformResource) -> dg.RunRequest | dg.SkipReason:
+        """Request one run a step, and again a minute later if it came to nothing; nothing is changed."""
+        found = workflows.traffic_of(platform.open(), spec.name)
+        if not found.due or found.plan is None:
+            return dg.SkipReason(f"{found.why}.")
+        if is_running(context.instance, job.name):
+            return dg.SkipReason("A step is under way.")
+        key = f"{spec.name}-plan-{found.plan.sequence}-{found.step}-{int(time.time() // RETRY_STEP_EVERY)}"
+        return dg.RunRequest(run_key=key, tags={MODEL_TAG: spec.name})
+
+    return traffic
 
 
 def _weekly(spec: ModelSpec, job: Any) -> dg.ScheduleDefinition:

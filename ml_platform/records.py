@@ -420,8 +420,9 @@ class LedgerEntry:
 
     `previous_version` is the champion that a decision replaces, for other actions the champion at that moment; None
     before the first. `previous_digest` is that of the entry before, `GENESIS` in the first. `details` hold what only
-    some actions have: an approval its `GivenApproval`, a promotion its approval's digest, a confirmation the sequence
-    of the decision that it confirms, a replacement the number that it replaces.
+    some actions have: an approval its `GivenApproval`, a promotion its approval's digest, the author's rollout and the
+    version that it moves traffic from, a rollback the figures that decided where no person did, a confirmation the
+    sequence of the decision that it confirms, a replacement the number that it replaces.
     """
 
     model: str

@@ -26,6 +26,8 @@ variable                           default                      what it is
                                                                 of this job, and who let it pass
 ``GITHUB_…``                       none                         ``ACTIONS``, ``ACTOR``, ``TRIGGERING_ACTOR`` and
                                                                 ``RUN_ID``, set by GitHub's runners, or by anybody
+``ML_PLATFORM_ADMIN_TOKEN``        the one that this host's     the secret with which ``rollback`` calls the admin ports
+                                   server made                  of the servers
 ``MLFLOW_TRACKING_URI``            SQLite under the home        the model registry
 ``DAGSTER_HOME``                   none                         the folder that holds ``dagster.yaml``
 =================================  ===========================  ===========================================
@@ -63,6 +65,7 @@ class Settings(BaseSettings):
     alertmanager_url: SecretStr | None = None
     approval_tokens_file: Path | None = None
     approval_token: SecretStr | None = None
+    admin_token: SecretStr | None = None
     github_environment: str = ""
     github_reviewer: str = ""
     mlflow_tracking_uri: SecretStr | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")

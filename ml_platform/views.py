@@ -25,11 +25,14 @@ from ml_platform.records import (
 from ml_platform.stages.datasets import DatasetReport
 from ml_platform.stages.previews import Preview
 from ml_platform.stages.profiles import Profile
-from ml_platform.workflows import Judgement, Platform
+from ml_platform.stages.rollout import StepReport
+from ml_platform.workflows import Judgement, Platform, Traffic
 
 INTERRUPTED = "dagster._core.errors.DagsterExecutionInterruptedError"
 EXAMPLES = 5
 LONGEST_VALUE = 60
+# The metadata of champion_version that says which decision of the ledger it shows.
+LEDGER_ENTRY = "ledger_entry"
 
 
 def batch_metadata(batch: RawBatch, preview: Preview | None) -> dict[str, Any]:
@@ -269,8 +272,10 @@ def entry_metadata(platform: Platform, entry: LedgerEntry) -> dict[str, Any]:
     return {
         **verdict_links(platform, platform.database.candidate(entry.candidate)),
         "version": entry.version,
+        "action": entry.action,
+        "by": entry.actor,
         "instead_of": entry.previous_version or "none: it is the first",
-        "ledger_entry": entry.sequence,
+        LEDGER_ENTRY: entry.sequence,
         "verdict": entry.verdict_digest,
         "reason": entry.reason,
     }
@@ -279,6 +284,52 @@ def entry_metadata(platform: Platform, entry: LedgerEntry) -> dict[str, Any]:
 def champion_event(platform: Platform, entry: LedgerEntry) -> dg.AssetMaterialization:
     """Return what lets Dagster show a decision that no run of its own made."""
     return dg.AssetMaterialization([entry.model, "champion_version"], metadata=entry_metadata(platform, entry))
+
+
+def unshown_decisions(
+    platform: Platform, instance: dg.DagsterInstance, model: str
+) -> list[dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation]:
+    """Return what lets Dagster show the decisions behind the last one that it shows, oldest first.
+
+    Rollbacks and replacements come from the command line, from servers and from sensors; whoever made them need not
+    know Dagster. Where Dagster shows none, the last one is enough.
+    """
+    shown = instance.get_latest_materialization_event(dg.AssetKey([model, "champion_version"]))
+    last = shown.asset_materialization.metadata.get(LEDGER_ENTRY) if shown and shown.asset_materialization else None
+    history = platform.database.history(model)
+    unshown = [e for e in history if e.sequence > int(str(last.value))] if last is not None else history[-1:]
+    return [champion_event(platform, entry) for entry in unshown]
+
+
+def traffic_metadata(platform: Platform, found: Traffic) -> dict[str, Any]:
+    """Return how traffic stands, what was done about it, and both versions' figures side by side."""
+    now = workflows.plan_in_force(platform, found.model)
+    shown: dict[str, Any] = {
+        "step": found.step.value,
+        "why": found.why,
+        "servers": dg.MetadataValue.json([beat.server for beat in found.servers]),
+        **({"before": workflows.described(found.plan)} if found.plan else {}),
+        **({"now": workflows.described(now), "plan": now.sequence, "share": now.share} if now else {}),
+        **({"ledger_entry": found.entry.sequence} if found.entry else {}),
+    }
+    if found.report is None:
+        return shown
+    numbers = {
+        f"{name}_of_{place}": value
+        for place, arm in zip(("stable", "successor"), found.report.document["versions"], strict=True)
+        for name, value in arm.items()
+        if name in {"version", "requests", "records", "failures", "error_share", "p95_seconds"} and value is not None
+    }
+    return {**shown, **numbers, "figures": dg.MetadataValue.md(_figures_text(found.report))}
+
+
+def _figures_text(report: StepReport) -> str:
+    stable, successor = report.document["versions"]
+    names = ("requests", "records", "failures", "error_share", "error_low", "error_high", "p95_seconds")
+    rows = [f"| {name} | {_number(stable[name])} | {_number(successor[name])} |" for name in names]
+    said = [f"- **{c.name}** {c.outcome}: {c.why}" for c in report.conditions]
+    head = f"| | version {stable['version']} | version {successor['version']} |"
+    return "\n".join([head, "|---|---|---|", *rows, "", *said])
 
 
 def _mlflow_run(platform: Platform, run_id: str) -> str:

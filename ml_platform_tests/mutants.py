@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from ml_platform import views, workflows
 from ml_platform.database import tables
 from ml_platform.errors import EvidenceError
-from ml_platform.model_spec import Approval, Comparison, Gate, ModelSpec
+from ml_platform.model_spec import Approval, Comparison, Gate, ModelSpec, Rollout
 from ml_platform.predictor import MODEL_FILE
 from ml_platform.records import (
     Action,
@@ -41,6 +41,7 @@ from ml_platform.records import (
 from ml_platform.settings import GithubRun
 from ml_platform.stages import approvals, gates, promotion, staging
 from ml_platform.stages.registry import LEDGER_TAG, MLMODEL
+from ml_platform.traffic import ServerBeat
 from ml_platform.workflows import Judgement, Platform
 from ml_platform.workflows.ledger import promotion_lock
 from ml_platform_tests import fakes
@@ -50,6 +51,7 @@ MANUAL = fakes.visits_spec(approval=Approval(authenticated_by=("os_user", "token
 BOUND = fakes.visits_spec(gates=(Gate(metric="auc_roc", at_least=0.8, on="bound"),))
 SLICED = fakes.visits_spec(slices=("plan",), gates=(Gate(metric="auc_roc", at_least=0.8, slices=("plan",)),))
 TIMED = fakes.visits_spec(gates=(Gate(metric="inference_time_ms", at_most=100),))
+CANARY = fakes.visits_spec(rollout=Rollout(kind="canary"))
 GAIN = fakes.visits_spec(comparison=Comparison(minimum_gain=0.02))
 BOB = Person(name="bob@desk", authenticated_by="os_user", identity={"uid": "7"})
 
@@ -139,9 +141,15 @@ def approve(
 
 
 def roll_back(
-    platform: Platform, spec: ModelSpec, *, to: int | None = None, reason: str = "it is worse"
+    platform: Platform,
+    spec: ModelSpec,
+    *,
+    to: int | None = None,
+    reason: str = "it is worse",
+    instead_of: int | None = None,
 ) -> LedgerEntry:
-    return workflows.roll_back(platform, "visits", lambda: spec, to=to, reason=reason, actor="ada@desk")
+    said: dict[str, Any] = {"reason": reason, "actor": "ada@desk", "instead_of": instead_of}
+    return workflows.roll_back(platform, "visits", lambda: spec, to=to, **said)
 
 
 def reconcile(platform: Platform, _: ModelSpec) -> None:
@@ -491,11 +499,11 @@ def spoilt_first(platform: Platform) -> None:
     one_byte(first_file)(platform)
 
 
-def promote_second(platform: Platform) -> None:
+def promote_second(platform: Platform, spec: ModelSpec = SPEC) -> None:
     second = platform.database.registration("visits", 2)
     assert second is not None
     of = platform.database.candidate(second.candidate)
-    workflows.promote_version(platform, SPEC, of, reason="schedule", actor="test")
+    workflows.promote_version(platform, spec, of, reason="schedule", actor="test")
 
 
 def made_again(platform: Platform) -> None:
@@ -542,6 +550,19 @@ def older_twin_behind(platform: Platform) -> None:
     again = platform.database.candidate("twin")
     findings = replace(verdict_on(platform).findings, champion=2)
     promote_second(platform)
+    made = baseline(model_digest=again.model_digest, version=2)(findings)
+    platform.database.record_verdict(gates.judge(again, made, SPEC))
+
+
+def twin_behind_a_canary(platform: Platform) -> None:
+    """Let a server carry traffic to the successor, step by step, when another candidate is staged behind it."""
+    twin(platform)
+    again = platform.database.candidate("twin")
+    findings = replace(verdict_on(platform).findings, champion=2)
+    promote_second(platform, CANARY)
+    plan = workflows.plan_in_force(platform, "visits")
+    says = {"plan": plan.sequence if plan else None}
+    platform.database.beat(ServerBeat(model="visits", server="a", admin_address="http://127.0.0.1:9", says=says))
     made = baseline(model_digest=again.model_digest, version=2)(findings)
     platform.database.record_verdict(gates.judge(again, made, SPEC))
 
@@ -741,6 +762,7 @@ PROMOTED = {
     "a promotion over another champion": Mutant("changed meanwhile", attempt=partial(append, previous_version=7)),
     "two promotions at once": Mutant("Somebody else is promoting", attempt=promote_beside_another),
     "a candidate of older rows": Mutant("made of newer rows, or later", older_twin_behind),
+    "a promotion during a rollout": Mutant("version 3 has to wait", twin_behind_a_canary),
     "what was rolled back": Mutant("Version 2 of 'visits' was rolled back", rolled_back),
     "what was rolled back, made again": Mutant("same rows, code and lock as version 2", made_again),
     "the champion, promoted again": Mutant("nothing was written", crowned, promote_again),
@@ -760,6 +782,9 @@ ROLLED_BACK = {
     ),
     "a rollback to a version that is not there": Mutant("There is no version 9", attempt=partial(roll_back, to=9)),
     "a rollback to the champion": Mutant("is champion already", attempt=partial(roll_back, to=1)),
+    "an abort of what was decided again": Mutant(
+        "has decided again since entry 1", crowned, partial(roll_back, instead_of=1)
+    ),
     "a rollback to bytes that are lost": Mutant(
         "has other bytes than those that were gated", both(crowned, spoilt_first), roll_back
     ),

@@ -388,7 +388,7 @@ def test_a_version_waits_for_approval_and_is_promoted_when_it_is_given(deploymen
 
     assert waiting == "waits for approval"
     assert deployment.database.champion("visits") == entry
-    assert entry.details == {"approval": approval.digest}
+    assert entry.details["approval"] == approval.digest
     assert (entry.actor, entry.reason) == ("bob@desk", "schedule")
     assert [each.action for each in deployment.database.ledger("visits")] == [
         "request",

@@ -61,6 +61,8 @@ NO_GUARDS = {
     "stages.gates.judge_comparison: rival.difference is None": "for the type checker: _no_comparison says it before",
     "workflows.promotion._target: to is not None": "which version",
     "stages.promotion._entry: champion": "the number of the champion before",
+    "stages.promotion._moving: rollout is None": "a rollout that the author declares is always there",
+    "stages.promotion._moving: champion is None": "the first champion moves from nobody",
     "stages.promotion.confirm: is_confirmed(database, decision)": "a second confirmation says the same",
     "database.ledger.append_to_ledger: champion": "the number of the champion",
 }
@@ -168,10 +170,14 @@ NOTICED_BY = {
     ),
     f"{PROMOTION}promote: champion is not None": "what was rolled back",
     f"{PROMOTION}promote: needed is not None": "no approval",
+    f"{PROMOTION}promote: unfinished is not None and carried_out": "a promotion during a rollout",
     f"{PROMOTION}promote: _require_not_rolled_back": "what was rolled back",
     f"{PROMOTION}promote: _require_newer": "a candidate of older rows",
     f"{PROMOTION}require_approval: refusal is None": "a stale approval",
     f"{PROMOTION}roll_back: champion is not None and champion.version == target.version": "a rollback to the champion",
+    f"{PROMOTION}roll_back: instead_of is not None and (champion is None or champion.sequence != instead_of)": (
+        "an abort of what was decided again"
+    ),
     f"{PROMOTION}same_name: one.partition('@')[0].casefold() == other.partition('@')[0].casefold()": (
         "an approval by who asked for it"
     ),

@@ -22,6 +22,21 @@ class TrafficRecords(Storage):
         row = self._row(newest.order_by(traffic_plans.c.sequence.desc()).limit(1))
         return TrafficPlan.from_document(row["document"]) if row else None
 
+    def traffic_plans(self, model: str, salt: str | None = None) -> list[TrafficPlan]:
+        """Return the last hundred plans, newest first.
+
+        Parameters
+        ----------
+        model : str
+        salt : str or None
+            Of one rollout; ``None`` takes all.
+        """
+        newest = sa.select(traffic_plans.c.document).where(traffic_plans.c.model == model)
+        with self._transaction() as connection:
+            documents = connection.scalars(newest.order_by(traffic_plans.c.sequence.desc()).limit(100)).all()
+        plans = [TrafficPlan.from_document(document) for document in documents]
+        return [plan for plan in plans if salt in {None, plan.salt}]
+
     def append_traffic_plan(self, plan: TrafficPlan) -> None:
         """Store a plan, if nobody stored one since its maker looked (compare and set).
 

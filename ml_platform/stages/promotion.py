@@ -1,12 +1,18 @@
 """Promotion: the ledger says who is champion; approvals come before, aliases follow."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
+from typing import Any
 
 from ml_platform.database import Database
-from ml_platform.errors import ApprovalNeededError, ApprovalRefusedError, ConflictError, EvidenceError
-from ml_platform.model_spec import Approval
+from ml_platform.errors import (
+    ApprovalNeededError,
+    ApprovalRefusedError,
+    ConflictError,
+    EvidenceError,
+    RolloutUnderWayError,
+)
+from ml_platform.model_spec import Approval, Rollout
 from ml_platform.records import (
     GENESIS,
     Action,
@@ -18,6 +24,21 @@ from ml_platform.records import (
     Verdict,
     now,
 )
+from ml_platform.stages._standing import FROM_VERSION, ROLLOUT, standing
+from ml_platform.traffic import TrafficPlan
+
+__all__ = [
+    "approve",
+    "confirm",
+    "given_approval",
+    "is_confirmed",
+    "promote",
+    "replace_version",
+    "require_approval",
+    "roll_back",
+    "same_name",
+    "standing",
+]
 
 
 def promote(
@@ -28,6 +49,9 @@ def promote(
     reason: str,
     actor: str,
     needed: Approval | None = None,
+    rollout: Rollout | None = None,
+    unfinished: TrafficPlan | None = None,
+    carried_out: bool = False,
 ) -> LedgerEntry:
     """Write into the ledger that a version is champion; return the entry.
 
@@ -44,11 +68,20 @@ def promote(
         Why, and who asked.
     needed : Approval or None
         Who may approve; ``None`` where nobody has to.
+    rollout : Rollout or None
+        How traffic moves to it: the entry says so, for servers that read no ModelSpec. ``None`` moves it at once.
+    unfinished : TrafficPlan or None
+        The plan of a rollout that has not arrived at the champion; ``None`` where the champion answers everything.
+    carried_out : bool
+        Whether a living server obeys that plan. Else nothing is under way: the new champion takes over from the version
+        that still answers.
 
     Raises
     ------
     ApprovalNeededError
         Nobody who counts has approved this verdict; the ledger says that it waits.
+    RolloutUnderWayError
+        Servers carry out another rollout.
     ConflictError
         Somebody else promoted meanwhile, or the champion was made of newer rows or later.
     EvidenceError
@@ -62,11 +95,33 @@ def promote(
         _require_not_rolled_back(database, registration)
         _require_newer(database, registration, champion)
     entry = _entry(Action.PROMOTION, registration, verdict.digest, head, champion, reason=reason, actor=actor)
+    details = _moving(rollout, champion, unfinished)
     if needed is not None:
-        approval = require_approval(database, registration, verdict, needed)
-        entry = replace(entry, details={"approval": approval.digest})
+        details["approval"] = require_approval(database, registration, verdict, needed).digest
+    if unfinished is not None and carried_out:
+        raise _under_way(registration, unfinished)
+    entry = replace(entry, details=details)
     database.append_to_ledger(entry)
     return entry
+
+
+def _moving(rollout: Rollout | None, champion: LedgerEntry | None, unfinished: TrafficPlan | None) -> dict[str, Any]:
+    """Return what a promotion says of its rollout."""
+    if rollout is None:
+        return {}
+    declared: dict[str, Any] = {ROLLOUT: rollout.model_dump(mode="json")}
+    if champion is None:
+        return declared
+    return {**declared, FROM_VERSION: champion.version if unfinished is None else unfinished.stable}
+
+
+def _under_way(registration: Registration, plan: TrafficPlan) -> RolloutUnderWayError:
+    model = registration.model
+    return RolloutUnderWayError(
+        f"Traffic of {model!r} is on its way from version {plan.stable} to version {plan.successor} ({plan.mode}, step "
+        f"{plan.step + 1}): version {registration.version} has to wait. Look at `ml-platform traffic {model}`; to end "
+        f"it, run: ml-platform rollback {model} --reason …"
+    )
 
 
 def _entry(
@@ -107,35 +162,16 @@ def _require_newer(database: Database, registration: Registration, champion: Led
 # Rollback
 
 
-def standing(history: Sequence[LedgerEntry]) -> tuple[list[int], set[int]]:
-    """Return the versions that stand in the ledger, and those that were rolled back.
-
-    Parameters
-    ----------
-    history : sequence of LedgerEntry
-        The decisions, oldest first.
-
-    Returns
-    -------
-    champions : list of int
-        Each promoted on top of the one before; the last is the champion, the one before it what a rollback returns to.
-    rolled_back : set of int
-        What a rollback left and nothing brought back since.
-    """
-    champions, rolled_back = list[int](), set[int]()
-    for entry in history:
-        if entry.action == Action.ROLLBACK:
-            kept = champions[: champions.index(entry.version)] if entry.version in champions else champions
-            # What was promoted on top of the target goes with the champion, which goes in any case.
-            gone = {*champions[len(kept) :], *champions[-1:]}
-            champions, rolled_back = kept, (rolled_back | gone) - {entry.version}
-        elif entry.action == Action.REPLACEMENT:  # the champion, under another number
-            champions = champions[:-1]
-        champions = [*champions, entry.version]
-    return champions, rolled_back
-
-
-def roll_back(database: Database, target: Registration, verdict_digest: str, *, reason: str, actor: str) -> LedgerEntry:
+def roll_back(
+    database: Database,
+    target: Registration,
+    verdict_digest: str,
+    *,
+    reason: str,
+    actor: str,
+    details: dict[str, Any] | None = None,
+    instead_of: int | None = None,
+) -> LedgerEntry:
     """Write into the ledger that an earlier version is champion again; return the entry.
 
     Parameters
@@ -147,6 +183,10 @@ def roll_back(database: Database, target: Registration, verdict_digest: str, *, 
         The evidence that it stands on.
     reason, actor : str
         Why, and who asked.
+    details : dict or None
+        The figures that decided, where figures did.
+    instead_of : int or None
+        Sequence of the decision that is taken back; ``None`` takes back whatever stands.
 
     Raises
     ------
@@ -156,7 +196,12 @@ def roll_back(database: Database, target: Registration, verdict_digest: str, *, 
     head, champion = database.ledger_head(target.model), database.champion(target.model)
     if champion is not None and champion.version == target.version:
         raise ConflictError(f"Version {target.version} of {target.model!r} is champion already: nothing to roll back.")
+    if instead_of is not None and (champion is None or champion.sequence != instead_of):
+        raise ConflictError(
+            f"The ledger of {target.model!r} has decided again since entry {instead_of}: nothing is rolled back."
+        )
     entry = _entry(Action.ROLLBACK, target, verdict_digest, head, champion, reason=reason, actor=actor)
+    entry = replace(entry, details=details or {})
     database.append_to_ledger(entry)
     return entry
 

@@ -8,11 +8,9 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ml_platform.contracts import Rule, UniqueRule, compile_contract, in_words
 from ml_platform.errors import TooLargeError, UnreadableFileError
 from ml_platform.model_spec import ModelSpec
 from ml_platform.pages import verify_pages
-from ml_platform.scans import Batch, Broken
 from ml_platform.settings import MOST_BYTES
 from ml_platform.volumes import require_bounded
 
@@ -21,6 +19,9 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
     from numpy.typing import NDArray
+
+    from ml_platform.contracts import Rule  # it and `scans` import polars, which takes half a second
+    from ml_platform.scans import Batch, Broken
 
 EXAMPLES = 5
 # So many rows are named of each broken rule: a batch of ten million bad rows is explained by fewer.
@@ -38,6 +39,8 @@ class Finding(NamedTuple):
 
     def __str__(self) -> str:
         """Say it as a sentence."""
+        from ml_platform.contracts import in_words
+
         if self.row is None:
             return self.rule
         return f"row {self.row}: {self.column} {in_words(self.rule)}: got {self.value}"
@@ -67,7 +70,7 @@ class Report:
 
     rows: int
     whole: list[Finding] = field(default_factory=list)
-    broken: list[Broken] = field(default_factory=list)
+    broken: "list[Broken]" = field(default_factory=list)
     counts: Counter[tuple[str, str, str]]
     problem: str | None = None
     read: "Callable[[], pa.Table]"
@@ -254,6 +257,8 @@ def _validate_parquet(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from ml_platform.scans import Batch
+
     try:
         require_bounded(path, spec.most_rows_a_batch, most_bytes)
         metadata = pq.read_metadata(path)
@@ -297,6 +302,8 @@ def validate(
     """
     import polars as pl
 
+    from ml_platform.scans import Batch
+
     rows = rows.replace_schema_metadata(None)
     source = pl.LazyFrame(pl.from_arrow(rows))
     batch = Batch(source, rows.num_rows, rows.schema, FINDINGS if named is None else named)
@@ -304,7 +311,7 @@ def validate(
 
 
 def _validate(
-    batch: Batch,
+    batch: "Batch",
     spec: ModelSpec,
     newest: "pd.Series[Any] | None",
     read: "Callable[[], pa.Table]",
@@ -327,7 +334,7 @@ def _validate(
     )
 
 
-def _quarantined_whole(batch: Batch, findings: list[Finding], read: "Callable[[], pa.Table]") -> Report:
+def _quarantined_whole(batch: "Batch", findings: list[Finding], read: "Callable[[], pa.Table]") -> Report:
     counts = Counter((finding.column, finding.check, finding.rule) for finding in findings)
     problem = "; ".join(sorted({finding.rule for finding in findings})[:EXAMPLES])
     return Report(rows=batch.rows, whole=findings, counts=counts, problem=problem, read=read)
@@ -349,7 +356,7 @@ def _structural(schema: "pa.Schema", spec: ModelSpec) -> list[Finding]:
     return []
 
 
-def _volume(batch: Batch, spec: ModelSpec, most_bytes: int) -> Iterator[Finding]:
+def _volume(batch: "Batch", spec: ModelSpec, most_bytes: int) -> Iterator[Finding]:
     rows = batch.rows
     if rows < spec.least_rows_a_batch:
         said = f"it has {rows:,} rows, at least {spec.least_rows_a_batch:,} are asked for" if rows else "it has no rows"
@@ -374,7 +381,9 @@ def _structural_finding(case: dict[str, Any]) -> Finding:
     return Finding(None, column, "schema", sentence, value)
 
 
-def _hold(batch: Batch, spec: ModelSpec, newest: "pd.Series[Any] | None") -> list[Broken]:
+def _hold(batch: "Batch", spec: ModelSpec, newest: "pd.Series[Any] | None") -> "list[Broken]":
+    from ml_platform.contracts import UniqueRule, compile_contract
+
     contract = compile_contract(spec.table.to_schema(), batch.schema.names)
     contract.rules.extend([*_finite(batch.schema), *_not_in_the_future(batch.schema, spec)])
     columns = (spec.entity, spec.event_time)
@@ -382,9 +391,11 @@ def _hold(batch: Batch, spec: ModelSpec, newest: "pd.Series[Any] | None") -> lis
     return [*batch.hold(contract), *batch.hold_keys(key, newest, "newer than published")]
 
 
-def _finite(schema: "pa.Schema") -> Iterator[Rule]:
+def _finite(schema: "pa.Schema") -> "Iterator[Rule]":
     import polars as pl
     import pyarrow.types as types
+
+    from ml_platform.contracts import Rule
 
     for column in schema:
         if types.is_floating(column.type):
@@ -392,10 +403,12 @@ def _finite(schema: "pa.Schema") -> Iterator[Rule]:
             yield Rule(columns=(column.name,), check="values", name="finite", broken=broken)
 
 
-def _not_in_the_future(schema: "pa.Schema", spec: ModelSpec) -> Iterator[Rule]:
+def _not_in_the_future(schema: "pa.Schema", spec: ModelSpec) -> "Iterator[Rule]":
     import pandas as pd
     import polars as pl
     import pyarrow.types as types
+
+    from ml_platform.contracts import Rule
 
     kind = schema.field(spec.event_time).type
     if types.is_timestamp(kind):
@@ -404,15 +417,17 @@ def _not_in_the_future(schema: "pa.Schema", spec: ModelSpec) -> Iterator[Rule]:
         yield Rule(columns=(spec.event_time,), check="freshness", name="not in the future", broken=broken)
 
 
-def _finding_of_all(broken: Broken) -> Finding:
+def _finding_of_all(broken: "Broken") -> Finding:
     columns = ", ".join(broken.columns)
     return Finding(
         None, columns, broken.check, f"the rows together break {columns or 'the contract'} {broken.name}", ""
     )
 
 
-def _findings(broken: Broken) -> Iterator[Finding]:
+def _findings(broken: "Broken") -> Iterator[Finding]:
     """Return the named rows of a broken rule, and one line more for those that were only counted."""
+    from ml_platform.contracts import in_words
+
     columns = ", ".join(broken.columns)
     for row, value in zip(broken.rows, broken.values, strict=True):
         yield Finding(row, columns, broken.check, broken.name, value)
@@ -421,7 +436,9 @@ def _findings(broken: Broken) -> Iterator[Finding]:
         yield Finding(None, columns, broken.check, f"{more:,} more rows: {columns} {in_words(broken.name)}", "")
 
 
-def _problem_of_the_rows(batch: Batch, spec: ModelSpec, broken: list[Broken]) -> str | None:
+def _problem_of_the_rows(batch: "Batch", spec: ModelSpec, broken: "list[Broken]") -> str | None:
+    from ml_platform.contracts import in_words
+
     bad_rows = int(batch.bad.sum())
     share = bad_rows / batch.rows
     if share <= spec.quarantine_tolerance:

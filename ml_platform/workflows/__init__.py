@@ -4,6 +4,7 @@ Each function is one step of a model's life. It can be run again after a crash a
 and not done twice.
 """
 
+from ml_platform.workflows.back import Return, go_back
 from ml_platform.workflows.candidates import (
     current_candidate,
     golden_problems,
@@ -41,8 +42,10 @@ from ml_platform.workflows.promotion import (
 )
 from ml_platform.workflows.reconciliation import alert, reconcile
 from ml_platform.workflows.reproduction import Likeness, Reproduction, reproduce
+from ml_platform.workflows.rollout import Traffic, described, step_rollout, traffic_of
 from ml_platform.workflows.slots import claim_slot
 from ml_platform.workflows.status import status
+from ml_platform.workflows.traffic import is_carried_out, keep_plan, living_servers, plan_in_force, unfinished_rollout
 
 __all__ = [
     "CURVES",
@@ -51,26 +54,34 @@ __all__ = [
     "Likeness",
     "Platform",
     "Reproduction",
+    "Return",
+    "Traffic",
     "alert",
     "approve_version",
     "authenticate",
     "claim_slot",
     "current_candidate",
     "curves_of",
+    "described",
     "evidence",
     "explain",
+    "go_back",
     "golden_problems",
     "ignored_files",
+    "is_carried_out",
     "is_forgotten",
     "judge_candidate",
     "keep_findings",
+    "keep_plan",
     "keep_raw_batches",
     "land_files",
     "landed",
     "ledgers",
+    "living_servers",
     "look_for_arrivals",
     "original_numbers",
     "pin_dataset",
+    "plan_in_force",
     "preview_batch",
     "profile_dataset",
     "promote_version",
@@ -84,7 +95,10 @@ __all__ = [
     "show_champion",
     "stage_version",
     "status",
+    "step_rollout",
+    "traffic_of",
     "train_candidate",
+    "unfinished_rollout",
     "verify_ledger",
     "waiting_arrivals",
     "who",

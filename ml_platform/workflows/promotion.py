@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ml_platform.errors import ConfigurationError, ConflictError, DigestMismatchError, EvidenceError, RegistryError
 from ml_platform.model_spec import ModelSpec
@@ -20,6 +21,7 @@ from ml_platform.workflows.ledger import (
     require_sound_ledger,
 )
 from ml_platform.workflows.platform import Platform
+from ml_platform.workflows.traffic import is_carried_out, keep_plan, unfinished_rollout
 
 log = logging.getLogger("ml_platform")
 
@@ -93,6 +95,8 @@ def promote_version(
         Nobody who counts has approved it yet; the ledger says that it waits.
     EvidenceError
         It was not staged, its evidence does not hold for the bytes in the registry, or it was rolled back.
+    RolloutUnderWayError
+        Servers are still carrying traffic to the champion.
     ConflictError
         Somebody else promotes, or promoted meanwhile.
     LedgerError
@@ -102,10 +106,20 @@ def promote_version(
     with _promoting(platform, spec.name):
         require_sound_ledger(platform, spec.name)
         verdict = staged_evidence(platform, spec, registration)
+        unfinished = unfinished_rollout(platform, spec.name)
         entry = promotion.promote(
-            platform.database, registration, verdict, reason=reason, actor=actor, needed=spec.approval_needed
+            platform.database,
+            registration,
+            verdict,
+            reason=reason,
+            actor=actor,
+            needed=spec.approval_needed,
+            rollout=spec.rollout,
+            unfinished=unfinished,
+            carried_out=unfinished is not None and is_carried_out(platform, unfinished),
         )
         log.info("version %s is champion", entry.version)
+        keep_plan(platform, spec.name)
     return entry
 
 
@@ -246,7 +260,16 @@ def require_reason(reason: str) -> None:
 
 
 def roll_back(
-    platform: Platform, model: str, declared: Callable[[], ModelSpec], *, to: int | None, reason: str, actor: str
+    platform: Platform,
+    model: str,
+    declared: Callable[[], ModelSpec],
+    *,
+    to: int | None,
+    reason: str,
+    actor: str,
+    details: dict[str, Any] | None = None,
+    instead_of: int | None = None,
+    show: bool = True,
 ) -> LedgerEntry:
     """Make an earlier version champion again; neither training nor MLflow is needed where its bytes are kept here.
 
@@ -261,6 +284,12 @@ def roll_back(
         The version; ``None`` is the champion before the present one, never one that was rolled back.
     reason, actor : str
         Why, and who asked.
+    details : dict or None
+        The figures that decided, for the ledger; ``None`` where a person did.
+    instead_of : int or None
+        Sequence of the ledger's decision that is taken back; ``None`` takes back whatever stands.
+    show : bool
+        Whether MLflow is told at once, which takes seconds; if not, the registry's sensor tells it.
 
     Raises
     ------
@@ -283,11 +312,14 @@ def roll_back(
         verdict_digest = earlier[-1].verdict_digest
     else:
         verdict_digest = _never_champion(platform, declared(), target)
-    entry = promotion.roll_back(platform.database, target, verdict_digest, reason=reason, actor=actor)
+    said: dict[str, Any] = {"reason": reason, "actor": actor, "details": details, "instead_of": instead_of}
+    entry = promotion.roll_back(platform.database, target, verdict_digest, **said)
     log.info("version %s is champion again", entry.version)
+    keep_plan(platform, model)
     with _later(model):
         log_in_file(platform, model)
-        show_champion(platform, model)
+        if show:
+            show_champion(platform, model)
     return entry
 
 

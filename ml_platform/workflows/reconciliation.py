@@ -26,6 +26,7 @@ from ml_platform.stages.registry import run_files
 from ml_platform.workflows.ledger import follow_ledger, promotion_lock, require_sound_ledger
 from ml_platform.workflows.platform import Platform
 from ml_platform.workflows.promotion import promote_version, roll_back, show_champion, staged_evidence
+from ml_platform.workflows.traffic import keep_plan
 
 log = logging.getLogger("ml_platform")
 
@@ -219,6 +220,7 @@ def _restored(
         require_sound_ledger(platform, spec.name)
         version = _registered_again(platform, spec, candidate, champion)
         entry = promotion.replace_version(platform.database, champion, version, reason=why, actor=actor)
+        keep_plan(platform, spec.name)
         follow_ledger(platform, spec.name)
     yield Finding(
         model=spec.name,

@@ -14,6 +14,7 @@ from ml_platform.workflows.candidates import (
 )
 from ml_platform.workflows.evidence import evidence
 from ml_platform.workflows.explain import explain
+from ml_platform.workflows.following import End, Followed, Tested, check_version, follow_rollout
 from ml_platform.workflows.forgotten import (
     is_forgotten,
     original_numbers,
@@ -36,6 +37,7 @@ from ml_platform.workflows.promotion import (
     approve_version,
     promote_version,
     register_candidate,
+    require_reason,
     roll_back,
     show_champion,
     stage_version,
@@ -50,21 +52,26 @@ from ml_platform.workflows.traffic import is_carried_out, keep_plan, living_serv
 __all__ = [
     "CURVES",
     "FORGET_KEY",
+    "End",
+    "Followed",
     "Judgement",
     "Likeness",
     "Platform",
     "Reproduction",
     "Return",
+    "Tested",
     "Traffic",
     "alert",
     "approve_version",
     "authenticate",
+    "check_version",
     "claim_slot",
     "current_candidate",
     "curves_of",
     "described",
     "evidence",
     "explain",
+    "follow_rollout",
     "go_back",
     "golden_problems",
     "ignored_files",
@@ -91,6 +98,7 @@ __all__ = [
     "register_candidate",
     "remove_from_raw_batch",
     "reproduce",
+    "require_reason",
     "roll_back",
     "show_champion",
     "stage_version",

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ml_platform import cli_github, cli_traffic, workflows
+from ml_platform import cli_github, cli_quality, cli_traffic, workflows
 from ml_platform.errors import ConfigurationError, LandingZoneError, PlatformError
 from ml_platform.model_spec import ModelSpec
 from ml_platform.records import Action, Alerting, LedgerEntry, LedgerReport
@@ -43,6 +43,7 @@ app.add_typer(ledger, name="ledger")
 app.command()(cli_traffic.traffic)
 app.command()(cli_traffic.rollback)
 cli_github.register(app)
+cli_quality.register(app)
 progress = Console(stderr=True, highlight=False, soft_wrap=True)
 # A pipe has no width: what is written into a file or a log is not folded.
 output = Console(highlight=False, width=None if sys.stdout.isatty() else 160)

@@ -7,7 +7,7 @@ The set has no customer id and no time. Row order stands in for both: ``customer
 import io
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ml_platform.errors import ConfigurationError
 from ml_platform.settings import PROJECT_ROOT
@@ -18,13 +18,20 @@ if TYPE_CHECKING:
 DATA = PROJECT_ROOT / "data" / "churn.parquet"
 START = datetime(2024, 1, 1, tzinfo=UTC)
 SHUFFLED_START = datetime(2025, 1, 1, tzinfo=UTC)
+ENTITY, EVENT_TIME = "customer", "observed_at"
 FILES = 5
 DAYS_BETWEEN_EXPORTS = 7
 
 
-def exports(data: Path = DATA) -> dict[str, bytes]:
-    """Return the whole set as Parquet files by name, a fifth of the rows each, in row order."""
-    return _in_parts(_observed(_read(data), START), "customers-2024-01-01")
+def exports(
+    data: Path = DATA, *, entity: str = ENTITY, event_time: str = EVENT_TIME, name: str = "customers-2024-01-01"
+) -> dict[str, bytes]:
+    """Return the whole set as Parquet files by name, a fifth of the rows each, in row order.
+
+    Columns `entity` and `event_time` that the set has are left as they are; row order stands in for those that it has
+    not.
+    """
+    return _in_parts(_observed(_read(data), START, entity, event_time), name)
 
 
 def shuffled_exports(data: Path = DATA) -> dict[str, bytes]:
@@ -70,11 +77,14 @@ def _read(data: Path) -> "pd.DataFrame":
     return pd.read_parquet(data)
 
 
-def _observed(rows: "pd.DataFrame", start: datetime) -> "pd.DataFrame":
+def _observed(
+    rows: "pd.DataFrame", start: datetime, entity: str = ENTITY, event_time: str = EVENT_TIME
+) -> "pd.DataFrame":
     import pandas as pd
 
     times = pd.date_range(start, periods=len(rows), freq="min", unit="us")
-    return rows.assign(customer=range(1, len(rows) + 1), observed_at=times)
+    stand_ins: dict[str, Any] = {entity: range(1, len(rows) + 1), event_time: times}
+    return rows.assign(**{name: values for name, values in stand_ins.items() if name not in rows})
 
 
 def _in_parts(rows: "pd.DataFrame", name: str) -> dict[str, bytes]:

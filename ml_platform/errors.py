@@ -21,6 +21,7 @@
     │   ├── ApprovalNeededError   the evidence holds and a person has to approve it
     │   └── IrreproducibleError   a version that cannot be made again here
     ├── ApprovalRefusedError      who approves could not be authenticated, or does not count
+    ├── TrialError                a step of trying a change that could not be done
     ├── ConflictError             somebody else changed the same thing first
     │   └── RolloutUnderWayError  traffic is on its way to the champion: the next one has to wait
     ├── AlertError                an alert that could not be sent
@@ -112,6 +113,10 @@ class IrreproducibleError(EvidenceError):
 
 class ApprovalRefusedError(PlatformError):
     """Who approves could not be authenticated, or does not count."""
+
+
+class TrialError(PlatformError):
+    """A step of trying a change that could not be done."""
 
 
 class ConflictError(PlatformError):

@@ -12,6 +12,7 @@ from ml_platform.records import Candidate, Figure, GateOutcome, GateResult, Riva
 from ml_platform.stages import _drawings
 from ml_platform.stages._curves import LEAST_ROWS, Curves
 from ml_platform.stages._drawings import Bound, Interval, bar, plot, scale_of
+from ml_platform.stages._elements import STYLE, badge, code, key, section, table, words
 from ml_platform.stages._metrics import CATALOGUE, Better
 from ml_platform.stages._page import Html, document, tag, together
 
@@ -32,31 +33,6 @@ WORDS = {
     GateOutcome.FAIL: "It does not hold.",
     GateOutcome.INCONCLUSIVE: "It cannot be told, and what cannot be told does not pass.",
 }
-STYLE = """
-section{margin:1rem 0}h3{font-size:.95rem;margin:.9rem 0 .2rem}ul{margin:.3rem 0;padding-left:1.2rem}
-.said{border-left:6px solid;border-radius:6px;padding:.5rem .9rem;background:#8881}
-.said strong{font-size:1.25rem}.said.PASS{border-color:#2e8b57}.said.FAIL{border-color:#c0392b}
-.said.INCONCLUSIVE{border-color:#b7791f}
-.badge{font-weight:700;font-size:.8rem;white-space:nowrap}
-.badge.PASS{color:#2e8b57}.badge.FAIL{color:#d0483a}.badge.INCONCLUSIVE{color:#b7791f}
-.wide{overflow-x:auto}table{border-collapse:collapse;width:100%}
-th,td{text-align:left;vertical-align:top;padding:.3rem .7rem .3rem 0;border-bottom:1px solid var(--line)}
-th{font-weight:600}thead th{font-size:.85rem;opacity:.8}tbody tr:last-child>*{border-bottom:0}
-tbody td,tbody th{overflow-wrap:anywhere}td,th{font-variant-numeric:tabular-nums}
-.asks{font-size:.75rem;border:1px solid currentColor;border-radius:3px;padding:0 .25rem}
-.key{display:inline-block;width:.8rem;height:.55rem;margin-right:.3rem}
-.key0{background:var(--now)}.key1{background:var(--then)}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem 1rem;margin:.3rem 0}
-dt{opacity:.8}dd{margin:0;min-width:0}
-.curves{display:flex;flex-wrap:wrap;gap:1rem}.curves figure{margin:0;flex:1 1 16rem;max-width:24rem}
-figcaption{font-weight:600;font-size:.9rem}
-@media(max-width:44rem){body{margin:1rem auto;padding:0 .6rem}dl{grid-template-columns:1fr}dd{margin-bottom:.3rem}
-.stack thead{display:none}.stack tr{display:block;padding:.4rem 0;border-bottom:1px solid var(--line)}
-.stack td,.stack th{display:block;border:0;padding:.1rem 0}
-.stack td[data-head]::before{content:attr(data-head);opacity:.8}}
-@media print{:root{color-scheme:light}body{margin:0;max-width:none;font-size:11px}section{border:0;padding:0}
-tr,figure,.said{break-inside:avoid}h2,h3{break-after:avoid}*{print-color-adjust:exact}.wide{overflow:visible}}
-"""
 Where = tuple[str, str, str]
 
 
@@ -77,14 +53,14 @@ def draw(verdict: Verdict, candidate: Candidate, spec: ModelSpec, curves: Curves
     body = together(
         tag("h1", f"{verdict.model}: the verdict on candidate {verdict.candidate}"),
         _headline(verdict, spec),
-        _section("The gates", tag("p", GATES), _gates(shown)),
-        _section("Beside whom", *_beside(shown)),
-        _section("Figures", *_figures(shown)),
-        _section("Slices", *_slices(shown)),
-        _section("Curves", *_curves(shown)),
-        _section("Time, memory and size", _costs(shown)),
-        _section("What it rests on", _lineage(shown)),
-        _section("How to check it", *_checking(shown)),
+        section("The gates", tag("p", GATES), _gates(shown)),
+        section("Beside whom", *_beside(shown)),
+        section("Figures", *_figures(shown)),
+        section("Slices", *_slices(shown)),
+        section("Curves", *_curves(shown)),
+        section("Time, memory and size", _costs(shown)),
+        section("What it rests on", _lineage(shown)),
+        section("How to check it", *_checking(shown)),
     )
     return document(f"{verdict.model}: verdict on {verdict.candidate}", _drawings.STYLE + STYLE, body)
 
@@ -143,30 +119,6 @@ def _name_of(rival: Rival) -> str:
 # Elements
 
 
-def _section(title: str, *inside: object) -> Html:
-    return tag("section", tag("h2", title), *inside)
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[object]], kind: str | None = None) -> Html:
-    """Return a table; the first cell of a row names the row."""
-    head = tag("thead", tag("tr", *(tag("th", cell, scope="col") for cell in heads)))
-    body = [tag("tr", tag("th", row[0], scope="row"), *map(_cell, heads[1:], row[1:])) for row in rows]
-    return tag("div", tag("table", head, tag("tbody", *body), class_=kind), class_="wide")
-
-
-def _cell(head: str, cell: object) -> Html:
-    # On a narrow screen cells stand under each other, and each says of which column it is.
-    return tag("td", cell, data_head=f"{head}: " if head else None)
-
-
-def _badge(outcome: GateOutcome) -> Html:
-    return tag("span", outcome.value, class_=f"badge {outcome.value}")
-
-
-def _number(value: float | None) -> str:
-    return "not told" if value is None else f"{value:,.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
-
-
 def _interval(figure: Figure | None) -> Interval:
     if figure is None or _hidden(figure):
         return Interval(value=None)
@@ -177,12 +129,6 @@ def _hidden(figure: Figure) -> bool:
     return figure.rows is not None and figure.rows < LEAST_SHOWN
 
 
-def _words(interval: Interval) -> str:
-    if interval.value is None or interval.low is None or interval.high is None:
-        return _number(interval.value)
-    return f"{_number(interval.value)} [{_number(interval.low)},\N{NO-BREAK SPACE}{_number(interval.high)}]"
-
-
 def _said(figure: Figure | None) -> Html:
     """Return a figure with its bounds, or why there is none."""
     if figure is None:
@@ -191,15 +137,7 @@ def _said(figure: Figure | None) -> Html:
         return tag("small", f"fewer than {LEAST_SHOWN} rows: no figures are shown")
     interval, missing = _interval(figure), None in (figure.value, figure.low, figure.high)
     why = tag("small", f" {figure.reason}") if figure.reason and missing else None
-    return together(_words(interval), why)
-
-
-def _key(place: int, name: str) -> Html:
-    return together(tag("span", "", class_=f"key key{place}"), name)
-
-
-def _code(text: str | None) -> Html:
-    return tag("code", text or "none")
+    return together(words(interval), why)
 
 
 # What was decided
@@ -217,7 +155,9 @@ def _headline(verdict: Verdict, spec: ModelSpec) -> Html:
     }[kind]
     if not everything:
         sentence = "REFUSED. No gate was applied. The champion stays."
-    reasons = [tag("li", _badge(r.outcome), " ", r.why) for r in verdict.results if r.outcome is not GateOutcome.PASS]
+    reasons = [
+        tag("li", badge(r.outcome.value), " ", r.why) for r in verdict.results if r.outcome is not GateOutcome.PASS
+    ]
     word, _, rest = sentence.partition(" ")
     return tag(
         "div", tag("strong", word), f" {rest}", tag("ul", *reasons) if reasons else None, class_=f"said {kind.value}"
@@ -241,13 +181,13 @@ def _gates(shown: _Shown) -> Html:
     rows = [
         (
             result.condition,
-            _badge(result.outcome),
+            badge(result.outcome.value),
             _pictures(declared.get(result.name), shown),
             together(f"{WORDS[result.outcome]} ", tag("small", result.why)),
         )
         for result in shown.verdict.results
     ]
-    return _table(["condition", "result", "value", "why"], rows, "stack")
+    return table(["condition", "result", "value", "why"], rows, "stack")
 
 
 def _pictures(gate: Gate | Comparison | None, shown: _Shown) -> Html | None:
@@ -264,7 +204,7 @@ def _pictures(gate: Gate | Comparison | None, shown: _Shown) -> Html | None:
 def _picture(place: str, figure: Figure | None, bound: Bound, scale: tuple[float, float]) -> Html:
     interval, name = _interval(figure), tag("small", f"{place}: ") if place else None
     asked = f"{'at least' if bound.up else 'at most'} {bound.value:g}"
-    said = f"{place or 'all rows'}: {_words(interval)}, asked for is {asked}"
+    said = f"{place or 'all rows'}: {words(interval)}, asked for is {asked}"
     picture = bar([interval], bound, scale, said) if interval.value is not None else None
     return tag("div", name, _said(figure), picture)
 
@@ -274,10 +214,8 @@ def _gain(comparison: Comparison, rival: Rival) -> Html:
     if interval.value is None:
         return together("not told")
     bound = Bound(value=_least_gain(comparison, rival), up=True)
-    said = f"gain {_words(interval)}, its lower bound must reach {bound.value:g}"
-    return tag(
-        "div", f"{_words(interval)} over {rival.name}", bar([interval], bound, scale_of([interval], bound), said)
-    )
+    said = f"gain {words(interval)}, its lower bound must reach {bound.value:g}"
+    return tag("div", f"{words(interval)} over {rival.name}", bar([interval], bound, scale_of([interval], bound), said))
 
 
 def _least_gain(comparison: Comparison, rival: Rival) -> float:
@@ -296,9 +234,9 @@ def _beside(shown: _Shown) -> Iterator[Html]:
         return
     yield tag("p", _whom(shown, rival))
     where = (HOLDOUT, "", comparison.metric)
-    rows = [(_key(0, "candidate"), shown.candidate.id, _code(shown.verdict.model_digest), _said(shown.ours.get(where)))]
-    rows.append((_key(1, rival.kind), rival.name, _code(_digest_of(rival)), _said(shown.theirs.get(where))))
-    yield _table(["", "which", "sha256 of its bytes", f"{comparison.metric} on the holdout"], rows, "stack")
+    rows = [(key(0, "candidate"), shown.candidate.id, code(shown.verdict.model_digest), _said(shown.ours.get(where)))]
+    rows.append((key(1, rival.kind), rival.name, code(_digest_of(rival)), _said(shown.theirs.get(where))))
+    yield table(["", "which", "sha256 of its bytes", f"{comparison.metric} on the holdout"], rows, "stack")
     yield tag("p", _difference(comparison, rival))
 
 
@@ -322,7 +260,7 @@ def _difference(comparison: Comparison, rival: Rival) -> Html:
     interval = Interval(value=rival.difference, low=rival.low, high=rival.high)
     odds = "" if rival.p_better is None else f"; p {_odds(rival.p_better)} for “it is not better”"
     return together(
-        tag("strong", f"The candidate's {comparison.metric} is {_better(rival.difference)}: {_words(interval)}"),
+        tag("strong", f"The candidate's {comparison.metric} is {_better(rival.difference)}: {words(interval)}"),
         f" on {rival.rows:,} rows that neither was trained on ({rival.method or 'no method named'}{odds}). "
         f"Each bound is {comparison.confidence:.0%} sure on its side.",
     )
@@ -341,7 +279,7 @@ def _odds(p: float) -> str:
 
 def _figures(shown: _Shown) -> Iterator[Html]:
     said = "Bounds at 90 %, so that each alone is 95 % sure. Every line has its own scale."
-    yield tag("p", _key(0, "candidate "), _key(1, f"{shown.them} ") if shown.them else None, said)
+    yield tag("p", key(0, "candidate "), key(1, f"{shown.them} ") if shown.them else None, said)
     for dataset in dict.fromkeys(figure.dataset for figure in shown.verdict.findings.figures):
         rows = [
             _figure_row(where, shown) for where in shown.ours if where[:2] == (dataset, "") and where[2] not in COSTS
@@ -349,7 +287,7 @@ def _figures(shown: _Shown) -> Iterator[Html]:
         if not rows:
             continue
         yield tag("h3", _dataset_name(dataset, shown))
-        yield _table(["metric", "candidate", *([shown.them] if shown.them else []), ""], rows, "stack")
+        yield table(["metric", "candidate", *([shown.them] if shown.them else []), ""], rows, "stack")
 
 
 def _dataset_name(dataset: str, shown: _Shown) -> str:
@@ -383,7 +321,7 @@ def _beside_each_other(
     intervals = [_interval(figure) for figure in figures if figure is not None]
     if not any(interval.numbers for interval in intervals):
         return None
-    said = f"{what}: " + " beside ".join(map(_words, intervals))
+    said = f"{what}: " + " beside ".join(map(words, intervals))
     return bar(intervals, bound, scale or scale_of(intervals, bound), said)
 
 
@@ -399,7 +337,7 @@ def _slices(shown: _Shown) -> Iterator[Html]:
     yield tag("p", mark, " marks what a gate asks for; its bound is the line. One column has one scale.")
     scales = {metric: _scale_over(parts, metric, shown) for metric in shown.asked}
     rows = [_slice_row(part, scales, shown) for part in parts]
-    yield _table(["slice", "rows", *shown.asked], rows, "stack")
+    yield table(["slice", "rows", *shown.asked], rows, "stack")
     yield _every_figure(shown)
 
 
@@ -436,8 +374,8 @@ def _every_figure(shown: _Shown) -> Html:
         [f.slice, f.dataset, f.metric, _said(f), *([_said(shown.theirs.get(where))] if theirs else []), f.method]
         for where, f in _by_place(figures).items()
     ]
-    table = _table(["slice", "dataset", "metric", "candidate", *theirs, "bounds by"], rows)
-    return tag("details", tag("summary", f"All {len(rows)} figures of the slices"), table)
+    every = table(["slice", "dataset", "metric", "candidate", *theirs, "bounds by"], rows)
+    return tag("details", tag("summary", f"All {len(rows)} figures of the slices"), every)
 
 
 # Curves
@@ -448,7 +386,7 @@ def _curves(shown: _Shown) -> Iterator[Html]:
     if curves is None or not any(one.roc or one.calibration for one in curves.of):
         yield tag("p", "There are none: the model did not answer, or too few rows are held out to draw them.")
         return
-    names = [_key(place, f"{one.name} ") for place, one in enumerate(curves.of)]
+    names = [key(place, f"{one.name} ") for place, one in enumerate(curves.of)]
     yield tag(
         "p", *names, f"on the same {curves.rows:,} rows of the holdout. A point stands for {LEAST_ROWS} rows or more."
     )
@@ -492,7 +430,7 @@ def _costs(shown: _Shown) -> Html:
     if not found:
         return tag("p", "None was measured.")
     rows = [(f.metric, _said(f), _asked_of(f, shown), COSTS[f.metric]) for f in found]
-    return _table(["", "value [range that noise leaves]", "asked for", "what it is"], rows, "stack")
+    return table(["", "value [range that noise leaves]", "asked for", "what it is"], rows, "stack")
 
 
 def _asked_of(figure: Figure, shown: _Shown) -> str:
@@ -507,14 +445,14 @@ def _lineage(shown: _Shown) -> Html:
         ("candidate", f"{candidate.id}, trained {candidate.trained_at:%Y-%m-%d %H:%M:%S} UTC"),
         ("why it was trained", candidate.lineage.reason),
         ("asked for by", candidate.actor or "a trigger"),
-        ("model file, sha256", _code(verdict.model_digest)),
-        ("dataset", together(f"version {verdict.dataset_version}, digest ", _code(verdict.dataset_digest))),
+        ("model file, sha256", code(verdict.model_digest)),
+        ("dataset", together(f"version {verdict.dataset_version}, digest ", code(verdict.dataset_digest))),
         ("split", split),
         ("golden datasets", ", ".join(f"{one.name} {one.sha256[:12]}" for one in shown.spec.golden) or "none"),
-        ("code revision", _code(verdict.code_revision)),
-        ("lock file, sha256", _code(verdict.lock_digest)),
-        ("gates, sha256", _code(verdict.gates_digest)),
-        ("verdict, sha256", _code(verdict.digest)),
+        ("code revision", code(verdict.code_revision)),
+        ("lock file, sha256", code(verdict.lock_digest)),
+        ("gates, sha256", code(verdict.gates_digest)),
+        ("verdict, sha256", code(verdict.digest)),
     ]
     return tag("dl", *(together(tag("dt", name), tag("dd", value)) for name, value in said))
 

@@ -47,6 +47,37 @@ def foreign_actions() -> set[tuple[str, str]]:
     return found
 
 
+def snapshot(folder: Path) -> dict[str, Any]:
+    """Make a repository of this one's files as they are now, with one commit; return what `Runner` needs of it."""
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        capture_output=True,
+        check=True,
+    )
+    for name in listed.stdout.decode().split("\0")[:-1]:
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    git(folder, "init", "--quiet", "--initial-branch", "main")
+    return {"repository": folder, "commit": commit(folder, "as it stands")}
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """Run git in a repository of a test; return what it prints."""
+    who = {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b"}
+    done = subprocess.run(
+        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, env={**os.environ, **who}, check=True
+    )
+    return done.stdout.strip()
+
+
+def commit(folder: Path, message: str) -> str:
+    """Commit everything that stands in a repository of a test; return the commit."""
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", message)
+    return git(folder, "rev-parse", "HEAD")
+
+
 @dataclass(kw_only=True)
 class Runner:
     """Runs workflows of a clone in a folder.

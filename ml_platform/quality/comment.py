@@ -107,11 +107,11 @@ def _details(trial: Trial) -> Iterator[str]:
         yield _folded(trial, "checks without success", ["check", "record", "why"], bad)
     if end is None:
         return
-    yield _folded(trial, "gates", ["gate", "result", "this change", "champion", "why"], _gates(trial, end, them))
+    yield _folded(trial, "gates", ["gate", "result", "this change", "base", "why"], _gates(trial, end, them))
     found = [one for one in moved(trial) if one.told]
     if found:
         yield _folded(trial, "figures that moved", _heads(trial), [_row(trial, one) for one in found])
-    yield _folded(trial, "time and size", ["", "this change", "champion"], _costs(end, them))
+    yield _folded(trial, "time and size", ["", "this change", "base"], _costs(end, them))
     yield from _curves(trial, end, them)
 
 
@@ -139,7 +139,7 @@ def _gates(trial: Trial, end: Corner, them: Corner | None) -> list[list[str]]:
 
 
 def _values(trial: Trial, gate: str, end: Corner, them: Corner | None) -> tuple[str, str]:
-    """Return what a gate decided on, of this change and of the champion."""
+    """Return what a gate decided on, of this change and of the base."""
     if trial.compared and gate == trial.compared.name and end.rival:
         rival = end.rival
         gain = FigureDone(metric=rival.metric, value=rival.difference, low=rival.low, high=rival.high)
@@ -192,5 +192,5 @@ def _curves(trial: Trial, end: Corner, them: Corner | None) -> Iterator[str]:
     drawn = [f"    line [{', '.join(f'{rate:.3f}' for rate in line[::step])}]" for line in lines]
     chart = ["xychart-beta", '    title "ROC: true positive rate over false positive rate"', "    x-axis 0 --> 1"]
     code = "\n".join(["```mermaid", *chart, "    y-axis 0 --> 1", *drawn, "```"])
-    whose = "this change, then the champion" if len(lines) > 1 else "this change"
+    whose = "this change, then the base" if len(lines) > 1 else "this change"
     yield f"<details><summary>{plain(trial.model)}: ROC curves</summary>\n\nOf {whose}.\n\n{code}\n\n</details>"

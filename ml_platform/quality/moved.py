@@ -16,6 +16,7 @@ Where = tuple[str, str, str]
 LEAST_SHARE = 0.25
 # Times and sizes move by themselves: so much of the figure before is a change.
 LEAST_COST = 0.1
+NAMED = 3
 # Measured once, on a machine that others use: they are shown, and tell nothing.
 ONCE = {"cold_load_seconds", "first_prediction_ms", "machine_noise"}
 
@@ -186,8 +187,28 @@ def _told_by_pairs(end: Corner, where: Where) -> bool:
 
 
 def sentences(trial: Trial) -> list[str]:
-    """Return, worst first, which metric became worse on which slice, and what did it."""
-    return [sentence(one) for one in moved(trial) if one.worse and one.told]
+    """Return, a sentence a metric, where it became worse and what did it: closed gates first, then what gates ask for.
+
+    The place where it moved furthest is the one that is told; the others are named.
+    """
+    worse = [one for one in moved(trial) if one.worse and one.told]
+    asked = asked_metrics(trial)
+    metrics = dict.fromkeys(one.where[2] for one in worse)
+    order = sorted(
+        metrics, key=lambda name: (not any(one.closes for one in worse if one.where[2] == name), name not in asked)
+    )
+    return [_of_metric([one for one in worse if one.where[2] == metric]) for metric in order]
+
+
+def asked_metrics(trial: Trial) -> set[str]:
+    """Return the metrics that a gate or the comparison asks for."""
+    return {gate.metric for gate in trial.asked} | ({trial.compared.metric} if trial.compared else set())
+
+
+def _of_metric(found: list[Moved]) -> str:
+    worst, others = found[0], [_place(one.where) for one in found[1:]]
+    names = ", ".join(others[:NAMED]) + (f" and {len(others) - NAMED} more" if len(others) > NAMED else "")
+    return sentence(worst) + (f" Worse too: {names}." if others else "")
 
 
 def sentence(one: Moved) -> str:
@@ -199,11 +220,15 @@ def sentence(one: Moved) -> str:
 
 def name_of(where: Where) -> str:
     """Return a figure's metric, slice and dataset as people say them."""
-    dataset, part, metric = where
+    metric = where[2]
     if metric in COSTS:
         return metric
-    on = f" on {dataset}" if dataset != "holdout" else ""
-    return f"{metric} of {part or 'all rows'}{on}"
+    return f"{metric} of {_place(where)}"
+
+
+def _place(where: Where) -> str:
+    dataset, part, _ = where
+    return (part or "all rows") + (f" on {dataset}" if dataset != "holdout" else "")
 
 
 def _numbers(one: Moved) -> str:

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
-from ml_platform.quality.comment import WORDS, corners_of, figures, nothing_moved, said
+from ml_platform.quality.comment import SENTENCES, WORDS, corners_of, figures, nothing_moved, said
 from ml_platform.quality.documents import Asked, CheckState, Corner, FigureDone, GateDone, Outcome, Trial
-from ml_platform.quality.moved import Moved, gates_on, moved, name_of, sentences
+from ml_platform.quality.moved import Moved, asked_metrics, gates_on, moved, name_of, sentences
 from ml_platform.stages import _drawings
 from ml_platform.stages._curves import LEAST_ROWS
 from ml_platform.stages._drawings import Bound, Interval, bar, plot, scale_of
@@ -12,7 +12,7 @@ from ml_platform.stages._elements import STYLE, badge, code, key, number, sectio
 from ml_platform.stages._page import Html, document, tag, together
 from ml_platform.stages.verdict_pages import COSTS, LEAST_SHOWN
 
-OURS, THEIRS = "this change", "champion"
+OURS, THEIRS = "this change", "base"
 COLOUR = {Outcome.PASS: "PASS", Outcome.FAIL: "FAIL", Outcome.BROKEN: "FAIL"}
 MORE = ".worse{color:#d0483a;font-weight:600}.better{color:#2e8b57;font-weight:600}.badge.REFUSED{color:#d0483a}"
 MOST_ROWS = 40
@@ -63,7 +63,7 @@ def _keys(them: Corner | None) -> Html:
 
 def _moved(trial: Trial) -> Iterator[Html]:
     worse = sentences(trial)
-    yield tag("ul", *(tag("li", one) for one in worse)) if worse else tag("p", nothing_moved(trial))
+    yield tag("ul", *(tag("li", one) for one in worse[:SENTENCES])) if worse else tag("p", nothing_moved(trial))
     found = moved(trial)
     if not found:
         return
@@ -72,11 +72,11 @@ def _moved(trial: Trial) -> Iterator[Html]:
         tag("small", "Marked is what moved further than its interval, or the machine's noise, explains. "),
         tag("small", _how(trial)),
     )
-    told, rest = [one for one in found if one.told], [one for one in found if not one.told]
+    asked = asked_metrics(trial)
+    told = [one for one in found if one.told and one.where[2] in asked]
     if told:
         yield _moved_table(trial, told)
-    every = tag("summary", f"All {len(found)} figures, the furthest first")
-    yield tag("details", every, _moved_table(trial, rest or told))
+    yield tag("details", tag("summary", f"All {len(found)} figures, the furthest first"), _moved_table(trial, found))
 
 
 def _how(trial: Trial) -> str:
@@ -222,7 +222,7 @@ def _curves(trial: Trial, end: Corner, them: Corner | None) -> Iterator[Html]:
     pictures = []
     if any(len(line.roc) > 1 for line in lines):
         axes = ("false positive rate", "true positive rate")
-        pictures.append(_figure("ROC", plot(roc, axes, "ROC of this change and of the champion", dots=False)))
+        pictures.append(_figure("ROC", plot(roc, axes, "ROC of this change and of the base", dots=False)))
     calibration = plot([line.calibration for line in lines], _axes(trial), "Calibration of both", dots=True)
     pictures.append(_figure("Calibration, a point a tenth of the rows", calibration))
     yield tag("div", *pictures, class_="curves")

@@ -22,6 +22,7 @@ from ml_platform.quality.documents import (
     Compared,
     Corner,
     GateChange,
+    GateDone,
     Outcome,
     Trial,
     bounded,
@@ -34,6 +35,7 @@ from ml_platform.quality.lives import Code, Home
 Say = Callable[[str], None]
 # Under this name a change may declare that no champion of the base was met.
 NOT_MET = "{model}:base"
+BLOCKED = "DagsterAssetCheckFailedError"
 PICTURES = ("curves.png", "verdict.html")
 
 
@@ -241,8 +243,10 @@ class _Trying:
         self.found.checks += life.checks
         self.found.corners.append(life.corner)
         self.found.pictures = life.folder
-        self.found.problems += [f"the run failed: {why}" for why in life.failed]
         failed = any(check.state is CheckState.FAILED for check in life.checks)
+        # That a check stopped the run is said with the check.
+        stopped = [why for why in life.failed if not (failed and BLOCKED in why)]
+        self.found.problems += [f"the run failed: {why}" for why in stopped]
         if not life.corner.judged:
             said = f"{new.code.words} came to no verdict: {life.corner.why}"
             (self.found.problems if failed else self.found.broken).append(said)
@@ -293,20 +297,26 @@ class _Trying:
             state = CheckState.MISSING if new.there and not new.declares else CheckState.REMOVED
             done[name] = CheckDone(check=name, state=state, declared=reasons.get(name, ""))
         self.found.checks = [done[name] for name in sorted(done)]
-        self.found.problems += problems_of_checks(self.found.checks)
+        told = {f"{self.model}/trained_model:{gate.name}" for gate in self._closed_gates()}
+        self.found.problems += problems_of_checks(check for check in self.found.checks if check.check not in told)
+
+    def _closed_gates(self) -> list[GateDone]:
+        """Return the gates of the working tree's candidate that did not pass; each is a problem already."""
+        judged = [corner for corner in self.found.corners if (corner.code, corner.data) == ("new", "new")]
+        return [gate for corner in judged for gate in corner.gates if gate.outcome != "PASS"]
 
     def _require_declared_changes(self) -> None:
-        self.found.problems += [
-            f"{change.check} is {change.kind} ({change.before}{f', now {change.after}' if change.after else ''}): "
-            f"declare it with a reason in {gate_changes.FILE} if that is meant"
-            for change in self.found.changes
-            if not change.declared
-        ]
-        self.found.notes += [
-            f"{change.check} is {change.kind}, declared: {change.declared}"
-            for change in self.found.changes
-            if change.declared
-        ]
+        for change in self.found.changes:
+            if change.declared:
+                self.found.notes.append(f"{_words(change)} Declared: {change.declared}")
+            else:
+                self.found.problems.append(f"{_words(change)} If that is meant, say so in {gate_changes.FILE}.")
+
+
+def _words(change: GateChange) -> str:
+    if change.kind == "not compared":
+        return f"{change.check}: the candidate met no champion of the base, for {change.before}."
+    return f"{change.check} is {change.kind}: {change.before}{f', now {change.after}' if change.after else ''}."
 
 
 def problems_of_checks(checks: Iterable[CheckDone]) -> list[str]:

@@ -1,0 +1,1 @@
+"""Tests of quality gates on a change."""

@@ -1,0 +1,95 @@
+"""What counts as a success is a record that Dagster wrote: each check here is really executed."""
+
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from ml_platform.errors import ApprovalNeededError
+from ml_platform.quality.documents import CheckDone, CheckState
+from ml_platform.quality.records import Recorded, failures, record_of
+from ml_platform.quality.trial import problems_of_checks
+
+
+def materialise(instance: dg.DagsterInstance, checks: list[Any], *, body: Any = lambda: None) -> str:
+    @dg.asset(key=["visits", "trained_model"])
+    def trained_model() -> None:
+        body()
+
+    job = dg.define_asset_job("job", dg.AssetSelection.all())
+    found = dg.Definitions(assets=[trained_model], asset_checks=checks, jobs=[job], executor=dg.in_process_executor)
+    done = found.get_repository_def().get_job("job").execute_in_process(instance=instance, raise_on_error=False)
+    return str(done.run_id)
+
+
+def check(name: str, answer: Any, *, blocking: bool = True) -> Any:
+    @dg.asset_check(asset=["visits", "trained_model"], name=name, blocking=blocking)
+    def checked() -> Any:
+        return answer
+
+    return checked
+
+
+def state(instance: dg.DagsterInstance, name: str, *runs: str) -> CheckState:
+    return found(instance, name, *runs).state
+
+
+def found(instance: dg.DagsterInstance, name: str, *runs: str) -> Recorded:
+    return record_of(instance, ["visits", "trained_model"], name, list(runs))
+
+
+PASSED, REFUSED = dg.AssetCheckResult(passed=True), dg.AssetCheckResult(passed=False, description="0.4 is too low")
+WARNED = dg.AssetCheckResult(passed=False, severity=dg.AssetCheckSeverity.WARN)
+
+
+@pytest.mark.fault("C5")
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (PASSED, CheckState.SUCCEEDED),
+        (REFUSED, CheckState.FAILED),
+        (WARNED, CheckState.FAILED),
+        (None, CheckState.SKIPPED),
+        (False, CheckState.SKIPPED),
+        ({"passed": True}, CheckState.SKIPPED),
+    ],
+)
+def test_only_a_record_that_says_so_is_a_success(
+    instance: dg.DagsterInstance, answer: Any, expected: CheckState
+) -> None:
+    run = materialise(instance, [check("gate", answer), check("other", PASSED)])
+
+    assert state(instance, "gate", run) is expected
+    assert state(instance, "other", run) is CheckState.SUCCEEDED
+    assert bool(problems_of_checks([CheckDone(check="gate", state=expected)])) is (expected is not CheckState.SUCCEEDED)
+
+
+@pytest.mark.fault("C5")
+def test_a_check_without_a_record_in_that_very_run_is_missing(instance: dg.DagsterInstance) -> None:
+    before = materialise(instance, [check("gate", PASSED)])
+    after = materialise(instance, [])
+
+    assert state(instance, "gate", before) is CheckState.SUCCEEDED
+    assert state(instance, "gate", after) is CheckState.MISSING
+    assert state(instance, "gate", before, after) is CheckState.MISSING
+    assert state(instance, "gate") is CheckState.MISSING
+
+
+def test_what_a_check_says_of_itself_is_kept(instance: dg.DagsterInstance) -> None:
+    run = materialise(instance, [check("gate", REFUSED)])
+
+    assert found(instance, "gate", run).said == "0.4 is too low"
+
+
+def test_a_step_that_dies_is_a_failure_and_a_missing_approval_is_none(instance: dg.DagsterInstance) -> None:
+    def die() -> None:
+        raise ZeroDivisionError("no rows")
+
+    def wait() -> None:
+        raise ApprovalNeededError("somebody has to approve it")
+
+    runs = [materialise(instance, [check("gate", PASSED)], body=body) for body in (die, wait, lambda: None)]
+
+    assert failures(instance, runs[0]) == ["ZeroDivisionError: no rows"]
+    assert failures(instance, runs[1]) == failures(instance, runs[2]) == []
+    assert state(instance, "gate", runs[0]) is CheckState.SKIPPED

@@ -1,0 +1,232 @@
+"""Changes of a real repository, tried as CI tries them: with processes, a worktree of the base and Dagster's log."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from ml_platform.errors import ConfigurationError
+from ml_platform.quality.documents import CheckState, Outcome, Trial, read
+from ml_platform.quality.gate_changes import FILE
+from ml_platform.quality.moved import sentences
+from ml_platform.quality.trial import try_change
+from ml_platform_tests.quality import made
+
+CHURN = "ml_platform/defs/models/churn.py"
+TREES = "HistGradientBoostingClassifier(random_state=0)"
+# Of a plain model: what is tried is the trying.
+QUICK = "HistGradientBoostingClassifier(max_iter=30, random_state=0)"
+F1 = '        Gate(metric="f1_score", at_least=0.70),\n'
+# Its answer says nothing, and Dagster goes on.
+SILENT = """@dg.asset_check(asset=["churn", "trained_model"], blocking=True)
+def own_check() -> dg.AssetCheckResult:
+    return None
+
+
+@dg.definitions
+"""
+REMOVED = "churn/trained_model:f1_score"
+SILENT_CHECK = "churn/trained_model:own_check"
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for variable in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
+        monkeypatch.delenv(variable, raising=False)
+    # Whatever deployment this process belongs to: a trial must not touch it.
+    monkeypatch.setenv("ML_PLATFORM_HOME", str(tmp_path / "deployment"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    made_here = made.checkout(tmp_path / "checkout")
+    made.edit(made_here, CHURN, (TREES, QUICK))
+    return made.commit(made_here)
+
+
+def tried(root: Path) -> Trial:
+    out = root.parent / "out"
+    found = try_change("churn", "main", root, out)
+    assert read(out / "churn.json") == found
+    assert made.git(root, "worktree", "list").count("\n") == 0
+    assert not (root.parent / "deployment").exists()
+    return found
+
+
+def states(found: Trial) -> dict[str, CheckState]:
+    return {check.check: check.state for check in found.checks if check.state is not CheckState.SUCCEEDED}
+
+
+# What is red before anything runs for long
+
+
+@pytest.mark.fault("C5")
+def test_a_model_file_that_does_not_import_is_red_and_named(root: Path) -> None:
+    made.edit(root, CHURN, ("import pandas as pd\n", "import pandas as pd\nimport no_such_module\n"))
+
+    found = tried(root)
+
+    assert found.outcome is Outcome.BROKEN
+    assert found.problems[0].endswith("ModuleNotFoundError: No module named 'no_such_module'")
+    assert len(states(found)) == len(found.checks) > 15
+    assert set(states(found).values()) == {CheckState.MISSING}
+
+
+@pytest.mark.soak
+@pytest.mark.fault("C5")
+def test_a_model_that_was_deleted_is_red_until_every_removal_is_declared(root: Path) -> None:
+    (root / CHURN).unlink()
+
+    found = tried(root)
+
+    assert found.outcome is Outcome.FAIL
+    assert set(states(found).values()) == {CheckState.REMOVED}
+    entries = [f'[[change]]\ncheck = "{name}"\nreason = "nobody asks for churn any more"\n' for name in states(found)]
+    made.write(root, {FILE: "".join(entries)})
+    again = tried(root)
+    assert (again.outcome, again.problems) == (Outcome.PASS, [])
+    assert all("nobody asks for churn any more" in note for note in again.notes)
+
+
+@pytest.mark.soak
+@pytest.mark.fault("C5")
+def test_a_schema_that_is_broken_is_red(root: Path) -> None:
+    made.edit(
+        root,
+        CHURN,
+        ("total_day_minutes: float = pa.Field(ge=0, le=1_440)", "total_day_minutes: float = pa.Field(ge=0, le=1)"),
+    )
+    found = tried(root)
+
+    assert found.outcome is Outcome.FAIL
+    assert states(found)["churn/validated_batches:values"] is CheckState.FAILED
+    assert states(found)[REMOVED] is CheckState.MISSING
+    assert any("does not take the rows of churn" in problem for problem in found.problems)
+
+
+@pytest.mark.soak
+def test_a_contract_that_is_none_is_red(root: Path) -> None:
+    made.edit(root, CHURN, ("        strict = True\n", ""))
+
+    found = tried(root)
+
+    assert found.outcome is Outcome.BROKEN
+    assert "must have Config.strict = True" in found.problems[0]
+
+
+def test_a_model_that_is_nowhere_and_a_base_that_is_no_commit_are_refused(root: Path) -> None:
+    with pytest.raises(ConfigurationError, match="There is no model 'nobody', here or in main"):
+        try_change("nobody", "main", root, root.parent / "out")
+    with pytest.raises(ConfigurationError, match="git fetch"):
+        try_change("churn", "nowhere", root, root.parent / "out")
+
+
+# Whole trials
+
+
+@pytest.mark.soak
+@pytest.mark.fault("C1")
+def test_a_change_that_keeps_its_gates_passes_and_meets_the_champion(root: Path) -> None:
+    made.edit(root, CHURN, ("max_iter=30", "max_iter=31"))
+
+    found = tried(root)
+
+    assert (found.outcome, found.problems, found.changes) == (Outcome.PASS, [], [])
+    assert states(found) == {}
+    here = found.corner("new", "new")
+    assert here is not None
+    assert here.champion == 1
+    assert here.rival is not None
+    assert (here.rival.kind, here.rival.name) == ("champion", "version 1")
+    assert {"churn.json", "churn.log", "churn-curves.png", "churn-verdict.html"} == {
+        file.name for file in (root.parent / "out").iterdir()
+    }
+
+
+@pytest.mark.soak
+@pytest.mark.fault("C5")
+def test_a_gate_that_was_removed_is_red_until_it_is_declared(root: Path) -> None:
+    made.edit(root, CHURN, (F1, ""))
+
+    found = tried(root)
+
+    assert found.outcome is Outcome.FAIL
+    assert states(found) == {REMOVED: CheckState.REMOVED}
+    assert found.problems == [
+        "churn/trained_model:f1_score is removed: f1_score >= 0.7, on rows the model has not seen. "
+        f"If that is meant, say so in {FILE}."
+    ]
+    made.write(root, {FILE: f'[[change]]\ncheck = "{REMOVED}"\nreason = "nobody reads it any more"\n'})
+    assert tried(root).outcome is Outcome.PASS
+
+
+@pytest.mark.soak
+@pytest.mark.fault("C5")
+def test_a_check_that_returns_nothing_is_red_though_dagster_is_content(root: Path) -> None:
+    both = "dg.Definitions.merge(model_definitions(churn), dg.Definitions(asset_checks=[own_check]))"
+    made.edit(root, CHURN, ("@dg.definitions\n", SILENT), ("return model_definitions(churn)", f"return {both}"))
+
+    found = tried(root)
+
+    assert found.outcome is Outcome.FAIL
+    assert states(found) == {SILENT_CHECK: CheckState.SKIPPED}
+    assert found.problems == [f"the check {SILENT_CHECK} is SKIPPED: it was planned and gave no result"]
+    assert "RUN_SUCCESS" in (root.parent / "out" / "churn.log").read_text()
+
+
+@pytest.mark.soak
+@pytest.mark.fault("C5")
+def test_a_gate_that_fails_is_red_with_its_figure_and_the_exit_status_is_1(root: Path) -> None:
+    made.edit(root, CHURN, ("at_least=0.80", "at_least=0.999"))
+    out = root.parent / "out"
+    command = [
+        "-c",
+        "from ml_platform.cli import main; main()",
+        "quality",
+        "churn",
+        "--base",
+        "main",
+        "--out",
+        str(out),
+    ]
+
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+    )
+
+    found = read(out / "churn.json")
+    assert done.returncode == 1, done.stderr
+    assert "refused: gate auc_roc >= 0.999 is FAIL: auc_roc is 0." in done.stderr
+    assert states(found)["churn/trained_model:auc_roc"] is CheckState.FAILED
+
+
+@pytest.mark.soak
+def test_what_made_churn_worse_is_told_by_metric_slice_and_cause(root: Path) -> None:
+    """Code that hides a column from the model and data in which labels of one slice are swapped."""
+    made.edit(root, CHURN, ("max_iter=30", "max_iter=3, max_leaf_nodes=4"))
+    file = root / "data" / "churn.parquet"
+    rows = pd.read_parquet(file)
+    swapped = rows.index[rows["international_plan"] == "yes"][::4]
+    rows.loc[swapped, "churn"] = rows.loc[swapped, "churn"].map({"yes": "no", "no": "yes"})
+    rows.to_parquet(file, index=False)
+
+    found = tried(root)
+
+    assert found.data_changed
+    assert [(corner.code, corner.data) for corner in found.corners if corner.judged] == [
+        ("old", "new"),
+        ("new", "new"),
+        ("old", "old"),
+        ("new", "old"),
+    ]
+    said = sentences(found)
+    assert any(one.startswith("auc_roc of international_plan = yes became worse") for one in said), said
+    assert "The cause is the data: the code moves it by" in next(
+        one for one in said if one.startswith("auc_roc of inter")
+    )
+    assert json.loads((root.parent / "out" / "churn.json").read_text())["outcome"] == "FAIL"

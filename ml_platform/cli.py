@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ml_platform import cli_github, cli_quality, cli_traffic, workflows
+from ml_platform import cli_github, cli_predict, cli_quality, cli_serve, cli_traffic, workflows
 from ml_platform.errors import ConfigurationError, LandingZoneError, PlatformError
 from ml_platform.model_spec import ModelSpec
 from ml_platform.records import Action, Alerting, LedgerEntry, LedgerReport
@@ -40,6 +40,8 @@ explain = typer.Typer(help="Why a version is champion, or is not, with the proof
 app.add_typer(explain, name="explain")
 ledger = typer.Typer(help="The record of approvals, promotions and rollbacks.", no_args_is_help=True)
 app.add_typer(ledger, name="ledger")
+app.command()(cli_serve.serve)
+app.command()(cli_predict.predict)
 app.command()(cli_traffic.traffic)
 app.command()(cli_traffic.rollback)
 cli_github.register(app)

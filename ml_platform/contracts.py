@@ -212,14 +212,14 @@ def _compile_column(contract: Contract, name: str, column: Any, native: bool) ->
 
 def _broken(name: str, kind: str, column: Any, check: Any) -> pl.Expr | None:
     """Return the expression that is true where a value breaks a built-in check; None where pandera must say so."""
-    if not _is_built_in(check) or not check.ignore_na or check.groupby or check.element_wise:
+    if not is_built_in(check) or not check.ignore_na or check.groupby or check.element_wise:
         return None
     kept = _kept(pl.col(name), kind, column, check.name, check.statistics)
     # pandera does not ask a missing value.
     return None if kept is None else ~kept & ~missing(name, kind)
 
 
-def _is_built_in(check: Any) -> bool:
+def is_built_in(check: Any) -> bool:
     """Tell a check of pandera's own from an author's of the same name: pandera copies them, and names what it runs."""
     from pandera.api.function_dispatch import Dispatcher
 

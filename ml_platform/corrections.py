@@ -4,12 +4,10 @@ Like `workflows`, each function can be run again after a crash at any point.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import logging
 import re
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,26 +114,8 @@ def release(platform: Platform, spec: ModelSpec, wanted: list[str], *, actor: st
     ConflictError
         Somebody else releases or forgets data of the model at the same time.
     """
-    with _alone(platform, spec.name):
+    with workflows.alone(platform, spec.name):
         return [_release(platform, spec, result, actor) for result in _wanted(platform, spec.name, wanted)]
-
-
-@contextlib.contextmanager
-def _alone(platform: Platform, model: str) -> Iterator[None]:
-    """Keep others from releasing and forgetting of this model meanwhile; the lock goes with the process.
-
-    Two deletions would rewrite the same entries of a table's log, and a release note values that are being deleted.
-    """
-    home = platform.settings.model_home(model)
-    home.mkdir(parents=True, exist_ok=True)
-    with (home / "corrections.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConflictError(
-                f"Somebody releases or forgets data of {model!r} now. Run it again after them; nothing was done."
-            ) from None
-        yield
 
 
 def _wanted(platform: Platform, model: str, wanted: list[str]) -> list[BatchResult]:
@@ -299,7 +279,7 @@ def _record(platform: Platform, again: _Again, result: BatchResult, *, rows: int
 
 
 def forget(platform: Platform, spec: ModelSpec, entity: str, *, reason: str, actor: str) -> dict[str, Any]:
-    """Delete one entity's rows: golden requests, tables in every version, kept bytes, landing zone, profiles.
+    """Delete one entity's rows: golden requests, logged predictions, tables in every version, kept bytes, landing zone.
 
     A tombstone, which says who only to those who ask with the key, is recorded first: from then on no file brings
     the entity back. What a model learnt stays in it; it is marked as not reproducible.
@@ -324,7 +304,7 @@ def forget(platform: Platform, spec: ModelSpec, entity: str, *, reason: str, act
         erasure.canonical(word, spec) for word in re.findall(r"\w+", reason)
     }:
         raise DataError("The reason is kept and must not say who is forgotten. Give another; nothing was deleted.")
-    with _alone(platform, spec.name):
+    with workflows.alone(platform, spec.name):
         return _forget(platform, spec, name, reason, actor)
 
 
@@ -378,6 +358,7 @@ def _erase(platform: Platform, spec: ModelSpec, entity: str) -> tuple[dict[str, 
     marked = 0 if since is None else platform.database.mark_forgotten(spec.name, since)
     # In this order: what is needed to find the rest goes last, so that a crash in between leaves nothing behind.
     requests = _erase_requests(platform, spec, entity)
+    logged = workflows.without_predictions(platform, spec, entity)
     raw = _search_raw(platform, spec, entity)
     removed = {key: rows for key, rows in raw.rows.items() if rows}
     findings = erasure.erase(
@@ -393,6 +374,7 @@ def _erase(platform: Platform, spec: ModelSpec, entity: str) -> tuple[dict[str, 
         "rows_of_kept_files": kept,
         "files_of_the_landing_zone": landed,
         "golden_requests": requests,
+        "predictions": logged,
         "profiles": _remove_profiles(platform, spec.name),
         "candidates_not_reproducible": marked,
     }
@@ -483,7 +465,10 @@ def _erase_requests(platform: Platform, spec: ModelSpec, entity: str) -> int:
         return 0
     names = staging.GOLDEN_REQUESTS, staging.GOLDEN_ANSWERS
     folders = sorted((platform.settings.model_home(spec.name) / "candidates").glob("*"))
-    return sum(erasure.requests_without(folder, names, features) for folder in folders)
+    removed = sum(erasure.requests_without(folder, names, features) for folder in folders)
+    for candidate in platform.database.candidates_by_id([folder.name for folder in folders]):
+        workflows.list_served_again(platform, candidate)
+    return removed
 
 
 def _remove_profiles(platform: Platform, model: str) -> int:

@@ -16,12 +16,16 @@
     ├── ModelError                a model that must not be used
     │   ├── DigestMismatchError   the bytes are not the bytes that were recorded
     │   ├── UntrustedModelError   the file asks for types outside the platform's trust list
-    │   └── ModelTimeoutError     a model that gave no answer in time
+    │   ├── ModelTimeoutError     a model that gave no answer in time
+    │   ├── PredictionError       a model that raised, or said what is no finite number
+    │   └── UncompiledError       a pipeline with a part that is not known to the compiler
     ├── EvidenceError             a step was asked for without the evidence that it needs
     │   ├── ApprovalNeededError   the evidence holds and a person has to approve it
     │   └── IrreproducibleError   a version that cannot be made again here
     ├── ApprovalRefusedError      who approves could not be authenticated, or does not count
     ├── TrialError                a step of trying a change that could not be done
+    ├── RequestError              a request for predictions that cannot be answered as it stands
+    ├── BusyError                 more requests wait than are taken
     ├── ConflictError             somebody else changed the same thing first
     │   └── RolloutUnderWayError  traffic is on its way to the champion: the next one has to wait
     ├── AlertError                an alert that could not be sent
@@ -37,6 +41,11 @@
 A message says what was wrong, where, and what to do. The command line prints it as it is and exits with 2; a
 failed gate or a quarantined arrival is a result and exits with 1.
 """
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+MOST_PROBLEMS = 10
 
 
 class PlatformError(Exception):
@@ -99,6 +108,14 @@ class ModelTimeoutError(ModelError):
     """A model that gave no answer in time."""
 
 
+class PredictionError(ModelError):
+    """A model that raised, or said what is no finite number."""
+
+
+class UncompiledError(ModelError):
+    """A pipeline with a part that is not known to the compiler: it is asked with DataFrames."""
+
+
 class EvidenceError(PlatformError):
     """A step was asked for without the evidence that it needs."""
 
@@ -117,6 +134,55 @@ class ApprovalRefusedError(PlatformError):
 
 class TrialError(PlatformError):
     """A step of trying a change that could not be done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestProblem:
+    """One thing that is wrong with a request for predictions.
+
+    Parameters
+    ----------
+    rule : str
+        What was asked, as the rest of a sentence: ``must be at least 0``.
+    field : str or None
+        Of which field; ``None`` where it is the request as a whole.
+    value : str, int, float, bool or None
+        What was received, shortened; ``None`` also where nothing was.
+    record : int or None
+        Number of the record, from 0; ``None`` where it is not about one.
+    """
+
+    rule: str
+    field: str | None = None
+    value: str | float | bool | None = None
+    record: int | None = None
+
+    def __str__(self) -> str:
+        of = f"{self.field!r} " if self.field else ""
+        where = "" if self.record is None else f"record {self.record}: "
+        got = "" if self.value is None else f". Got {self.value!r} instead"
+        return f"{where}{of}{self.rule}{got}"
+
+
+class RequestError(PlatformError):
+    """A request for predictions that cannot be answered as it stands.
+
+    Parameters
+    ----------
+    status : int
+        Of HTTP: 400 no JSON of a known form, 413 too much, 422 a field that breaks a rule.
+    problems : sequence of RequestProblem
+        The first `MOST_PROBLEMS` that were found, at least one.
+    """
+
+    def __init__(self, status: int, problems: Sequence[RequestProblem]) -> None:
+        super().__init__("; ".join(str(problem) for problem in problems) + ".")
+        self.status = status
+        self.problems = list(problems)
+
+
+class BusyError(PlatformError):
+    """More requests wait than are taken: come back a little later."""
 
 
 class ConflictError(PlatformError):

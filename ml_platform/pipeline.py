@@ -4,7 +4,7 @@
 
     landing zone -> raw_batches -> validated_batches                       group <model>_data, a partition an arrival
     training_dataset -> trained_model -> registered_version -> staging_version -> champion_version    group <model>
-    champion_version -> rollout                                            group <model>_live, never touched by CI
+    champion_version -> rollout -> prediction_log                          group <model>_live, never touched by CI
 
 An asset's body calls one function of `workflows` and says what a person wants to know of the result. What one asset
 leaves for the next stands in the platform's database; no IO manager is involved.
@@ -84,14 +84,19 @@ def model_definitions(spec: ModelSpec) -> dg.Definitions:
     data_job = dg.define_asset_job(f"{spec.name}_ingest", dg.AssetSelection.assets(*data), tags={MODEL_TAG: spec.name})
     life_job = dg.define_asset_job(f"{spec.name}_retrain", dg.AssetSelection.assets(*life), tags={MODEL_TAG: spec.name})
     move_job = dg.define_asset_job(f"{spec.name}_rollout", dg.AssetSelection.assets(moves), tags={MODEL_TAG: spec.name})
+    log = _prediction_log(spec)
+    log_job = dg.define_asset_job(
+        f"{spec.name}_predictions", dg.AssetSelection.assets(log), tags={MODEL_TAG: spec.name}
+    )
     return dg.Definitions(
-        assets=[*data, *life, moves],
+        assets=[*data, *life, moves, log],
         asset_checks=[_gates(spec)],
-        jobs=[data_job, life_job, move_job],
+        jobs=[data_job, life_job, move_job, log_job],
         sensors=[
             _arrival_sensor(spec, data_job),
             _retraining_sensor(spec, life_job),
             _registry_sensor(spec),
+            _prediction_sensor(spec, log_job),
             _traffic_sensor(spec, move_job),
         ],
         schedules=[_weekly(spec, life_job)],
@@ -224,6 +229,8 @@ def _gates(spec: ModelSpec) -> dg.AssetChecksDefinition:
         _blocking(spec, "trained_model", name, f"{condition}, on rows the model has not seen")
         for name, condition in spec.conditions.items()
     ]
+    fast = "Compiled preprocessing answers as the pipeline does, to the bit; where not, a server is slower."
+    specs.append(dg.AssetCheckSpec("fast_path", asset=[spec.name, "trained_model"], description=fast))
 
     @dg.multi_asset_check(name=f"{spec.name}_gates", specs=specs, can_subset=False)
     def gates(context: dg.AssetCheckExecutionContext, platform: PlatformResource) -> Iterator[dg.AssetCheckResult]:
@@ -231,6 +238,7 @@ def _gates(spec: ModelSpec) -> dg.AssetChecksDefinition:
         candidate = workflows.current_candidate(opened, spec.name, _root_run(context))
         judgement = workflows.judge_candidate(opened, spec, candidate)
         yield from views.gate_checks(opened, spec, judgement)
+        yield views.fast_path_check(judgement)
 
     return gates
 
@@ -352,6 +360,20 @@ def _rollout(spec: ModelSpec) -> dg.AssetsDefinition:
         return Result(metadata=views.traffic_metadata(opened, found))
 
     return rollout
+
+
+def _prediction_log(spec: ModelSpec) -> dg.AssetsDefinition:
+    @_live_asset(
+        spec,
+        "prediction_log",
+        kinds={"deltalake"},
+        deps=[[spec.name, "rollout"]],
+        description="What the servers answered, a row a prediction, taken from the files that they log into.",
+    )
+    def prediction_log(platform: PlatformResource) -> Result:
+        return Result(metadata=views.prediction_metadata(workflows.take_predictions(platform.open(), spec)))
+
+    return prediction_log
 
 
 def _live_asset(spec: ModelSpec, name: str, **options: Any) -> Decorator:
@@ -497,6 +519,26 @@ def _traffic_sensor(spec: ModelSpec, job: Any) -> dg.SensorDefinition:
         return dg.RunRequest(run_key=key, tags={MODEL_TAG: spec.name})
 
     return traffic
+
+
+def _prediction_sensor(spec: ModelSpec, job: Any) -> dg.SensorDefinition:
+    @dg.sensor(
+        name=f"{spec.name}_predictions",
+        job=job,
+        minimum_interval_seconds=60,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Files of the prediction log that their servers have closed are taken into its table.",
+    )
+    def predictions(context: dg.SensorEvaluationContext, platform: PlatformResource) -> dg.RunRequest | dg.SkipReason:
+        """Request a run while files wait; nothing is changed here."""
+        waiting = workflows.waiting_predictions(platform.open(), spec.name)
+        if not waiting:
+            return dg.SkipReason("No server has closed a file of its log.")
+        if is_running(context.instance, job.name):
+            return dg.SkipReason("The files of the last tick are being taken.")
+        return dg.RunRequest(tags={MODEL_TAG: spec.name})
+
+    return predictions
 
 
 def _weekly(spec: ModelSpec, job: Any) -> dg.ScheduleDefinition:

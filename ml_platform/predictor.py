@@ -12,12 +12,15 @@ import hashlib
 import sys
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ml_platform.compiled import Compiled, Order, compile_pipeline
 from ml_platform.errors import DigestMismatchError, ModelError, UntrustedModelError
 from ml_platform.fresh import answer
+from ml_platform.request_contract import Record, RequestContract
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +41,22 @@ TRUSTED_TYPES = (
     "sklearn.utils._metadata_requests.MetadataRequest",
     "sklearn.utils._metadata_requests.MethodMetadataRequest",
 )
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model says of some records.
+
+    Parameters
+    ----------
+    scores : list of float, or of list of float
+        The probability of the positive class, or of each class, or the predicted number, by record.
+    predictions : list
+        1 or 0 at the model's own threshold, or the class, or the number, by record.
+    """
+
+    scores: list[Any]
+    predictions: list[Any]
 
 
 class Predictor:
@@ -83,11 +102,82 @@ class Predictor:
         """Return 1 or 0 at the model's own threshold, or the class, or the number; shape (n_samples,)."""
         return self.pipeline.predict(frame)  # type: ignore[no-any-return]
 
+    def for_records(self, contract: RequestContract, fast: Order | None = None) -> "RecordPredictor":
+        """Return what predicts records of a contract.
+
+        Parameters
+        ----------
+        contract : RequestContract
+        fast : str or None
+            By the compiled preprocessing, with its array in the order ``C`` or ``F`` for which the parity check
+            passed. ``None`` goes through DataFrames.
+
+        Raises
+        ------
+        UncompiledError
+            The fast way was asked for, and the pipeline has a part that is not known to the compiler.
+        """
+        return RecordPredictor(self, contract, compile_pipeline(self.pipeline, contract, fast) if fast else None)
+
     def score_record(self, record: Mapping[Any, Any]) -> float | list[float]:
         """Return the score of one record of feature names and values; a list, in the order of `classes`, for many."""
         import pandas as pd
 
         return self.scores(pd.DataFrame([record]))[0].tolist()  # type: ignore[no-any-return]
+
+
+class RecordPredictor:
+    """Predicts records of one contract, through DataFrames or by the compiled preprocessing.
+
+    Parameters
+    ----------
+    predictor : Predictor
+    contract : RequestContract
+    compiled : Compiled or None
+        ``None`` makes a DataFrame of the types that the model was trained on.
+    """
+
+    def __init__(self, predictor: Predictor, contract: RequestContract, compiled: Compiled | None) -> None:
+        self.predictor = predictor
+        self.contract = contract
+        self._compiled = compiled
+        self._head, self._estimator = _parted(predictor.pipeline)
+
+    @property
+    def fast(self) -> bool:
+        """Whether it goes by the compiled preprocessing."""
+        return self._compiled is not None
+
+    def predict_records(self, records: Sequence[Record]) -> Answers:
+        """Return what the model says of some records, at least one; it may raise whatever the model raises.
+
+        Parameters
+        ----------
+        records : sequence of tuple
+            Values in the contract's order, None for a missing one.
+        """
+        if self._compiled is not None:
+            scores, predictions = self._compiled.answer(records)
+        else:
+            frame = self.contract.frame(records)
+            block = frame if self._head is None else self._head.transform(frame)
+            scores, predictions = _both(self._estimator, block)
+        return Answers(scores.tolist(), predictions.tolist())
+
+
+def _parted(pipeline: Any) -> tuple[Any, Any]:
+    """Return a pipeline's transformers and its estimator, so that rows go through the first once for two answers."""
+    from sklearn.pipeline import Pipeline
+
+    if not isinstance(pipeline, Pipeline) or len(pipeline.steps) < 2:
+        return None, pipeline
+    return pipeline[:-1], pipeline[-1]
+
+
+def _both(estimator: Any, rows: Any) -> "tuple[NDArray[Any], NDArray[Any]]":
+    asked = Predictor(estimator, "")
+    predictions = asked.predictions(rows)
+    return (asked.scores(rows) if hasattr(estimator, "predict_proba") else predictions), predictions
 
 
 def file_digest(path: Path) -> str:

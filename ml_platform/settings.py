@@ -17,6 +17,7 @@ variable                           default                      what it is
                                                                 to; text and valid rows are read into memory, so that
                                                                 it should be no more than a machine has
 ``ML_PLATFORM_GOLDEN``             ``data/golden/``             frozen datasets, a folder a model
+``ML_PLATFORM_PREDICTION_DAYS``    90                           how long the prediction log's table keeps a row
 ``ML_PLATFORM_CODE_REVISION``      asked of git                 the commit, where there is no checkout
 ``ML_PLATFORM_MLFLOW_UI``          ``http://127.0.0.1:5000``    what links to MLflow start with
 ``ML_PLATFORM_ALERTMANAGER_URL``   none: alerts are logged      where alerts are sent too, ``http://host:9093``
@@ -30,6 +31,8 @@ variable                           default                      what it is
 ``ML_PLATFORM_DAGSTER_TOKEN``      none                         what a proxy before a deployed Dagster asks for
 ``GITHUB_…``                       none                         ``ACTIONS``, ``ACTOR``, ``TRIGGERING_ACTOR`` and
                                                                 ``RUN_ID``, set by GitHub's runners, or by anybody
+``ML_PLATFORM_ADMIN_TOKENS_FILE``  a token made at the start    who may call a server's admin port: a private JSON file
+                                                                of names, each with ``sha256`` and ``scopes``
 ``ML_PLATFORM_ADMIN_TOKEN``        the one that this host's     the secret with which ``rollback`` calls the admin ports
                                    server made                  of the servers
 ``MLFLOW_TRACKING_URI``            SQLite under the home        the model registry
@@ -65,11 +68,13 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = None
     most_bytes: int = Field(default=MOST_BYTES, ge=1)
     golden: Path = PROJECT_ROOT / "data" / "golden"
+    prediction_days: float = Field(default=90.0, gt=0)
     code_revision: str | None = None
     mlflow_ui: str = "http://127.0.0.1:5000"
     alertmanager_url: SecretStr | None = None
     approval_tokens_file: Path | None = None
     approval_token: SecretStr | None = None
+    admin_tokens_file: Path | None = None
     admin_token: SecretStr | None = None
     github_environment: str = ""
     github_reviewer: str = ""
@@ -80,7 +85,7 @@ class Settings(BaseSettings):
     dagster_token: SecretStr | None = None
     mlflow_tracking_uri: SecretStr | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
 
-    @field_validator("home", "golden", "approval_tokens_file")
+    @field_validator("home", "golden", "approval_tokens_file", "admin_tokens_file")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         if value is not None and not value.is_absolute():
@@ -137,6 +142,10 @@ class Settings(BaseSettings):
     def ledger_heads(self) -> Path:
         """The log of the heads of all ledgers: their anchor outside the database."""
         return self.home / "ledger-heads.log"
+
+    def serving_home(self, model: str) -> Path:
+        """Where the servers of one model on this host keep their state, copies and logs."""
+        return self.home / "serving" / model
 
     def model_home(self, model: str) -> Path:
         """Where the raw bytes, tables and candidates of one model stand."""

@@ -26,7 +26,7 @@ from ml_platform.stages.datasets import DatasetReport
 from ml_platform.stages.previews import Preview
 from ml_platform.stages.profiles import Profile
 from ml_platform.stages.rollout import StepReport
-from ml_platform.workflows import Judgement, Platform, Traffic
+from ml_platform.workflows import Judgement, Platform, TakenPredictions, Traffic
 
 INTERRUPTED = "dagster._core.errors.DagsterExecutionInterruptedError"
 EXAMPLES = 5
@@ -190,6 +190,18 @@ def gate_checks(platform: Platform, spec: ModelSpec, judgement: Judgement) -> It
         yield gate_check(result, {**evidence, **_beside(result, spec, verdict), **shown})
 
 
+def fast_path_check(judgement: Judgement) -> dg.AssetCheckResult:
+    """Return whether a server may go by the compiled preprocessing; where not, it goes by DataFrames, and is slower."""
+    found = judgement.parity
+    return dg.AssetCheckResult(
+        check_name="fast_path",
+        passed=found.passed,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=found.why,
+        metadata={"rows": found.rows, "cases": found.cases, "refused": found.refused},
+    )
+
+
 def gate_check(result: GateResult, evidence: dict[str, Any]) -> dg.AssetCheckResult:
     """Return a gate's result as Dagster takes it: the one place that says passed, always an error where it did not.
 
@@ -330,6 +342,18 @@ def _figures_text(report: StepReport) -> str:
     said = [f"- **{c.name}** {c.outcome}: {c.why}" for c in report.conditions]
     head = f"| | version {stable['version']} | version {successor['version']} |"
     return "\n".join([head, "|---|---|---|", *rows, "", *said])
+
+
+def prediction_metadata(taken: TakenPredictions) -> dict[str, Any]:
+    """Return what a run added to the prediction log."""
+    return {
+        "files": taken.files,
+        "dagster/row_count": taken.total,
+        "new_rows": taken.rows,
+        "unreadable_lines": taken.unreadable,
+        "expired_rows": taken.expired,
+        "table_version": "none yet" if taken.version is None else taken.version,
+    }
 
 
 def _mlflow_run(platform: Platform, run_id: str) -> str:

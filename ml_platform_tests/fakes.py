@@ -35,6 +35,7 @@ from ml_platform.records import (
 )
 from ml_platform.settings import Settings
 from ml_platform.stages import gates
+from ml_platform.stages.parity import Parity
 from ml_platform.workflows import Platform
 
 
@@ -301,6 +302,11 @@ def verdict(of: Candidate, **metrics: float | None) -> Verdict:
 def verdict_by(spec: ModelSpec, of: Candidate, **metrics: float | None) -> Verdict:
     """Return the verdict on a candidate by the gates of a model, as `verdict` does."""
     return gates.judge(of, findings(spec, **metrics), spec)
+
+
+def parity(**changes: Any) -> Parity:
+    """Return a parity check that passed, with some of its fields changed."""
+    return replace(Parity(passed=True, why=None, compiler=sha256_text("compiler"), model_digest="0" * 64), **changes)
 
 
 def registration(of: Candidate, version: int) -> Registration:

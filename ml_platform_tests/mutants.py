@@ -172,7 +172,13 @@ def confirm_the_first(platform: Platform, _: ModelSpec) -> None:
 
 
 def show_checks(platform: Platform, spec: ModelSpec) -> None:
-    judgement = Judgement(verdict=verdict_on(platform), curves=None, page=Path("verdict.html"), mlflow_run_id="run")
+    judgement = Judgement(
+        verdict=verdict_on(platform),
+        curves=None,
+        page=Path("verdict.html"),
+        mlflow_run_id="run",
+        parity=fakes.parity(),
+    )
     list(views.gate_checks(platform, spec, judgement))
 
 

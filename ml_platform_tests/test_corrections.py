@@ -238,10 +238,10 @@ def test_two_corrections_of_one_model_do_not_meet(platform: Platform) -> None:
     drop_with_trials(platform, "monday.parquet", 60)
     publish(platform)
 
-    with corrections._alone(platform, "visits"), corrections._alone(platform, "others"):
-        with pytest.raises(ConflictError, match="Somebody releases or forgets"):
+    with workflows.alone(platform, "visits"), workflows.alone(platform, "others"):
+        with pytest.raises(ConflictError, match="Somebody releases, forgets or tidies up"):
             corrections.release(platform, FIXED, [], actor="ann")
-        with pytest.raises(ConflictError, match="Somebody releases or forgets"):
+        with pytest.raises(ConflictError, match="Somebody releases, forgets or tidies up"):
             corrections.forget(platform, SPEC, "1", reason="request 17", actor="ann")
 
     assert platform.database.tombstones("visits") == []

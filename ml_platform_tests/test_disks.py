@@ -1,6 +1,5 @@
 """Disks that are full, read-only or broken, and processes that die in the middle of a rename or a commit."""
 
-import contextlib
 import os
 import re
 import shutil
@@ -20,6 +19,7 @@ from ml_platform.predictor import load
 from ml_platform.stages import datasets
 from ml_platform.workflows import Platform
 from ml_platform_tests import fakes
+from ml_platform_tests.disks import full, read_only
 from ml_platform_tests.steps import publish, train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,34 +29,6 @@ BAD_ROWS = 2
 
 
 # A disk of a few megabytes
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """Return the root of a file system of its own that holds three megabytes."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", folder], capture_output=True, text=True)
-    if mounted.returncode != 0:
-        pytest.skip(f"a small disk needs root and the right to mount, as in CI's container: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-@contextlib.contextmanager
-def full(disk: Path, *, but_for: int = 0) -> Iterator[None]:
-    """Leave only so many bytes free."""
-    state, ballast = os.statvfs(disk), disk / "ballast"
-    ballast.write_bytes(b"\0" * max(state.f_bavail * state.f_frsize - but_for, 0))
-    yield
-    ballast.unlink()
-
-
-@contextlib.contextmanager
-def read_only(disk: Path) -> Iterator[None]:
-    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-    yield
-    subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
 
 
 @pytest.fixture

@@ -251,16 +251,18 @@ def test_a_metric_that_nobody_computes_blocks(platform: Platform, instance: dg.D
 
 def judgement_of(spec: ModelSpec, **metrics: float | None) -> Judgement:
     verdict = gates.judge(fakes.candidate(), fakes.findings(spec, **metrics), spec)
-    return Judgement(verdict=verdict, curves=None, page=Path("verdict.html"), mlflow_run_id="run")
+    page = Path("verdict.html")
+    return Judgement(verdict=verdict, curves=None, page=page, mlflow_run_id="run", parity=fakes.parity())
 
 
-def test_all_gates_are_blocking_checks_of_one_step_that_cannot_be_subset() -> None:
+def test_all_gates_and_no_other_checks_block_in_one_step_that_cannot_be_subset() -> None:
     spec = fakes.visits_spec(gates=(*fakes.visits_spec().gates, Gate(metric="recall", at_least=0.5, slices=("plan",))))
 
     (step,) = model_definitions(spec).asset_checks or []
 
     assert isinstance(step, dg.AssetChecksDefinition)
-    assert {check.name: check.blocking for check in step.check_specs} == dict.fromkeys(spec.conditions, True)
+    blocking = {check.name: check.blocking for check in step.check_specs}
+    assert blocking == {**dict.fromkeys(spec.conditions, True), "fast_path": False}
     assert not step.can_subset
 
 

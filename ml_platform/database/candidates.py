@@ -1,5 +1,6 @@
 """Records of dataset versions, candidates, verdicts and registrations."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -88,6 +89,12 @@ class CandidateRecords(Storage):
             raise EvidenceError(f"There is no candidate {identifier!r}. Train one: ml-platform retrain MODEL.")
         return _candidate(row)
 
+    def candidates_by_id(self, identifiers: Sequence[str]) -> list[Candidate]:
+        """Return the candidates that are known of some identifiers, in the order of their training."""
+        query = sa.select(candidates).where(candidates.c.id.in_(identifiers)).order_by(candidates.c.trained_at)
+        with self._transaction() as connection:
+            return [_candidate(dict(row._mapping)) for row in connection.execute(query)]
+
     def newest_candidate(self, model: str, run_id: str | None = None) -> Candidate | None:
         """Return the candidate that was trained last, by one Dagster run where it is named; ``None`` if none was."""
         query = sa.select(candidates).where(candidates.c.model == model)
@@ -146,6 +153,25 @@ class CandidateRecords(Storage):
             raise EvidenceError(
                 f"The verdict on candidate {candidate!r} has been changed since it was stored: digest "
                 f"{verdict.digest[:12]} instead of {row['digest'][:12]}. Judge the candidate again."
+            )
+        return verdict
+
+    def verdict_under(self, digest: str) -> Verdict:
+        """Return the verdict that is stored under a digest, which it has.
+
+        Raises
+        ------
+        EvidenceError
+            There is none, or the stored document has another digest or is no verdict.
+        """
+        row = self._row(sa.select(verdicts).where(verdicts.c.digest == digest))
+        if row is None:
+            raise EvidenceError(f"There is no verdict {digest[:12]}. Judge its candidate again.")
+        verdict = _read(row["document"], row["candidate"])
+        if verdict.digest != digest:
+            raise EvidenceError(
+                f"The verdict {digest[:12]} has been changed since it was stored: its digest is {verdict.digest[:12]}. "
+                "Judge its candidate again."
             )
         return verdict
 

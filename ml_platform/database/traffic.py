@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from ml_platform.database.storage import Storage
-from ml_platform.database.tables import servers, traffic_figures, traffic_plans
+from ml_platform.database.tables import candidates, ledger, servers, traffic_figures, traffic_plans
 from ml_platform.errors import ConflictError
 from ml_platform.records import canonical_json, now
 from ml_platform.traffic import ServerBeat, TrafficFigures, TrafficPlan
@@ -21,6 +21,18 @@ class TrafficRecords(Storage):
         newest = sa.select(traffic_plans.c.document).where(traffic_plans.c.model == model)
         row = self._row(newest.order_by(traffic_plans.c.sequence.desc()).limit(1))
         return TrafficPlan.from_document(row["document"]) if row else None
+
+    def traffic_mark(self, model: str) -> tuple[object, ...]:
+        """Return what changes whenever something changes that a server obeys: ledger, plan, files to be served."""
+        said = sa.select(ledger.c.sequence, ledger.c.digest).where(ledger.c.model == model)
+        plan = sa.select(traffic_plans.c.sequence, traffic_plans.c.decision).where(traffic_plans.c.model == model)
+        named = sa.select(ledger.c.candidate).where(ledger.c.model == model)
+        served = sa.select(candidates.c.id, candidates.c.served_digest).where(candidates.c.id.in_(named))
+        with self._transaction() as connection:
+            head = connection.execute(said.order_by(ledger.c.sequence.desc()).limit(1)).first()
+            newest = connection.execute(plan.order_by(traffic_plans.c.sequence.desc()).limit(1)).first()
+            files = connection.execute(served.order_by(candidates.c.id)).all()
+        return (head and tuple(head), newest and tuple(newest), tuple(tuple(row) for row in files))
 
     def traffic_plans(self, model: str, salt: str | None = None) -> list[TrafficPlan]:
         """Return the last hundred plans, newest first.

@@ -13,6 +13,7 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,9 @@ ATTEMPTS = 20
 # A single feature this good is not signal but the label in disguise.
 GIVEAWAY = 0.99
 LEAST_ROWS_A_CATEGORY = 5
+# A table of so many files is read slowly.
+MANY_FILES = 100
+HOURS_TO_FINISH = 24
 # Into so many parts of equal size a numeric feature is cut to see whether it gives one of several classes away.
 BINS = 200
 
@@ -83,7 +87,14 @@ def _make_durable(table: Path, version: int) -> None:
 
 
 def publish(
-    table: Path, rows: "pa.Table", *, arrival: str, sha256: str, notes: dict[str, Any], read_at: int | None = None
+    table: Path,
+    rows: "pa.Table",
+    *,
+    arrival: str,
+    sha256: str,
+    notes: dict[str, Any],
+    read_at: int | None = None,
+    quoted: str | None = None,
 ) -> Publication:
     """Append an arrival's rows in one commit, once.
 
@@ -99,6 +110,8 @@ def publish(
         Figures to keep in the commit, for a writer that dies before it can report them.
     read_at : int or None
         The version that the rows were validated against: nobody may have committed since. ``None`` does not mind.
+    quoted : str or None
+        The column whose least and greatest values a table that is made now notes in its log; ``None`` for all columns.
 
     Raises
     ------
@@ -113,7 +126,7 @@ def publish(
 
     data = rows.append_column(ARRIVAL, pa.array([arrival] * rows.num_rows, pa.string())).replace_schema_metadata(None)
     for _ in range(ATTEMPTS):
-        opened = _open(table) or _create(table, data.schema)
+        opened = _open(table) or _create(table, data.schema, quoted)
         if done := opened and _publication(table, opened, sha256):
             return done
         if opened and read_at is not None and opened.version() > max(read_at, 0):
@@ -126,7 +139,7 @@ def publish(
     raise ConflictError(f"Others wrote to {table} {ATTEMPTS} times while {arrival} was published. Run it again.")
 
 
-def _create(table: Path, schema: "pa.Schema") -> Any:
+def _create(table: Path, schema: "pa.Schema", quoted: str | None) -> Any:
     """Make an empty table and open it; return None if somebody else was making it at the same time."""
     from deltalake import CommitProperties, DeltaTable
     from deltalake.exceptions import DeltaError
@@ -139,7 +152,10 @@ def _create(table: Path, schema: "pa.Schema") -> Any:
                 schema,
                 mode="error",
                 # A version that a model was trained on stays readable: Delta would drop old commits after 30 days.
-                configuration={"delta.enableExpiredLogCleanup": "false"},
+                configuration={
+                    "delta.enableExpiredLogCleanup": "false",
+                    **({"delta.dataSkippingStatsColumns": quoted} if quoted else {}),
+                },
                 # With retries the library would write a second creation after somebody else's first.
                 commit_properties=CommitProperties(max_commit_retries=0),
             )
@@ -213,6 +229,56 @@ def commit_nothing(table: Path) -> None:
             continue
         return
     raise ConflictError(f"Others wrote to {table} {ATTEMPTS} times meanwhile. Run it again.")
+
+
+def newest_version(table: Path) -> tuple[int | None, int]:
+    """Return the number of a table's newest version and its rows; None and 0 where there is no table."""
+    opened = _open(table)
+    return (None, 0) if opened is None else (int(opened.version()), int(opened.count()))
+
+
+def tidy(table: Path, column: str, since: datetime) -> int:
+    """Delete rows of before a time, once a day, and make one file of many; return how many rows were deleted.
+
+    Files that are no longer in the newest version are removed a day later: whoever reads them now can finish. Nobody
+    else may change files of the table meanwhile; others may append.
+
+    Parameters
+    ----------
+    column : str
+        Holds the time of a row.
+    since : datetime
+        In UTC. While no row is a day older than this, none is deleted.
+
+    Raises
+    ------
+    StorageError
+        The disk is full, read-only or broken.
+    """
+    opened = _open(table)
+    if opened is None:
+        return 0
+    with _storing_in(table):
+        deleted = _delete_before(opened, column, since)
+        many = len(opened.file_uris()) >= MANY_FILES
+        if many:
+            opened.optimize.compact()
+        if deleted or many:
+            _make_durable(table, opened.version())
+            opened.vacuum(retention_hours=HOURS_TO_FINISH, dry_run=False, enforce_retention_duration=False)
+            _make_durable(table, opened.version())
+    return deleted
+
+
+def _delete_before(opened: Any, column: str, since: datetime) -> int:
+    import pyarrow.compute as pc
+
+    day_older = pc.scalar(since - timedelta(days=1))
+    # Files whose noted ends say that all is newer are not opened.
+    if not opened.to_pyarrow_dataset().count_rows(filter=pc.field(column) < day_older):
+        return 0
+    deleted: int = opened.delete(f"{column} < '{since.isoformat()}'")["num_deleted_rows"]
+    return deleted
 
 
 def _require_columns(opened: Any, names: list[str]) -> None:

@@ -318,12 +318,12 @@ def _rewritten(line: str, entries: dict[str, dict[str, Any]], arrivals: set[str]
     return line
 
 
-def rows_without(spec: ModelSpec, entity: str) -> Callable[["pa.Table"], "pa.Table"]:
-    """Return the change that takes an entity out of the table of valid rows."""
+def rows_without(spec: ModelSpec, entity: str, column: str | None = None) -> Callable[["pa.Table"], "pa.Table"]:
+    """Return the change that takes an entity out of a table; ``None`` for the column that the contract names."""
     import pyarrow as pa
 
     def change(rows: "pa.Table") -> "pa.Table":
-        keep = [canonical(value, spec) != entity for value in rows.column(spec.entity).to_pylist()]
+        keep = [canonical(value, spec) != entity for value in rows.column(column or spec.entity).to_pylist()]
         return rows if all(keep) else rows.filter(pa.array(keep, pa.bool_()))
 
     return change

@@ -124,6 +124,21 @@ class Registry:
             client.set_terminated(run_id, "FINISHED" if verdict.passed else "FAILED")
         return run_id
 
+    def show_files(self, run_id: str, files: Mapping[str, bytes]) -> None:
+        """Put files among a run's artifacts, by their place there, instead of those that stand there; none is nothing.
+
+        Raises
+        ------
+        RegistryError
+            MLflow refuses, or does not answer.
+        """
+        if not files:
+            return
+        with tempfile.TemporaryDirectory(prefix="ml-platform-") as name:
+            _lay_out(Path(name), files)
+            with self._asking("show files of the run") as client:
+                client.log_artifacts(run_id, name)
+
     def _run_of(self, client: "MlflowClient", candidate: Candidate, milliseconds: int) -> str:
         experiment = self._experiment(client, candidate.model)
         found = client.search_runs([experiment], filter_string=f"tags.`{CANDIDATE_TAG}` = '{candidate.id}'")
@@ -249,6 +264,22 @@ class Registry:
                 raise MissingInRegistryError(
                     f"The bytes of version {version} of {model!r} are gone from {self.address}: no {name}."
                 ) from None
+        return Path(found)
+
+    def fetch_folder(self, run_id: str, name: str, folder: Path) -> Path:
+        """Download a folder of a run's artifacts into a folder; return its path.
+
+        Raises
+        ------
+        RegistryError
+            MLflow refuses, has no such folder, or does not answer.
+        """
+        import mlflow.artifacts
+
+        with self._asking(f"hand out {name!r} of run {run_id}"):
+            found = mlflow.artifacts.download_artifacts(
+                run_id=run_id, artifact_path=name, dst_path=str(folder), tracking_uri=self._uri
+            )
         return Path(found)
 
     def set_alias(self, model: str, alias: str, version: int) -> None:
@@ -429,16 +460,21 @@ def run_files(model_file: Path, features: "pd.DataFrame", extra: Mapping[str, by
     features : DataFrame
         A few rows that the signature is read from.
     extra : mapping of str to bytes
-        Further files by name.
+        Further files by name, or by their path below the run's artifacts.
     """
     with tempfile.TemporaryDirectory(prefix="ml-platform-") as name:
         folder = Path(name)
         (folder / MODEL_FOLDER).mkdir()
         shutil.copyfile(model_file, folder / MODEL_FOLDER / MODEL_FILE)
         _write_mlmodel(folder / MODEL_FOLDER, features)
-        for file, data in extra.items():
-            (folder / file).write_bytes(data)
+        _lay_out(folder, extra)
         yield folder
+
+
+def _lay_out(folder: Path, files: Mapping[str, bytes]) -> None:
+    for file, data in files.items():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_bytes(data)
 
 
 def _write_mlmodel(folder: Path, features: "pd.DataFrame") -> None:

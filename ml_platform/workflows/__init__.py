@@ -32,7 +32,13 @@ from ml_platform.workflows.landing import (
 )
 from ml_platform.workflows.ledger import ledgers, verify_ledger
 from ml_platform.workflows.people import authenticate, who
-from ml_platform.workflows.platform import FORGET_KEY, Platform
+from ml_platform.workflows.platform import FORGET_KEY, Platform, alone
+from ml_platform.workflows.predictions import (
+    TakenPredictions,
+    take_predictions,
+    waiting_predictions,
+    without_predictions,
+)
 from ml_platform.workflows.promotion import (
     approve_version,
     promote_version,
@@ -45,6 +51,7 @@ from ml_platform.workflows.promotion import (
 from ml_platform.workflows.reconciliation import alert, reconcile
 from ml_platform.workflows.reproduction import Likeness, Reproduction, reproduce
 from ml_platform.workflows.rollout import Traffic, described, step_rollout, traffic_of
+from ml_platform.workflows.served import SERVED_FILES, SERVED_FOLDER, list_served_again
 from ml_platform.workflows.slots import claim_slot
 from ml_platform.workflows.status import status
 from ml_platform.workflows.traffic import is_carried_out, keep_plan, living_servers, plan_in_force, unfinished_rollout
@@ -52,6 +59,8 @@ from ml_platform.workflows.traffic import is_carried_out, keep_plan, living_serv
 __all__ = [
     "CURVES",
     "FORGET_KEY",
+    "SERVED_FILES",
+    "SERVED_FOLDER",
     "End",
     "Followed",
     "Judgement",
@@ -59,9 +68,11 @@ __all__ = [
     "Platform",
     "Reproduction",
     "Return",
+    "TakenPredictions",
     "Tested",
     "Traffic",
     "alert",
+    "alone",
     "approve_version",
     "authenticate",
     "check_version",
@@ -84,6 +95,7 @@ __all__ = [
     "land_files",
     "landed",
     "ledgers",
+    "list_served_again",
     "living_servers",
     "look_for_arrivals",
     "original_numbers",
@@ -104,10 +116,13 @@ __all__ = [
     "stage_version",
     "status",
     "step_rollout",
+    "take_predictions",
     "traffic_of",
     "train_candidate",
     "unfinished_rollout",
     "verify_ledger",
     "waiting_arrivals",
+    "waiting_predictions",
     "who",
+    "without_predictions",
 ]

@@ -14,12 +14,14 @@ from ml_platform.records import Candidate, DatasetVersion, Findings, Verdict
 from ml_platform.stages import datasets, evaluation, gates, staging, verdict_pages
 from ml_platform.stages._curves import Curves, curve
 from ml_platform.stages.evaluation import Answered
+from ml_platform.stages.parity import Parity
 from ml_platform.stages.registry import run_files
 from ml_platform.workflows.candidates import pinned_rows
 from ml_platform.workflows.measuring import answers_in, costs_of, datasets_to_judge, figures_of
 from ml_platform.workflows.platform import Platform
 from ml_platform.workflows.promotion import show_champion
 from ml_platform.workflows.rivals import Contest, Trial, contest_of
+from ml_platform.workflows.served import keep_served_files, remove_served_list, served_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,12 +34,16 @@ CURVES, POINTS = "curves.png", "curves.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """A verdict with what shows it: a picture, a page, an MLflow run. ``curves`` is None where there is none."""
+    """A verdict with what shows it: a picture, a page, an MLflow run. ``curves`` is None where there is none.
+
+    `parity` says whether a server may take the fast way with the candidate; no gate asks for it.
+    """
 
     verdict: Verdict
     curves: bytes | None
     page: Path
     mlflow_run_id: str
+    parity: Parity
 
 
 def judge_candidate(platform: Platform, spec: ModelSpec, candidate: Candidate) -> Judgement:
@@ -57,7 +63,9 @@ def judge_candidate(platform: Platform, spec: ModelSpec, candidate: Candidate) -
         platform.database.record_dataset(_pinned(candidate))
     except ForgottenError:  # somebody was forgotten since the rows were read: they may be in the requests
         staging.remove_golden_requests(platform.candidate_folder(candidate))
+        remove_served_list(platform.candidate_folder(candidate))
         raise
+    parity = keep_served_files(platform, spec, candidate, predictor, (trained, holdout))
     champion = platform.database.champion(spec.name)
     trial = Trial(training=trained, data=data, answers=answers)
     contest = contest_of(platform, spec, candidate, trial, champion)
@@ -75,7 +83,7 @@ def judge_candidate(platform: Platform, spec: ModelSpec, candidate: Candidate) -
     for result in verdict.results:
         log.info("gate %s: %s", result.outcome.value, result.why)
     page = platform.verdict_page(candidate)
-    return Judgement(verdict=verdict, curves=curves, page=page, mlflow_run_id=run_id)
+    return Judgement(verdict=verdict, curves=curves, page=page, mlflow_run_id=run_id, parity=parity)
 
 
 def _pinned(candidate: Candidate) -> DatasetVersion:
@@ -114,9 +122,12 @@ def _show_in_mlflow(platform: Platform, candidate: Candidate, verdict: Verdict, 
     kept = [folder / name for name in (CURVES, POINTS)] + [platform.verdict_page(candidate)]
     extra = {path.name: path.read_bytes() for path in kept if path.is_file()}
     extra["verdict.json"] = verdict.document.encode()
+    extra.update(shown := served_bytes(platform, candidate))
     with run_files(platform.model_file(candidate), features.head(staging.GOLDEN_ROWS), extra) as files:
         run_id = platform.registry.record_run(candidate, verdict, files)
     platform.database.link_mlflow_run(candidate.id, run_id)
+    if shown != (now_there := served_bytes(platform, candidate)):  # somebody was forgotten meanwhile
+        platform.registry.show_files(run_id, now_there)
     return run_id
 
 

@@ -1,9 +1,15 @@
 """One deployment: its settings, its database, its landing zone, its registry."""
 
+import contextlib
+import fcntl
+import time
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import IO
 
 from ml_platform.database import Database
+from ml_platform.errors import ConflictError
 from ml_platform.predictor import MODEL_FILE
 from ml_platform.records import Candidate, DatasetVersion
 from ml_platform.settings import Settings, read_settings
@@ -64,6 +70,14 @@ class Platform:
         """Return the folder of the Delta table of a model's quarantined rows."""
         return self.settings.model_home(model) / "quarantine"
 
+    def predictions(self, model: str) -> Path:
+        """Return the folder of the Delta table of a model's logged predictions."""
+        return self.settings.model_home(model) / "predictions"
+
+    def prediction_files(self, model: str) -> Path:
+        """Return the folder into which the servers on this host log a model's predictions."""
+        return self.settings.serving_home(model) / "predictions"
+
     def forget_key(self, *, make: bool) -> bytes:
         """Return the key under which forgotten entities are recorded; never in the database, see docs/decisions.
 
@@ -89,3 +103,42 @@ class Platform:
     def model_file(self, candidate: Candidate) -> Path:
         """Return the path of a candidate's stored bytes."""
         return self.candidate_folder(candidate) / MODEL_FILE
+
+
+@contextlib.contextmanager
+def alone(platform: Platform, model: str, *, seconds: float = 0.0) -> Iterator[None]:
+    """Keep others from releasing, forgetting and tidying up of this model meanwhile; the lock goes with the process.
+
+    Two deletions would rewrite the same entries of a table's log, a release note values that are being deleted, and
+    who makes one file of many write again what is being deleted.
+
+    Parameters
+    ----------
+    seconds : float
+        How long to wait for somebody who does so now.
+
+    Raises
+    ------
+    ConflictError
+        Somebody does so now.
+    """
+    home = platform.settings.model_home(model)
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "corrections.lock").open("w") as file:
+        until = time.monotonic() + seconds
+        while not _taken(file):
+            if time.monotonic() >= until:
+                raise ConflictError(
+                    f"Somebody releases, forgets or tidies up data of {model!r} now. Run it again after them; nothing "
+                    "was done."
+                )
+            time.sleep(0.05)
+        yield
+
+
+def _taken(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

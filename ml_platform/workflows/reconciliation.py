@@ -26,6 +26,7 @@ from ml_platform.stages.registry import run_files
 from ml_platform.workflows.ledger import follow_ledger, promotion_lock, require_sound_ledger
 from ml_platform.workflows.platform import Platform
 from ml_platform.workflows.promotion import promote_version, roll_back, show_champion, staged_evidence
+from ml_platform.workflows.served import served_bytes
 from ml_platform.workflows.traffic import keep_plan
 
 log = logging.getLogger("ml_platform")
@@ -257,6 +258,7 @@ def _registered_again(platform: Platform, spec: ModelSpec, candidate: Candidate,
     with _files(platform, candidate, verdict) as files:
         folder = f"instead-of-version-{champion.version}"
         number, run_id = platform.registry.register_again(candidate, verdict, files, folder, taken)
+    platform.registry.show_files(run_id, served_bytes(platform, candidate))
     platform.database.link_mlflow_run(candidate.id, run_id)
     problem = _bytes_problem(platform, Registration(model=spec.name, version=number, candidate=candidate.id))
     if problem:

@@ -9,7 +9,7 @@ import pytest
 
 from ml_platform.model_spec import Rollout
 from ml_platform.records import GateOutcome, LedgerEntry, canonical_json, now
-from ml_platform.stages._arms import Arm, arm, error_difference, p_more_errors, quantile, score_shift
+from ml_platform.stages._arms import Arm, arm, error_difference, p_more_errors, p_slower, quantile, score_shift
 from ml_platform.stages.promotion import standing
 from ml_platform.stages.rollout import (
     Step,
@@ -99,6 +99,7 @@ def test_all_traffic_goes_to_the_champion_at_once(last: LedgerEntry) -> None:
 def test_the_ledger_alone_says_how_it_begins_and_each_rollout_tries_other_keys() -> None:
     assert begun(HISTORY) == begun(list(HISTORY))
     assert begun([*HISTORY, promoted(3, 3)]).salt != PLAN.salt
+    assert alone(HISTORY[0], sequence=1).salt != alone(HISTORY[1], sequence=1).salt
 
 
 def test_a_promotion_over_an_unfinished_rollout_comes_from_the_version_that_still_answers() -> None:
@@ -149,6 +150,11 @@ def test_a_plan_that_the_ledger_does_not_allow_gives_all_traffic_to_the_champion
 
     assert not is_allowed(plan, HISTORY)
     assert in_force(HISTORY, plan) == alone(HISTORY[-1], sequence=5)
+
+
+def test_a_plan_of_a_decision_that_the_ledger_does_not_hold_is_not_believed() -> None:
+    assert in_force(HISTORY, replace(PLAN, sequence=4, decision=9)) == begun(HISTORY, sequence=5)
+    assert not is_allowed(replace(PLAN, decision=1), HISTORY)
 
 
 def test_a_plan_with_a_version_that_was_rolled_back_is_refused() -> None:
@@ -384,6 +390,34 @@ def test_an_interval_of_a_difference_is_newcombes() -> None:
 
     # His example (a), method 10: 56/70 and 48/80.
     assert error_difference(one, other) == pytest.approx((0.2, 0.0524, 0.3339), abs=1e-4)
+
+
+def in_bucket(place: int, records: int = 200) -> Arm:
+    """Return a version all of whose records took a time between the same two ends."""
+    latencies = tuple(records * (number == place) for number in range(len(LATENCY_BUCKETS) + 1))
+    return Arm(version=2, records=records, latencies=latencies)
+
+
+def test_records_of_a_bucket_spread_evenly_and_those_beyond_the_last_end_are_of_no_known_time() -> None:
+    between_5_and_10_ms, beyond = in_bucket(3), in_bucket(len(LATENCY_BUCKETS))
+
+    assert p_slower(between_5_and_10_ms, 0.0075) < 1e-6  # half of them are slower
+    assert p_slower(between_5_and_10_ms, 0.0099) > 0.9
+    assert p_slower(beyond, 5.0) < 1e-6
+    assert p_slower(beyond, 6.0) == 1.0
+
+
+def test_a_shift_that_chance_makes_is_none_and_rare_scores_are_counted_together() -> None:
+    few = Arm(version=2, records=40, scores=(7, 13, 10, 10))
+    many = Arm(version=1, records=40_000, scores=(10_000, 10_000, 10_000, 10_000))
+    rare = Arm(version=2, records=20, scores=(20, 0, 0, 0))
+    common = Arm(version=1, records=400, scores=(396, 1, 1, 2))
+
+    shift = score_shift(few, many)
+    assert shift is not None
+    assert shift[0] == 0.0
+    assert shift[1] > 0.1
+    assert score_shift(rare, common) == (0.0, 1.0)
 
 
 def test_the_shift_of_scores_does_not_depend_on_how_traffic_was_divided() -> None:

@@ -46,11 +46,18 @@ test: lint unit ## Set-up, lint, types, import contracts, all tests
 unit: .venv/.dev
 	$(BIN)/pytest --numprocesses auto --dist worksteal
 
-lint: .venv/.dev ## ruff, mypy --strict, import contracts
+lint: .venv/.dev ## ruff, mypy --strict, import contracts; workflows, shell scripts and Dockerfile
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/actionlint -shellcheck $(BIN)/shellcheck -pyflakes=
+	$(BIN)/zizmor --offline --quiet .github
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-actions .github/actions/*/action.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/shellcheck .ci/run .github/scripts/*.sh
+	$(BIN)/hadolint Dockerfile
 
 format: .venv/.dev ## Format and fix what can be fixed
 	$(BIN)/ruff format .

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ml_platform import cli_predict, cli_quality, cli_serve, cli_traffic, workflows
+from ml_platform import cli_github, cli_predict, cli_quality, cli_serve, cli_traffic, workflows
 from ml_platform.errors import ConfigurationError, LandingZoneError, PlatformError
 from ml_platform.model_spec import ModelSpec
 from ml_platform.records import Action, Alerting, LedgerEntry, LedgerReport
@@ -44,6 +44,7 @@ app.command()(cli_serve.serve)
 app.command()(cli_predict.predict)
 app.command()(cli_traffic.traffic)
 app.command()(cli_traffic.rollback)
+cli_github.register(app)
 cli_quality.register(app)
 progress = Console(stderr=True, highlight=False, soft_wrap=True)
 # A pipe has no width: what is written into a file or a log is not folded.
@@ -377,12 +378,15 @@ def approve(
     reason: Annotated[str, typer.Option(help="Why, for whoever reads the ledger later.")],
     by: Annotated[str, typer.Option(help="How you are known: os_user, token or github_environment.")] = "os_user",
     name: Annotated[str, typer.Option(help="With --by token: whose token it is.")] = "",
+    verdict: Annotated[
+        str | None, typer.Option(help="Digest of the verdict that was looked at; no other one is approved.")
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """Approve a version that passed its gates, as somebody other than who trained it, and promote it."""
     spec, platform = _spec(model), Platform()
     person = workflows.authenticate(platform, by, name=name, token=_token(platform) if by == "token" else "")
-    approval, entry = workflows.approve_version(platform, spec, version, person, reason=reason)
+    approval, entry = workflows.approve_version(platform, spec, version, person, reason=reason, verdict_digest=verdict)
     _show_in_dagster(platform, entry)
     if json:
         output.print_json(data={"approval": vars(approval), "entry": vars(entry)}, default=str)
@@ -483,25 +487,24 @@ def reconcile(model: Model, json: AsJson = False) -> None:
 def retrain(
     model: Model,
     reason: Annotated[str, typer.Option(help="Why, for whoever reads the ledger later.")],
+    slot: Annotated[str | None, typer.Option(help=cli_github.SLOT_HELP)] = None,
+    at: Annotated[str | None, typer.Option(help=cli_github.AT_HELP)] = None,
     json: AsJson = False,
 ) -> None:
-    """Train on the newest rows, judge, and promote what passes."""
+    """Train on the newest rows, judge, and promote what passes; once a slot, if one is given."""
     _require_model(model)
     platform = Platform()
-    failed = _retrain(model, f"manual: {reason.removeprefix('manual: ')}")
+    if at is not None:
+        cli_github.retrain_at(platform, at, model, reason, slot)
+        return
+    with _working(f"Training and judging {model} …"):
+        failed = cli_github.retrain_here(platform, model, reason, slot)
     found = [row for row in model_status(platform) if row["model"] == model]
     if json:
         output.print_json(data=found)
     for row in [] if json else found:
         _print_status(row)
     _exit_if_refused(failed)
-
-
-def _retrain(model: str, reason: str) -> list[str]:
-    with _working(f"Training and judging {model} …"):
-        from ml_platform import runs
-
-        return runs.retrain(model, reason, workflows.who(Platform()))
 
 
 def _exit_if_refused(failed: list[str]) -> None:
@@ -529,12 +532,17 @@ def demo(
     outcomes = _ingest(platform, "churn")
     if not outcomes:
         output.print("Every file is published already: nothing was published twice.")
-    failed = _retrain("churn", "manual: demo") if platform.new_rows("churn") else _nothing_to_train_on(platform)
+    failed = _train_demo(platform) if platform.new_rows("churn") else _nothing_to_train_on(platform)
     found = model_status(platform)[0]
     _print_status(found)
     _exit_if_refused(failed)
     if _any_quarantined(outcomes) or found["last_run"]["state"] == "refused":
         raise typer.Exit(REFUSED)
+
+
+def _train_demo(platform: Platform) -> list[str]:
+    with _working("Training and judging churn …"):
+        return cli_github.retrain_here(platform, "churn", "demo", None)
 
 
 def _nothing_to_train_on(platform: Platform) -> list[str]:

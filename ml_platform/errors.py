@@ -29,6 +29,8 @@
     ├── ConflictError             somebody else changed the same thing first
     │   └── RolloutUnderWayError  traffic is on its way to the champion: the next one has to wait
     ├── AlertError                an alert that could not be sent
+    ├── OutsideError              GitHub or a deployed Dagster refused, or did not answer
+    ├── RefusedWebhookError       a message that is not from the registry
     ├── AdminError                a server's admin port that refused, or did not answer
     ├── LedgerError               the ledger is not what was written into it
     ├── DatabaseUnavailableError  the platform's database could not be reached
@@ -197,6 +199,30 @@ class AlertError(PlatformError):
 
 class AdminError(PlatformError):
     """A server's admin port that refused, or did not answer."""
+
+
+class OutsideError(PlatformError):
+    """GitHub or a deployed Dagster refused, or did not answer.
+
+    Parameters
+    ----------
+    message : str
+    status : int or None
+        The HTTP status of its refusal; ``None`` if it gave no answer.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether asking again may help: there was no answer, or a server's own trouble."""
+        return self.status is None or self.status >= 500
+
+
+class RefusedWebhookError(PlatformError):
+    """A message that is not from the registry."""
 
 
 class LedgerError(PlatformError):

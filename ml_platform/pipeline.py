@@ -22,6 +22,7 @@ from ml_platform import views, workflows
 from ml_platform.errors import EvidenceError
 from ml_platform.liveness import PROCESS_TAG, is_running, process_tag
 from ml_platform.model_spec import ModelSpec
+from ml_platform.records import Slot, slot_name
 from ml_platform.settings import keeps_runs
 from ml_platform.stages.arrivals import EXAMPLES, SUFFIXES, Look
 from ml_platform.stages.registry import briefly
@@ -37,6 +38,7 @@ Decorator = Callable[[Callable[..., Result]], dg.AssetsDefinition]
 REASON_TAG = "ml_platform/reason"
 ACTOR_TAG = "ml_platform/actor"
 MODEL_TAG = "ml_platform/model"
+SLOT_TAG = "ml_platform/slot"
 DATA_CHECKS = {
     "schema": "Every file is readable and has the contract's columns and types, nothing more and nothing less.",
     "values": "Every value is within the contract's ranges and categories.",
@@ -182,6 +184,7 @@ def _training_dataset(spec: ModelSpec) -> dg.AssetsDefinition:
     def training_dataset(context: dg.AssetExecutionContext, platform: PlatformResource) -> Result:
         _refuse_ephemeral(context)
         opened = platform.open()
+        _claim_slot(context, opened, spec.name)
         report = workflows.pin_dataset(opened, spec)
         profile = workflows.profile_dataset(opened, spec, report.dataset)
         metadata = {**views.dataset_metadata(report), **views.profile_metadata(opened, report, profile)}
@@ -317,6 +320,14 @@ def _actor(context: dg.AssetExecutionContext, platform: Platform) -> str | None:
     """Return who asked for a run, None where a trigger did: a run without a reason was started here by hand."""
     tags = context.run.tags
     return tags.get(ACTOR_TAG) or (None if REASON_TAG in tags else workflows.who(platform))
+
+
+def _claim_slot(context: dg.AssetExecutionContext, platform: Platform, model: str) -> None:
+    """Refuse to train for a slot that another run has; a run that is tried again has it already."""
+    tags = context.run.tags
+    if SLOT_TAG in tags:
+        slot = Slot(model=model, reason=tags.get(REASON_TAG, ""), slot=tags[SLOT_TAG])
+        workflows.claim_slot(platform, slot, _root_run(context))
 
 
 def _refuse_ephemeral(context: dg.AssetExecutionContext) -> None:
@@ -531,12 +542,22 @@ def _prediction_sensor(spec: ModelSpec, job: Any) -> dg.SensorDefinition:
 
 
 def _weekly(spec: ModelSpec, job: Any) -> dg.ScheduleDefinition:
-    return dg.ScheduleDefinition(
+    @dg.schedule(
         name=f"{spec.name}_weekly",
         job=job,
         cron_schedule=spec.schedule,
         execution_timezone="UTC",
-        tags={REASON_TAG: "schedule", MODEL_TAG: spec.name},
         default_status=dg.DefaultScheduleStatus.RUNNING,
-        description="Retrains whether or not data came.",
+        description="Retrains whether or not data came, once a slot, whoever's clock asks first.",
     )
+    def weekly(context: dg.ScheduleEvaluationContext, platform: PlatformResource) -> dg.RunRequest | dg.SkipReason:
+        """Request the run of this tick's slot, unless GitHub's clock was first."""
+        slot = Slot(model=spec.name, reason="schedule", slot=slot_name(context.scheduled_execution_time))
+        holder = platform.open().database.slot_holder(slot)
+        if holder is not None:
+            return dg.SkipReason(f"Run {holder} has the slot {slot.slot}.")
+        return dg.RunRequest(
+            run_key=slot.slot, tags={REASON_TAG: slot.reason, MODEL_TAG: spec.name, SLOT_TAG: slot.slot}
+        )
+
+    return weekly

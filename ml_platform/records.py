@@ -8,7 +8,11 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
+from ml_platform.errors import ConfigurationError
 from ml_platform.model_spec import safe_name
+
+SLOT = re.compile(r"[A-Za-z0-9][A-Za-z0-9:._-]{0,63}")
+LONGEST_REASON = 255
 
 
 def now() -> datetime:
@@ -349,6 +353,44 @@ class Registration:
     model: str
     version: int
     candidate: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slot:
+    """What a retraining is unique by.
+
+    Parameters
+    ----------
+    model, reason : str
+    slot : str
+        For a schedule its time in UTC, ``2026-11-23T02:00Z``; else a name that whoever asks gives.
+
+    Raises
+    ------
+    ConfigurationError
+        The slot is no such name, or the reason is longer than a database's key.
+    """
+
+    model: str
+    reason: str
+    slot: str
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be stored as a key."""
+        if not SLOT.fullmatch(self.slot):
+            raise ConfigurationError(
+                "--slot must be `due` or at most 64 letters, digits, dots, colons, dashes and underscores. Got "
+                f"{self.slot!r} instead."
+            )
+        if len(self.reason) > LONGEST_REASON:
+            raise ConfigurationError(
+                f"The reason of a slot must have at most {LONGEST_REASON} characters. Got {len(self.reason)} instead."
+            )
+
+
+def slot_name(time: datetime) -> str:
+    """Return the slot of a schedule's tick: its time in UTC to the minute, whatever zone it is told in."""
+    return f"{time.astimezone(UTC):%Y-%m-%dT%H:%MZ}"
 
 
 class Action(StrEnum):

@@ -1,10 +1,12 @@
 """Launch Dagster runs in this process: what `ml-platform ingest`, `retrain` and `demo` need Dagster for."""
 
+import contextlib
 import logging
 import sys
 import time
 import uuid
 from collections.abc import Sequence
+from datetime import datetime
 from functools import partial
 
 import dagster as dg
@@ -13,8 +15,16 @@ import sqlalchemy as sa
 from ml_platform import views, workflows
 from ml_platform.errors import ConfigurationError, PlatformError
 from ml_platform.liveness import PROCESS_TAG, opened_instance, process_tag
-from ml_platform.pipeline import ACTOR_TAG, MODEL_TAG, REASON_TAG, arrival_requests, arrivals_partition, range_tags
-from ml_platform.records import LedgerEntry
+from ml_platform.pipeline import (
+    ACTOR_TAG,
+    MODEL_TAG,
+    REASON_TAG,
+    SLOT_TAG,
+    arrival_requests,
+    arrivals_partition,
+    range_tags,
+)
+from ml_platform.records import LedgerEntry, Slot, slot_name
 from ml_platform.stages.arrivals import ARRIVALS_A_RUN, Look
 from ml_platform.workflows import Platform
 
@@ -87,6 +97,62 @@ def retrain(model: str, reason: str, actor: str) -> list[str]:
         return _execute(job, instance, {REASON_TAG: reason, ACTOR_TAG: actor, MODEL_TAG: model})
 
 
+def retrain_once(platform: Platform, slot: Slot, actor: str) -> list[str]:
+    """Retrain for a slot, unless another run has it; the slot is given back if the run broke or was interrupted.
+
+    Parameters
+    ----------
+    platform : Platform
+    slot : Slot
+        Its reason is recorded as the retraining's.
+    actor : str
+        Who asks.
+
+    Returns
+    -------
+    list of str
+        As `retrain`.
+
+    Raises
+    ------
+    ConflictError
+        Another run has the slot.
+    ConfigurationError, RunFailedError
+        As `retrain`.
+    """
+    job, run_id = _job(f"{slot.model}_retrain", slot.model), str(uuid.uuid4())
+    with opened_instance() as instance:
+        workflows.claim_slot(platform, slot, run_id)
+        tags = {REASON_TAG: slot.reason, ACTOR_TAG: actor, MODEL_TAG: slot.model, SLOT_TAG: slot.slot}
+        with contextlib.ExitStack() as unfinished:
+            unfinished.callback(platform.database.release_slot, slot, run_id)
+            failed = _execute(job, instance, tags, run_id)
+            unfinished.pop_all()
+        return failed
+
+
+def due_slot(model: str, at: datetime) -> str:
+    """Return the slot of a model's schedule that is due: its newest tick at or before a time.
+
+    Parameters
+    ----------
+    model : str
+    at : datetime
+        Aware, in any zone.
+
+    Raises
+    ------
+    ConfigurationError
+        There is no such model.
+    """
+    from dagster._utils.schedules import reverse_cron_string_iterator
+
+    _job(f"{model}_retrain", model)
+    cron = _repository().get_schedule_def(f"{model}_weekly").cron_schedule
+    ticks = reverse_cron_string_iterator(at.timestamp(), str(cron), "UTC")
+    return slot_name(next(ticks))
+
+
 def report_champion(platform: Platform, entry: LedgerEntry) -> None:
     """Let Dagster show a promotion that no run of its own made, so that champion_version is not red for ever.
 
@@ -135,8 +201,10 @@ def _add_partitions(instance: dg.DagsterInstance, name: str, keys: Sequence[str]
             return
 
 
-def _execute(job: dg.JobDefinition, instance: dg.DagsterInstance, tags: dict[str, str]) -> list[str]:
-    run_id = str(uuid.uuid4())
+def _execute(
+    job: dg.JobDefinition, instance: dg.DagsterInstance, tags: dict[str, str], run_id: str | None = None
+) -> list[str]:
+    run_id = run_id or str(uuid.uuid4())
     tags = {**tags, PROCESS_TAG: process_tag(run_id)}
     execute = partial(job.execute_in_process, run_config=QUIET, instance=instance, raise_on_error=False)
     result = execute(tags=tags, run_id=run_id)

@@ -24,7 +24,11 @@ variable                           default                      what it is
 ``ML_PLATFORM_APPROVAL_…``         none                         ``TOKENS_FILE``: who may approve by token, a private
                                                                 JSON file of names and sha256; ``TOKEN``: the secret
 ``ML_PLATFORM_GITHUB_…``           none                         ``ENVIRONMENT``, ``REVIEWER``: the protected environment
-                                                                of this job, and who let it pass
+                                                                of this job, and who let it pass; ``REPOSITORY``,
+                                                                ``TOKEN``, ``API``: where ``ml-platform webhooks`` asks
+                                                                for promotions
+``ML_PLATFORM_WEBHOOK_SECRET``     none                         what MLflow signs its webhooks with
+``ML_PLATFORM_DAGSTER_TOKEN``      none                         what a proxy before a deployed Dagster asks for
 ``GITHUB_…``                       none                         ``ACTIONS``, ``ACTOR``, ``TRIGGERING_ACTOR`` and
                                                                 ``RUN_ID``, set by GitHub's runners, or by anybody
 ``ML_PLATFORM_ADMIN_TOKENS_FILE``  a token made at the start    who may call a server's admin port: a private JSON file
@@ -54,7 +58,8 @@ S3_ADDRESS = re.compile(r"s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/(?!\.{1,2}(/|$))[^/\
 class Settings(BaseSettings):
     """Where this deployment keeps things; frozen once read."""
 
-    model_config = SettingsConfigDict(env_prefix="ML_PLATFORM_", frozen=True, extra="forbid")
+    # GitHub sets a variable that is not set up to nothing.
+    model_config = SettingsConfigDict(env_prefix="ML_PLATFORM_", frozen=True, extra="forbid", env_ignore_empty=True)
 
     home: Path = PROJECT_ROOT / "var"
     landing_zone: str | None = None
@@ -73,6 +78,11 @@ class Settings(BaseSettings):
     admin_token: SecretStr | None = None
     github_environment: str = ""
     github_reviewer: str = ""
+    github_repository: str = ""
+    github_api: str = "https://api.github.com"
+    github_token: SecretStr | None = None
+    webhook_secret: SecretStr | None = None
+    dagster_token: SecretStr | None = None
     mlflow_tracking_uri: SecretStr | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
 
     @field_validator("home", "golden", "approval_tokens_file", "admin_tokens_file")

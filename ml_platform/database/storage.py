@@ -16,7 +16,7 @@ from ml_platform.records import sha256_text
 
 # The newest migration; a test compares it with ml_platform/migrations, so that opening an up-to-date database
 # does not pay for importing Alembic.
-HEAD = "0002"
+HEAD = "0003"
 # SQLite's word for a disk that is full, read-only or broken; not for a database that another process holds.
 DISK_ERRORS = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
 # How long a transaction waits for a PostgreSQL server that is being restarted, in seconds, and how often it asks.

@@ -170,6 +170,16 @@ traffic_figures = sa.Table(
     sa.Column("counted_at", UtcDateTime, nullable=False),
 )
 
+retraining_slots = sa.Table(
+    "retraining_slots",
+    metadata,
+    sa.Column("model", sa.String(40), primary_key=True),
+    sa.Column("reason", sa.String(255), primary_key=True),
+    sa.Column("slot", sa.String(64), primary_key=True),
+    sa.Column("holder", sa.String(64), nullable=False),
+    sa.Column("claimed_at", UtcDateTime, nullable=False),
+)
+
 
 def this_arrival(model: str, key: str) -> sa.ColumnElement[bool]:
     """Return the condition on `arrivals` that one of a model's arrivals meets."""

@@ -14,6 +14,7 @@ from ml_platform.workflows.candidates import (
 )
 from ml_platform.workflows.evidence import evidence
 from ml_platform.workflows.explain import explain
+from ml_platform.workflows.following import End, Followed, Tested, check_version, follow_rollout
 from ml_platform.workflows.forgotten import (
     is_forgotten,
     original_numbers,
@@ -42,6 +43,7 @@ from ml_platform.workflows.promotion import (
     approve_version,
     promote_version,
     register_candidate,
+    require_reason,
     roll_back,
     show_champion,
     stage_version,
@@ -50,6 +52,7 @@ from ml_platform.workflows.reconciliation import alert, reconcile
 from ml_platform.workflows.reproduction import Likeness, Reproduction, reproduce
 from ml_platform.workflows.rollout import Traffic, described, step_rollout, traffic_of
 from ml_platform.workflows.served import SERVED_FILES, SERVED_FOLDER, list_served_again
+from ml_platform.workflows.slots import claim_slot
 from ml_platform.workflows.status import status
 from ml_platform.workflows.traffic import is_carried_out, keep_plan, living_servers, plan_in_force, unfinished_rollout
 
@@ -58,22 +61,28 @@ __all__ = [
     "FORGET_KEY",
     "SERVED_FILES",
     "SERVED_FOLDER",
+    "End",
+    "Followed",
     "Judgement",
     "Likeness",
     "Platform",
     "Reproduction",
     "Return",
     "TakenPredictions",
+    "Tested",
     "Traffic",
     "alert",
     "alone",
     "approve_version",
     "authenticate",
+    "check_version",
+    "claim_slot",
     "current_candidate",
     "curves_of",
     "described",
     "evidence",
     "explain",
+    "follow_rollout",
     "go_back",
     "golden_problems",
     "ignored_files",
@@ -101,6 +110,7 @@ __all__ = [
     "register_candidate",
     "remove_from_raw_batch",
     "reproduce",
+    "require_reason",
     "roll_back",
     "show_champion",
     "stage_version",

@@ -68,18 +68,25 @@ def stage_version(platform: Platform, candidate: Candidate) -> tuple[Registratio
         What the test found; ``None`` if it passed.
     """
     registration = _registration(platform, candidate)
-    with tempfile.TemporaryDirectory(prefix="ml-platform-") as folder:
-        model_file = platform.registry.fetch(candidate.model, registration.version, Path(folder))
-        golden = platform.candidate_folder(candidate)
-        problem = staging.integration_test(model_file, candidate.model_digest, golden)
-    if problem is None:
-        shown = platform.registry.signature(candidate.model, registration.version)
-        problem = staging.signature_problem(shown, registry.signature_of(staging.golden_requests(golden)))
+    problem = integration_problem(platform, registration)
     if problem is None:
         platform.database.mark_staged(registration)
         platform.registry.set_alias(candidate.model, "staging", registration.version)
         log.info("version %s passed its integration test", registration.version)
     return registration, problem
+
+
+def integration_problem(platform: Platform, registration: Registration) -> str | None:
+    """Say what the integration test finds wrong with a version's bytes in the registry; nothing is changed."""
+    candidate = platform.database.candidate(registration.candidate)
+    golden = platform.candidate_folder(candidate)
+    with tempfile.TemporaryDirectory(prefix="ml-platform-") as folder:
+        model_file = platform.registry.fetch(candidate.model, registration.version, Path(folder))
+        problem = staging.integration_test(model_file, candidate.model_digest, golden)
+    if problem is not None:
+        return problem
+    shown = platform.registry.signature(candidate.model, registration.version)
+    return staging.signature_problem(shown, registry.signature_of(staging.golden_requests(golden)))
 
 
 def promote_version(
@@ -192,7 +199,13 @@ def show_champion(platform: Platform, model: str) -> None:
 
 
 def approve_version(
-    platform: Platform, spec: ModelSpec, version: int | None, person: Person, *, reason: str
+    platform: Platform,
+    spec: ModelSpec,
+    version: int | None,
+    person: Person,
+    *,
+    reason: str,
+    verdict_digest: str | None = None,
 ) -> tuple[GivenApproval, LedgerEntry]:
     """Record a person's approval of a staged version's evidence, then promote it.
 
@@ -206,6 +219,8 @@ def approve_version(
         Who approves, authenticated by the caller.
     reason : str
         Why.
+    verdict_digest : str or None
+        The verdict that the person saw; ``None`` is the one that the version has now.
 
     Returns
     -------
@@ -228,6 +243,11 @@ def approve_version(
     registration = _staged(platform, spec.name, version)
     require_sound_ledger(platform, spec.name)
     verdict = staged_evidence(platform, spec, registration)
+    if verdict_digest is not None and verdict.digest != verdict_digest:
+        raise EvidenceError(
+            f"--verdict must be the verdict on version {registration.version} of {spec.name!r}, {verdict.digest}. Got "
+            f"{verdict_digest!r} instead: what was looked at is not what would be promoted. Nothing was approved."
+        )
     approval = promotion.approve(platform.database, registration, verdict, spec.approval_needed, person, reason=reason)
     log.info("version %s is approved by %s", registration.version, person.name)
     candidate = platform.database.candidate(registration.candidate)

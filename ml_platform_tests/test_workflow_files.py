@@ -1,0 +1,410 @@
+"""What the workflows may do, by their text: who may write, what is pinned, which text reaches a shell."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ml_platform_tests import workflow_files
+from ml_platform_tests.workflow_files import ACTIONS, GITHUB, ROOT, STUBS, WORKFLOWS, read, steps
+
+FILES = [*WORKFLOWS, *ACTIONS]
+# What runs the code of pull requests, a fork's too.
+OPEN = ["ci.yml", "quality-gates.yml"]
+# What holds a secret or a token that writes.
+RELEASES = ["image.yml", "promote.yml", "quality-report.yml", "retrain.yml"]
+PINNED = re.compile(r"uses: (?:\./\S+|[\w.-]+/[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+)$")
+WRITING = {
+    "image.yml": {"publish": {"attestations", "id-token", "packages"}},
+    "quality-report.yml": {"comment": {"pull-requests"}},
+}
+
+
+def by_name(name: str) -> dict[str, Any]:
+    return read(GITHUB / "workflows" / name)
+
+
+def named(file: Path) -> str:
+    return str(file.relative_to(GITHUB))
+
+
+def unpinned(text: str) -> list[str]:
+    """Return the lines that use an action whose commit is not pinned with its version beside it."""
+    used = [line.strip().removeprefix("- ") for line in text.splitlines() if re.search(r"^\s*(- )?uses:", line)]
+    return [line for line in used if not PINNED.fullmatch(line)]
+
+
+def test_every_workflow_is_among_those_that_are_open_or_release() -> None:
+    assert sorted(file.name for file in WORKFLOWS) == sorted([*OPEN, *RELEASES])
+
+
+@pytest.mark.fault("C4")
+@pytest.mark.parametrize("file", FILES, ids=named)
+def test_actions_are_pinned_by_their_whole_commit_with_the_version_beside_it(file: Path) -> None:
+    assert unpinned(file.read_text()) == []
+    assert "uses:" in file.read_text()
+
+
+@pytest.mark.fault("C4")
+@pytest.mark.parametrize(
+    "used",
+    [
+        "x/y@v1",
+        "x/y@main",
+        "x/y@0057852 # v4.3.0",
+        "x/y@0057852bfaa89a56745cba8c7296529d2fc39830",
+        "docker://x:1",
+        "x/y",
+    ],
+)
+def test_what_is_not_pinned_is_found(used: str) -> None:
+    assert unpinned(f"    steps:\n      - uses: {used}\n") == [f"uses: {used}"]
+
+
+@pytest.mark.fault("C4")
+def test_the_linter_that_make_lint_runs_refuses_a_tag(tmp_path: Path) -> None:
+    workflow = tmp_path / ".github" / "workflows" / "x.yml"
+    workflow.parent.mkdir(parents=True)
+    text = (GITHUB / "workflows" / "ci.yml").read_text()
+    workflow.write_text(text.replace("checkout@08c6903cd8c0fde910a37f88322edcfb5dd907a8 # v5.0.0", "checkout@v1"))
+    zizmor = Path(sys.executable).parent / "zizmor"
+
+    done = subprocess.run([zizmor, "--offline", str(workflow)], capture_output=True, text=True)
+
+    assert done.returncode != 0
+    assert "unpinned-uses" in done.stdout
+
+
+@pytest.mark.parametrize("file", WORKFLOWS, ids=named)
+def test_no_token_may_do_anything_but_what_a_job_says(file: Path) -> None:
+    document = read(file)
+
+    assert document["permissions"] == {}
+    for name, job in document["jobs"].items():
+        wanted = {right for right, level in job["permissions"].items() if level != "read"}
+        assert wanted == WRITING.get(file.name, {}).get(name, set()), name
+
+
+@pytest.mark.parametrize("file", WORKFLOWS, ids=named)
+def test_a_checkout_leaves_no_token_behind(file: Path) -> None:
+    checkouts = [step for _, step in steps(read(file)) if step.get("uses", "").startswith("actions/checkout@")]
+
+    assert checkouts
+    assert all(step["with"]["persist-credentials"] is False for step in checkouts)
+
+
+@pytest.mark.parametrize("file", WORKFLOWS, ids=named)
+def test_a_pull_request_never_meets_the_rights_of_its_base(file: Path) -> None:
+    document = read(file)
+
+    assert "pull_request_target" not in document["on"]
+    if "workflow_run" in document["on"]:  # its checkout is the default branch: nothing of the pull request is named
+        checkouts = [step for _, step in steps(document) if "checkout@" in step.get("uses", "")]
+        assert [set(step["with"]) & {"ref", "repository"} for step in checkouts] == [set()]
+
+
+@pytest.mark.fault("C2")
+@pytest.mark.parametrize("file", FILES, ids=named)
+def test_text_reaches_a_shell_through_the_environment_only(file: Path) -> None:
+    scripts = [step["run"] for _, step in steps(read(file)) if "run" in step]
+
+    assert [script for script in scripts if "${{" in script] == []
+    assert not re.search(r"github-script|eval |bash -c", file.read_text())
+
+
+@pytest.mark.fault("C1")
+@pytest.mark.parametrize("name", OPEN)
+def test_what_runs_a_pull_requests_code_knows_no_secret(name: str) -> None:
+    document, text = by_name(name), (GITHUB / "workflows" / name).read_text()
+
+    assert not re.search(r"secrets\.|github\.token|GITHUB_TOKEN", text)
+    assert all("environment" not in job for job in document["jobs"].values())
+    assert "pull_request" in document["on"]
+
+
+@pytest.mark.parametrize("name", ["promote.yml", "retrain.yml"])
+def test_secrets_are_those_of_an_environment(name: str) -> None:
+    for job, step in steps(by_name(name)):
+        if "secrets." in json.dumps(step):
+            assert "environment" in by_name(name)["jobs"][job]
+
+
+@pytest.mark.fault("C3")
+@pytest.mark.parametrize("name", RELEASES)
+def test_a_job_that_releases_restores_no_cache(name: str) -> None:
+    for _, step in steps(by_name(name)):
+        assert "actions/cache" not in step.get("uses", "")
+        assert "cache" not in step.get("with", {})
+        assert not re.search(r"--cache-from|type=gha", step.get("run", ""))
+
+
+@pytest.mark.fault("C3")
+def test_a_cache_is_saved_by_main_alone_and_holds_what_hashes_are_asked_of() -> None:
+    saving = [
+        (file.name, step) for file in FILES for _, step in steps(read(file)) if "cache/save@" in step.get("uses", "")
+    ]
+    whole = [
+        step["uses"] for file in FILES for _, step in steps(read(file)) if "actions/cache@" in step.get("uses", "")
+    ]
+    [(name, step)] = saving
+
+    assert whole == []
+    assert name == "ci.yml"
+    assert step["if"] == "github.event_name == 'push' && github.ref == 'refs/heads/main'"
+    assert step["with"]["path"] == "~/.cache/pip/http-v2"
+    makefile = (ROOT / "Makefile").read_text()
+    assert len(re.findall(r"pip install .*--requirement|pip install .*-r ", makefile)) == 2
+    assert len(re.findall(r"--require-hashes", makefile)) == 2
+
+
+def test_branch_protection_has_one_job_that_always_says_something() -> None:
+    jobs = by_name("quality-gates.yml")["jobs"]
+
+    assert jobs["decision"]["if"] == "always()"
+    assert set(jobs["decision"]["needs"]) == set(jobs) - {"decision"}
+    assert "paths" not in (by_name("quality-gates.yml")["on"]["pull_request"] or {})
+
+
+DECISIONS = {
+    "nothing affected": ("success", "[]", "skipped", "skipped", 0),
+    "all passed": ("success", '[{"model":"churn"}]', "success", "success", 0),
+    "a gate is red": ("success", '[{"model":"churn"}]', "failure", "success", 1),
+    "the report is red": ("success", '[{"model":"churn"}]', "success", "failure", 1),
+    "gates were skipped": ("success", '[{"model":"churn"}]', "skipped", "skipped", 1),
+    "nobody knows what is affected": ("failure", "", "skipped", "skipped", 1),
+    "canceled": ("success", '[{"model":"churn"}]', "cancelled", "skipped", 1),
+}
+
+
+@pytest.mark.fault("C5")
+@pytest.mark.parametrize("case", DECISIONS.values(), ids=DECISIONS)
+def test_the_decision_is_green_only_if_everything_that_had_to_run_succeeded(
+    case: tuple[str, str, str, str, int],
+) -> None:
+    *given, status = case
+    [script] = [step["run"] for job, step in steps(by_name("quality-gates.yml")) if job == "decision"]
+    environment = dict(zip(("AFFECTED", "MODELS", "GATES", "REPORT"), map(str, given), strict=True))
+
+    done = subprocess.run(["bash", "-eo", "pipefail", "-c", script], env={**environment, "PATH": os.environ["PATH"]})
+
+    assert done.returncode == status
+
+
+def test_the_python_of_the_image_is_that_of_the_workflows() -> None:
+    [step] = [step for _, step in steps(read(ACTIONS[0])) if "setup-python" in step.get("uses", "")]
+    base = re.search(
+        r"^ARG PYTHON_IMAGE=python:([\d.]+)-slim-bookworm@sha256:[0-9a-f]{64}$", dockerfile(), re.MULTILINE
+    )
+
+    assert base is not None
+    assert base[1] == step["with"]["python-version"]
+
+
+def dockerfile() -> str:
+    return (ROOT / "Dockerfile").read_text()
+
+
+def test_the_image_installs_by_hashes_and_runs_as_nobody_special() -> None:
+    lines = dockerfile().splitlines()
+    stages = [line.split() for line in lines if line.startswith("FROM ")]
+
+    assert re.search(r"pip install --require-hashes .*--requirement requirements.lock", dockerfile())
+    assert lines.index("USER 10001:10001") < lines.index("FROM base AS webserver")
+    assert [stage[-1] for stage in stages if stage[1] == "base"] == ["webserver", "daemon", "code-location", "serving"]
+    assert sum(line.startswith("HEALTHCHECK ") for line in lines) == 4
+    assert not re.search(r"secret|password|token", dockerfile(), re.IGNORECASE)
+    # Whatever stands in a checkout, a layer gets what is named.
+    assert (ROOT / ".dockerignore").read_text().splitlines()[1] == "*"
+
+
+def test_dependabot_looks_after_every_folder_of_actions() -> None:
+    [actions, _] = yaml.safe_load((GITHUB / "dependabot.yml").read_text())["updates"]
+
+    assert actions["directories"] == ["/", "/.github/actions/*"]
+
+
+def test_every_foreign_action_has_a_stub_that_takes_what_it_is_given() -> None:
+    for file in FILES:
+        for _, step in steps(read(file)):
+            name, _, ref = step.get("uses", "").partition("@")
+            if not ref:
+                continue
+            stub = STUBS.joinpath(*name.split("/")[1:]) / "action.yml"
+            assert set(step.get("with", {})) <= set(yaml.safe_load(stub.read_text()).get("inputs", {})), name
+
+
+# The comment
+
+
+class GitHub:
+    """The part of GitHub's API that the comment needs, on loopback; it keeps what it is sent."""
+
+    def __init__(self, pulls: list[dict[str, Any]], comments: list[dict[str, Any]]) -> None:
+        self.asked: list[tuple[str, str, Any]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def _answer(self) -> None:
+                size = int(self.headers.get("Content-Length", 0))
+                body = json.loads(self.rfile.read(size)) if size else None
+                outer.asked.append((self.command, self.path, body))
+                found = pulls if "/pulls?" in self.path else comments if self.command == "GET" else {}
+                said = json.dumps(found if self.headers["Authorization"] == "Bearer t0ken" else None).encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(said)))
+                self.end_headers()
+                self.wfile.write(said)
+
+            do_GET = do_POST = do_PATCH = _answer  # noqa: N815
+
+            def log_message(self, *_: Any) -> None:
+                """Say nothing."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+
+    def __enter__(self) -> "GitHub":
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+    @property
+    def written(self) -> list[tuple[str, str, Any]]:
+        """What was posted or changed."""
+        return [asked for asked in self.asked if asked[0] != "GET"]
+
+
+HEAD = "a" * 40
+PULL = {"number": 7, "head": {"sha": HEAD}}
+MARK = "<!-- ml-platform quality gates -->"
+
+
+def post(github: GitHub, report: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    known = {
+        "GITHUB_API_URL": github.url,
+        "GITHUB_REPOSITORY": "o/r",
+        "GH_TOKEN": "t0ken",
+        "CONCLUSION": "failure",
+        "HEAD_OWNER": "fork",
+        "HEAD_BRANCH": "branch",
+        "HEAD_SHA": HEAD,
+        "RUN_URL": "https://example.org/run",
+    }
+    script = GITHUB / "scripts" / "comment.py"
+    return subprocess.run(
+        [sys.executable, "-I", str(script), str(report)], env={**known, **environment}, capture_output=True, text=True
+    )
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Path:
+    file = tmp_path / "report.md"
+    file.write_text("# churn\nauc_roc fell")
+    return file
+
+
+def test_the_first_comment_says_how_the_gates_ended_and_what_the_report_says(report: Path) -> None:
+    with GitHub([PULL], []) as github:
+        done = post(github, report)
+
+    assert done.returncode == 0, done.stderr
+    [(method, path, body)] = github.written
+    assert (method, path) == ("POST", "/repos/o/r/issues/7/comments")
+    assert body["body"].startswith(
+        f"{MARK}\n**Quality gates: failure** for aaaaaaaaaaaa ([run](https://example.org/run))"
+    )
+    assert body["body"].endswith("# churn\nauc_roc fell")
+
+
+def test_a_second_run_updates_the_comment_and_no_persons(report: Path) -> None:
+    persons = {"id": 1, "user": {"login": "somebody"}, "body": f"{MARK} mine"}
+    own = {"id": 2, "user": {"login": "github-actions[bot]"}, "body": f"{MARK} before"}
+    with GitHub([PULL], [persons, own]) as github:
+        post(github, report)
+
+    assert [(method, path) for method, path, _ in github.written] == [("PATCH", "/repos/o/r/issues/comments/2")]
+
+
+def test_a_commit_that_is_no_longer_the_head_gets_no_comment(report: Path) -> None:
+    with GitHub([{"number": 7, "head": {"sha": "b" * 40}}], []) as github:
+        done = post(github, report)
+
+    assert (done.returncode, github.written) == (0, [])
+
+
+def test_a_report_can_neither_call_people_nor_pass_for_another_nor_be_endless(tmp_path: Path) -> None:
+    report = tmp_path / "report.md"
+    report.write_text(f"@maintainers look {MARK}\n" + "x" * 500_000)
+    with GitHub([PULL], []) as github:
+        post(github, report)
+
+    body = github.written[0][2]["body"]
+    assert "@maintainers" not in body
+    assert body.count(MARK) == 1
+    assert len(body) < 65_536
+
+
+def test_without_a_report_the_comment_says_so(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("of the runner")
+    (tmp_path / "report.md").symlink_to(tmp_path / "secret")
+    with GitHub([PULL], []) as github:
+        post(github, tmp_path / "report.md")
+        post(github, tmp_path / "none.md")
+
+    assert ["No report was made" in body["body"] for _, _, body in github.written] == [True, True]
+
+
+@pytest.mark.fault("C2")
+def test_a_branch_that_is_a_command_is_text(report: Path, tmp_path: Path) -> None:
+    branch = '"; touch x #&state=closed'
+    with GitHub([PULL], []) as github:
+        done = post(github, report, HEAD_BRANCH=branch)
+
+    assert done.returncode == 0
+    assert (
+        github.asked[0][1] == "/repos/o/r/pulls?state=open&head=fork%3A%22%3B+touch+x+%23%26state%3Dclosed&per_page=100"
+    )
+    assert list(tmp_path.iterdir()) == [report]
+
+
+# By act, as GitHub would
+
+
+@pytest.fixture
+def runner(tmp_path: Path) -> workflow_files.Runner:
+    """The workflows as they stand in the last commit, with what the working tree changed since."""
+    return workflow_files.Runner(folder=tmp_path, **workflow_files.snapshot(tmp_path / "repository"))
+
+
+@pytest.mark.fault("C2")
+def test_the_comments_job_runs_without_anything_of_the_pull_request(runner: workflow_files.Runner) -> None:
+    """The whole job by act: an artifact from the other run, a branch whose name is a command."""
+    (runner.artifacts / "report").mkdir(parents=True)
+    (runner.artifacts / "report" / "report.md").write_text("auc_roc fell")
+    run = {
+        "event": "pull_request",
+        "conclusion": "failure",
+        "head_branch": '"; touch x #',
+        "head_sha": HEAD,
+        "html_url": "https://example.org/run",
+        "id": 5,
+        "head_repository": {"full_name": "fork/r", "owner": {"login": "fork"}},
+    }
+    with GitHub([PULL], []) as github:
+        runner.environment["GITHUB_API_URL"] = github.url
+        done = runner.run("quality-report.yml", "workflow_run", {"workflow_run": run}, "--secret", "GITHUB_TOKEN=t0ken")
+
+    assert done.returncode == 0, done.stdout
+    assert [body["body"].endswith("auc_roc fell") for _, _, body in github.written] == [True]
+    assert list(runner.folder.rglob("x")) == []

@@ -13,20 +13,25 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ml_platform import cli_github, cli_predict, cli_quality, cli_serve, cli_traffic, workflows
+from ml_platform import cli_github, cli_predict, cli_quality, cli_serve, cli_traffic
 from ml_platform.errors import ConfigurationError, LandingZoneError, PlatformError
+from ml_platform.lazily import Lazily
 from ml_platform.model_spec import ModelSpec
 from ml_platform.records import Action, Alerting, LedgerEntry, LedgerReport
 from ml_platform.settings import require_dagster_home
-from ml_platform.workflows import Platform, ignored_files, land_files, show_champion, waiting_arrivals
-from ml_platform.workflows import status as model_status
+
+if TYPE_CHECKING:
+    from ml_platform import workflows
+    from ml_platform.workflows import Platform
+else:  # it takes half a second, which a rollback does not wait for
+    workflows = Lazily("ml_platform.workflows")
 
 app = typer.Typer(
     help="From a dropped file to a champion in the registry, with evidence that anyone can check.",
@@ -85,7 +90,7 @@ def _working(what: str) -> Iterator[None]:
 @app.command()
 def status(json: AsJson = False) -> None:
     """Show every model with its champion, the newest candidate's gates and its last run."""
-    models = model_status(Platform())
+    models = workflows.status(workflows.Platform())
     if json:
         output.print_json(data=models)
     elif not models:
@@ -97,7 +102,7 @@ def status(json: AsJson = False) -> None:
 @app.command()
 def history(model: Model, json: AsJson = False) -> None:
     """Show the ledger: what was approved, what became champion, what was rolled back; when, by whom and why."""
-    said = Platform().database.ledger(model)
+    said = workflows.Platform().database.ledger(model)
     entries = [entry for entry in said if entry.action != Action.CONFIRMATION]
     if not entries:
         _require_model(model)
@@ -119,7 +124,7 @@ def ledger_verify(
     json: AsJson = False,
 ) -> None:
     """Hold ledgers against their own digests and both anchors; exit status 1 where one was changed."""
-    platform = Platform()
+    platform = workflows.Platform()
     names = workflows.ledgers(platform) if model is None else [model]
     reports = [workflows.verify_ledger(platform, name) for name in names]
     if json:
@@ -146,7 +151,7 @@ def _print_report(report: LedgerReport) -> None:
 @explain.command("champion")
 def explain_champion(model: Model, json: AsJson = False) -> None:
     """Say who made the champion, when, why, of which data and code, on which evidence and instead of what."""
-    _print_explanation(workflows.explain(Platform(), model), json)
+    _print_explanation(workflows.explain(workflows.Platform(), model), json)
 
 
 @explain.command("version")
@@ -154,7 +159,7 @@ def explain_version(
     model: Model, version: Annotated[int, typer.Argument(help="Its number in the registry.")], json: AsJson = False
 ) -> None:
     """Say the same of any version."""
-    _print_explanation(workflows.explain(Platform(), model, version), json)
+    _print_explanation(workflows.explain(workflows.Platform(), model, version), json)
 
 
 def _print_explanation(found: dict[str, Any], json: bool) -> None:
@@ -213,7 +218,7 @@ def land(
         raise PlatformError(
             f"Two files are called {twice[0]!r}: the second would replace the first. Nothing was landed."
         )
-    landed = land_files(Platform(), model, {file.name: _read(file) for file in files})
+    landed = workflows.land_files(workflows.Platform(), model, {file.name: _read(file) for file in files})
     for name in names:
         output.print(f"{name}: {'landed' if name in landed else 'is there already'}", markup=False)
 
@@ -243,9 +248,9 @@ def _read(file: Path) -> bytes:
 def ingest(model: Model, json: AsJson = False) -> None:
     """Publish or quarantine every file that waits in the landing zone, in one run."""
     _require_model(model)
-    platform = Platform()
+    platform = workflows.Platform()
     outcomes = _ingest(platform, model)
-    ignored = ignored_files(platform, model)
+    ignored = workflows.ignored_files(platform, model)
     if json:
         output.print_json(data={"arrivals": outcomes, "ignored": ignored}, default=str)
     elif outcomes:
@@ -264,13 +269,13 @@ def _any_quarantined(outcomes: list[dict[str, Any]]) -> bool:
     return any(row["outcome"] == "quarantined" for row in outcomes)
 
 
-def _ingest(platform: Platform, model: str) -> list[dict[str, Any]]:
+def _ingest(platform: "Platform", model: str) -> list[dict[str, Any]]:
     with _working(f"Publishing what waits for {model} …"):
         from ml_platform import runs
 
         keys = set(runs.ingest(platform, model))
     outcomes = platform.database.arrival_outcomes(model)
-    if not outcomes and not keys and not waiting_arrivals(platform, model):
+    if not outcomes and not keys and not workflows.waiting_arrivals(platform, model):
         raise LandingZoneError(
             f"The landing zone {platform.zone.address}/{model} is empty. Drop a file there: "
             f"ml-platform land FILE --model {model}"
@@ -287,7 +292,7 @@ def quarantine_show(model: Model, json: AsJson = False) -> None:
     from ml_platform import corrections
 
     _require_model(model)
-    found = corrections.show(Platform(), model)
+    found = corrections.show(workflows.Platform(), model)
     if json:
         output.print_json(data=found)
     elif not found:
@@ -322,7 +327,7 @@ def quarantine_release(
     from ml_platform import corrections
 
     spec = _spec(model)
-    platform = Platform()
+    platform = workflows.Platform()
     released = corrections.release(platform, spec, arrivals or [], actor=workflows.who(platform))
     if json:
         output.print_json(data=released)
@@ -348,7 +353,7 @@ def forget(
     """Delete one entity's data everywhere, in every version; it outranks every retention and cannot be undone."""
     from ml_platform import corrections, history
 
-    platform, spec = Platform(), _spec(model)
+    platform, spec = workflows.Platform(), _spec(model)
     require_dagster_home()
     done = corrections.forget(platform, spec, entity, reason=reason, actor=workflows.who(platform))
     done["figures"]["runs_of_dagster"] = history.forget_runs(platform, spec)
@@ -384,7 +389,7 @@ def approve(
     json: AsJson = False,
 ) -> None:
     """Approve a version that passed its gates, as somebody other than who trained it, and promote it."""
-    spec, platform = _spec(model), Platform()
+    spec, platform = _spec(model), workflows.Platform()
     person = workflows.authenticate(platform, by, name=name, token=_token(platform) if by == "token" else "")
     approval, entry = workflows.approve_version(platform, spec, version, person, reason=reason, verdict_digest=verdict)
     _show_in_dagster(platform, entry)
@@ -395,7 +400,7 @@ def approve(
         output.print(f"{model} version {entry.version}: approved by {person.name} {until}, champion", markup=False)
 
 
-def _show_in_dagster(platform: Platform, entry: LedgerEntry) -> None:
+def _show_in_dagster(platform: "Platform", entry: LedgerEntry) -> None:
     from ml_platform import runs
 
     try:
@@ -404,7 +409,7 @@ def _show_in_dagster(platform: Platform, entry: LedgerEntry) -> None:
         progress.print(f"version {entry.version} is champion; Dagster is not told: {error}", markup=False)
 
 
-def _token(platform: Platform) -> str:
+def _token(platform: "Platform") -> str:
     """Return the secret; never from the command's arguments, which everybody on the host can read."""
     given = platform.settings.approval_token
     if given is not None:
@@ -428,7 +433,7 @@ def reproduce(
     _require_model(model)
     with _working(f"Making version {version} of {model} again …"):
         found = workflows.reproduce(
-            Platform(), model, version, module=f"{MODELS}.{model}", here=here, any_commit=any_commit
+            workflows.Platform(), model, version, module=f"{MODELS}.{model}", here=here, any_commit=any_commit
         )
     if json:
         output.print_json(data=vars(found))
@@ -438,7 +443,7 @@ def reproduce(
         raise typer.Exit(REFUSED)
 
 
-def _print_reproduction(found: workflows.Reproduction) -> None:
+def _print_reproduction(found: "workflows.Reproduction") -> None:
     colour = "green" if found.identical else "red"
     output.print(f"[bold]{found.model}[/] version {found.version}: [{colour}]{found.outcome}[/]")
     lines = {
@@ -461,7 +466,7 @@ def _print_reproduction(found: workflows.Reproduction) -> None:
         output.print(f"pipeline      {_unseeded(found)}", style="red", markup=False)
 
 
-def _unseeded(found: workflows.Reproduction) -> str:
+def _unseeded(found: "workflows.Reproduction") -> str:
     names = ", ".join(found.unseeded)
     advice = f"random_state is None: {names}" if names else "no random_state is None: look for other randomness"
     return f"{found.model} cannot be reproduced: two rebuilds gave two models; {advice}"
@@ -470,7 +475,7 @@ def _unseeded(found: workflows.Reproduction) -> str:
 @app.command()
 def reconcile(model: Model, json: AsJson = False) -> None:
     """Hold MLflow's aliases, versions and bytes against the ledger, and mend what differs; the sensor does it too."""
-    platform, spec = Platform(), _spec(model)
+    platform, spec = workflows.Platform(), _spec(model)
     findings = workflows.reconcile(platform, spec, actor=workflows.who(platform))
     workflows.alert(platform, findings)
     if json:
@@ -493,13 +498,13 @@ def retrain(
 ) -> None:
     """Train on the newest rows, judge, and promote what passes; once a slot, if one is given."""
     _require_model(model)
-    platform = Platform()
+    platform = workflows.Platform()
     if at is not None:
         cli_github.retrain_at(platform, at, model, reason, slot)
         return
     with _working(f"Training and judging {model} …"):
         failed = cli_github.retrain_here(platform, model, reason, slot)
-    found = [row for row in model_status(platform) if row["model"] == model]
+    found = [row for row in workflows.status(platform) if row["model"] == model]
     if json:
         output.print_json(data=found)
     for row in [] if json else found:
@@ -524,7 +529,7 @@ def demo(
     """Take the shipped churn data from files in the landing zone to a champion in the registry."""
     from ml_platform import demo as shipped
 
-    platform = Platform()
+    platform = workflows.Platform()
     if only_land_next:
         _land(platform, shipped.next_export(shipped.newest_time(platform.rows("churn"))))
         return
@@ -533,26 +538,26 @@ def demo(
     if not outcomes:
         output.print("Every file is published already: nothing was published twice.")
     failed = _train_demo(platform) if platform.new_rows("churn") else _nothing_to_train_on(platform)
-    found = model_status(platform)[0]
+    found = workflows.status(platform)[0]
     _print_status(found)
     _exit_if_refused(failed)
     if _any_quarantined(outcomes) or found["last_run"]["state"] == "refused":
         raise typer.Exit(REFUSED)
 
 
-def _train_demo(platform: Platform) -> list[str]:
+def _train_demo(platform: "Platform") -> list[str]:
     with _working("Training and judging churn …"):
         return cli_github.retrain_here(platform, "churn", "demo", None)
 
 
-def _nothing_to_train_on(platform: Platform) -> list[str]:
+def _nothing_to_train_on(platform: "Platform") -> list[str]:
     output.print("No row is newer than the newest candidate's dataset version: nothing to train on.")
-    show_champion(platform, "churn")
+    workflows.show_champion(platform, "churn")
     return []
 
 
-def _land(platform: Platform, files: dict[str, bytes]) -> None:
-    landed = land_files(platform, "churn", files)
+def _land(platform: "Platform", files: dict[str, bytes]) -> None:
+    landed = workflows.land_files(platform, "churn", files)
     output.print(f"{len(landed)} files landed in {platform.zone.address}/churn", soft_wrap=True)
 
 
@@ -564,7 +569,7 @@ def dev(
     """Run Dagster's UI and daemon and MLflow's UI on loopback until interrupted."""
     from ml_platform.dev import run_servers
 
-    run_servers(Platform().settings, declared_models(), port, mlflow_port, progress.print)
+    run_servers(workflows.Platform().settings, declared_models(), port, mlflow_port, progress.print)
 
 
 def _print_outcomes(outcomes: list[dict[str, Any]]) -> None:

@@ -7,8 +7,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ml_platform.workflows import Platform
-
 REFUSED = 1
 progress = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -21,6 +19,7 @@ def predict(
 ) -> None:
     """Score a file or table in bulk; rows that break the contract are named and left out, with exit status 1."""
     from ml_platform.serving import bulk
+    from ml_platform.workflows import Platform
 
     platform = Platform()
     asked = bulk.load_model(platform, model, version)

@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-from ml_platform.workflows import Platform
-
 
 def serve(
     model: Annotated[str, typer.Argument(help="Name of the model, for instance churn.")],
@@ -17,6 +15,7 @@ def serve(
 ) -> None:
     """Serve what the ledger and the traffic plan name, in the formats of MLflow and the Open Inference Protocol."""
     from ml_platform.serving import supervisor
+    from ml_platform.workflows import Platform
 
     # Of a server people want to know when: its lines have times, and what a command says as it works has none.
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")

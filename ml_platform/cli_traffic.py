@@ -1,15 +1,19 @@
 """`ml-platform traffic` and `ml-platform rollback`: who answers, and the way back within a second."""
 
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from ml_platform import workflows
+from ml_platform import admin
 from ml_platform.model_spec import ModelSpec
-from ml_platform.workflows import Platform
+from ml_platform.settings import read_settings
+from ml_platform.stages.approvals import caller
+
+if TYPE_CHECKING:
+    from ml_platform import workflows
 
 progress = Console(stderr=True, highlight=False, soft_wrap=True)
 output = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
@@ -21,7 +25,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 
 def traffic(model: Model, json: AsJson = False) -> None:
     """Show which versions answer, how far the champion's rollout is, what servers counted, and what comes next."""
-    platform = Platform()
+    from ml_platform import workflows
+
+    platform = workflows.Platform()
     found = workflows.traffic_of(platform, model)
     plans = platform.database.traffic_plans(model)
     if json:
@@ -66,15 +72,17 @@ def rollback(
     json: AsJson = False,
 ) -> None:
     """Let an earlier version answer again, on every server, as champion. It does not return by itself."""
-    platform = Platform()
+    settings = read_settings()
+    asked: dict[str, Any] = {"to": to, "reason": reason, "actor": caller(settings)}
+    here = admin.local_address(settings, model)
+    # Its server swaps before anything is imported that the ledger needs.
+    first = admin.swap_all(settings, model, [here] if here else [], **asked)
+    from ml_platform import cli, workflows
 
     def declared() -> ModelSpec:
-        from ml_platform import cli
-
         return cli._spec(model)
 
-    asked: dict[str, Any] = {"to": to, "reason": reason, "actor": workflows.who(platform)}
-    done = workflows.go_back(platform, model, declared, **asked)
+    done = workflows.go_back(workflows.Platform(settings), model, declared, **asked, first=first)
     if json:
         entry = vars(done.entry) if done.entry else {"model": model, "version": done.version}
         said = {"ledger": done.problem or "written", "servers": [vars(swap) for swap in done.swaps]}
@@ -89,7 +97,7 @@ def rollback(
         raise typer.Exit(REFUSED)
 
 
-def _print_return(model: str, done: workflows.Return) -> None:
+def _print_return(model: str, done: "workflows.Return") -> None:
     if done.entry is not None:
         instead = done.entry.previous_version
         output.print(f"{model}: version {done.version} is champion again, instead of {instead}", markup=False)

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pydantic import SecretStr
 from ml_platform import admin, workflows
 from ml_platform.errors import AdminError, ConfigurationError, ConflictError, DatabaseUnavailableError, EvidenceError
 from ml_platform.records import LedgerEntry
+from ml_platform.stages.rollout import next_plan
 from ml_platform.traffic import Mode, ServerBeat
 from ml_platform.workflows import Platform, Return
 from ml_platform_tests.test_cli import call
@@ -119,19 +121,40 @@ def without_database(platform: Platform) -> Path:
     return path
 
 
-def test_the_server_of_this_host_is_told_the_ledgers_target_and_then_the_ledger(platform: Platform) -> None:
+def test_the_server_of_this_host_swaps_first_and_the_ledger_follows(platform: Platform) -> None:
     promoted(platform, 2)
-    port = AdminPort(before=9)
+    port = AdminPort()
     with here(platform, port):
         done = back(platform)
 
-    assert port.asked == [{"to": 1, "reason": "it is worse", "actor": "ada@desk"}]
+    assert port.asked == [{"to": None, "reason": "it is worse", "actor": "ada@desk"}]
     assert done.entry == champion(platform)
     assert (done.version, done.problem, done.entry.action) == (1, "", "rollback")
     assert [swap.swapped for swap in done.swaps] == [True]
     assert (plan_of(platform).mode, plan_of(platform).stable) == (Mode.ALL, 1)
     # MLflow takes seconds to import: its alias is left to the sensor.
     assert platform.registry.alias("visits", "champion") == 2
+
+
+def test_a_server_that_is_behind_is_told_where_the_ledger_goes(platform: Platform) -> None:
+    promoted(platform)
+    promoted_and_arrived(platform, 2)
+    port = AdminPort()  # it knows of version 2 as champion, and goes back to version 1
+    with here(platform, port):
+        done = back(platform)
+
+    assert [asked["to"] for asked in port.asked] == [None, 2]
+    assert done.entry == champion(platform)
+    assert (done.version, [swap.version for swap in done.swaps]) == (2, [2])
+
+
+def promoted_and_arrived(platform: Platform, times: int) -> None:
+    """Promote so many versions, each after the rollout of the one before has arrived."""
+    for _ in range(times):
+        promoted(platform)
+        plan = plan_of(platform)
+        arrived = next_plan(replace(plan, step=9), SPEC.rollout, since=plan.since, actor="test", reason="holds")
+        platform.database.append_traffic_plan(arrived)
 
 
 def test_servers_of_other_hosts_are_found_in_the_database_and_told_the_same(platform: Platform) -> None:
@@ -159,17 +182,39 @@ def test_this_hosts_token_is_told_to_nobody_else(platform: Platform) -> None:
     assert champion(platform).version == 1
 
 
-def test_a_rollback_that_the_server_wrote_first_is_not_made_twice(platform: Platform) -> None:
-    promoted(platform, 3)
+@pytest.mark.parametrize("to", [None, 1])
+def test_a_rollback_that_the_server_wrote_first_is_not_made_twice(platform: Platform, to: int | None) -> None:
+    promoted(platform)
+    promoted_and_arrived(platform, 2)
 
     def journal() -> None:
-        workflows.roll_back(platform, "visits", lambda: SPEC, to=1, reason="it is worse", actor="ada@desk", show=False)
+        workflows.roll_back(platform, "visits", lambda: SPEC, to=to, reason="it is worse", actor="ada@desk", show=False)
 
-    with here(platform, AdminPort(meanwhile=journal)):
-        done = back(platform, 1)
+    before = to or 2
+    with here(platform, AdminPort(before=before, meanwhile=journal)):
+        done = back(platform, to)
 
     assert done.entry == champion(platform)
+    assert done.version == before
     assert [entry.action for entry in platform.database.history("visits")] == ["promotion"] * 3 + ["rollback"]
+
+
+def test_a_rollback_that_the_server_writes_at_this_moment_is_not_made_twice(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promoted(platform, 2)
+    ours = workflows.roll_back
+
+    def beaten(*arguments: Any, **asked: Any) -> LedgerEntry:
+        ours(*arguments, **asked)
+        return ours(*arguments, **asked)
+
+    monkeypatch.setattr("ml_platform.workflows.back.roll_back", beaten)
+    with here(platform, AdminPort()):
+        done = back(platform)
+
+    assert done.entry == champion(platform)
+    assert [entry.action for entry in platform.database.history("visits")] == ["promotion"] * 2 + ["rollback"]
 
 
 def test_without_the_database_the_servers_swap_and_the_ledger_follows(platform: Platform) -> None:
@@ -278,14 +323,20 @@ def test_the_command_imports_nothing_that_takes_seconds(platform: Platform) -> N
     promoted(platform, 2)
     with here(platform, AdminPort()):
         code = (
-            "import sys; from ml_platform.cli import app; sys.argv[1:] = ['rollback', 'visits', '--reason', 'worse']\n"
+            "import sys; from ml_platform import admin; from ml_platform.cli import app; ask = admin.swap_all\n"
+            "def swap_all(*said, **asked):\n"
+            "    print('asked', [name for name in ('sqlalchemy', 'ml_platform.workflows') if name in sys.modules])\n"
+            "    return ask(*said, **asked)\n"
+            "admin.swap_all = swap_all; sys.argv[1:] = ['rollback', 'visits', '--reason', 'worse']\n"
             "try: app()\nexcept SystemExit as end: assert not end.code\n"
             "heavy = {'pandas', 'polars', 'numpy', 'mlflow', 'sklearn', 'scipy', 'dagster', 'pyarrow', 'skops'}\n"
             "print(sorted(heavy & set(sys.modules)))"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
-    assert done.stdout.splitlines() == ["visits: version 1 is champion again, instead of 2", "[]"]
+    first, *_, said, heavy = done.stdout.splitlines()
+    assert (first, said) == ("asked []", "visits: version 1 is champion again, instead of 2")
+    assert heavy == "[]"
 
 
 def test_traffic_shows_versions_figures_and_servers(platform: Platform) -> None:

@@ -11,10 +11,16 @@ from pathlib import Path
 
 from ml_platform.errors import ApprovalRefusedError
 from ml_platform.records import Person, sha256_text
-from ml_platform.settings import GithubRun
+from ml_platform.settings import GithubRun, Settings, read_github_run
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def caller(settings: Settings) -> str:
+    """Return who runs this process, as ``name@where``: on GitHub who started the job, else the system's user."""
+    run = read_github_run(settings)
+    return f"{run.triggering_actor}@github" if run else os_user().name
 
 
 def os_user() -> Person:

@@ -26,9 +26,8 @@ from ml_platform.workflows.platform import Platform
 from ml_platform.workflows.promotion import require_reason, roll_back
 from ml_platform.workflows.traffic import living_servers
 
-# How long this host's server waits for what the database says of the others, and how long a person does once it has
-# swapped, in seconds.
-PATIENCE, LAST_PATIENCE = 0.3, 2.0
+# How long the database is waited for once a server has swapped, in seconds.
+PATIENCE = 2.0
 # With these the ledger cannot be asked, which says nothing against the rollback.
 GONE = (DatabaseUnavailableError, ConfigurationError, StorageError)
 
@@ -57,26 +56,37 @@ class Return:
 
 @dataclass(frozen=True)
 class _Look:
-    """What the database says: where the rollback goes, None where it cannot tell, and who serves; or what it lacks."""
+    """What the database says: the champion's entry, where a rollback goes (None where nowhere), and who serves."""
 
-    target: int | None
+    champion: LedgerEntry | None = None
+    target: int | None = None
     addresses: tuple[str, ...] = ()
     problem: PlatformError | None = None
 
 
 def go_back(
-    platform: Platform, model: str, declared: Callable[[], ModelSpec], *, to: int | None, reason: str, actor: str
+    platform: Platform,
+    model: str,
+    declared: Callable[[], ModelSpec],
+    *,
+    to: int | None,
+    reason: str,
+    actor: str,
+    first: Sequence[Swap] = (),
 ) -> Return:
     """Let an earlier champion answer again, everywhere and at once, and write it into the ledger.
 
-    The servers are asked first, each by its admin port: this host's by the address that it left, so that the database
-    need not be there; those of other hosts by what they told the database. A server that is not reached reads the
-    ledger within a second or two.
+    The server of this host comes first, by the address that it left, so that neither the database nor importing its
+    driver is waited for; then those of other hosts, by what they told the database. Where the ledger knows another
+    champion before than a server did, the ledger's it is. A server that is not reached reads the ledger within a second
+    or two.
 
     Parameters
     ----------
     platform, model, declared, to, reason, actor
         As `roll_back`.
+    first : sequence of Swap
+        What this host's server did already; empty asks it here, if there is one.
 
     Raises
     ------
@@ -87,28 +97,35 @@ def go_back(
     """
     require_reason(reason)
     looks: queue.SimpleQueue[_Look] = queue.SimpleQueue()
-    # A database that does not answer must neither keep the servers waiting nor this process alive.
+    # A database that does not answer must not keep this process alive.
     threading.Thread(target=_answer, args=(looks, platform, model, to), daemon=True).start()
     swap = partial(admin.swap_all, platform.settings, model, reason=reason, actor=actor)
-    here = admin.local_address(platform.settings, model)
-    look = _next(looks, PATIENCE if here else None)
-    swaps = swap([here] if here else [], to=look.target if look else to)
+    swaps = list(first) or swap(_here(platform, model), to=to)
     swapped = _version_of(swaps)
-    look = look or _next(looks, LAST_PATIENCE if swapped else None) or _Look(to, problem=_silent())
-    others = [address for address in look.addresses if address != here]
-    swaps += swap(others, to=swapped or look.target)
-    swapped = _version_of(swaps)
+    look = _next(looks, PATIENCE if swapped else None)
     if look.problem is not None:
         if swapped is None or not isinstance(look.problem, GONE):
             raise look.problem
         return Return(version=swapped, entry=None, swaps=swaps, problem=str(look.problem))
-    asked = {"reason": reason, "actor": actor, "show": swapped is None}
-    entry = _written(platform, model, declared, swapped, to=swapped or look.target, **asked)
+    # A server's journal may have written it meanwhile: then the champion before is another one already.
+    written = look.champion is not None and look.champion.version == swapped
+    target = swapped if written else look.target
+    late = [done.address for done in swaps if done.version not in {None, target}]
+    swaps = [done for done in swaps if done.address not in late]
+    known = [*late, *(done.address for done in swaps)]
+    swaps += swap([*late, *(a for a in look.addresses if a not in known)], to=target)
+    asked = {"reason": reason, "actor": actor, "show": _version_of(swaps) is None}
+    entry = look.champion if written and look.champion else _entry(platform, model, declared, swaps, to=target, **asked)
     return Return(version=entry.version, entry=entry, swaps=swaps)
 
 
+def _here(platform: Platform, model: str) -> list[str]:
+    address = admin.local_address(platform.settings, model)
+    return [address] if address else []
+
+
 def _answer(looks: "queue.SimpleQueue[_Look]", platform: Platform, model: str, to: int | None) -> None:
-    found = _Look(to, problem=_silent())
+    found = _Look(problem=_silent())
     try:
         found = _look(platform, model, to)
     finally:  # whatever happens here, nobody waits for ever
@@ -118,14 +135,15 @@ def _answer(looks: "queue.SimpleQueue[_Look]", platform: Platform, model: str, t
 def _look(platform: Platform, model: str, to: int | None) -> _Look:
     try:
         _require_database(platform, model)
-        champions, _ = standing(platform.database.history(model))
+        history = platform.database.history(model)
         addresses = tuple(beat.admin_address for beat in living_servers(platform, model))
     except PlatformError as error:
-        return _Look(to, problem=error)
+        return _Look(problem=error)
     except sa.exc.SQLAlchemyError as error:
-        return _Look(to, problem=DatabaseUnavailableError(f"The platform's database does not answer: {error}"))
+        return _Look(problem=DatabaseUnavailableError(f"The platform's database does not answer: {error}"))
+    champions, _ = standing(history)
     before = champions[-2] if len(champions) > 1 else None
-    return _Look(before if to is None else to, addresses)
+    return _Look(history[-1] if history else None, before if to is None else to, addresses)
 
 
 def _require_database(platform: Platform, model: str) -> None:
@@ -140,11 +158,11 @@ def _silent() -> DatabaseUnavailableError:
     return DatabaseUnavailableError("The platform's database does not answer.")
 
 
-def _next(looks: "queue.SimpleQueue[_Look]", seconds: float | None) -> _Look | None:
+def _next(looks: "queue.SimpleQueue[_Look]", seconds: float | None) -> _Look:
     try:
         return looks.get(timeout=seconds)
     except queue.Empty:
-        return None
+        return _Look(problem=_silent())
 
 
 def _version_of(swaps: Sequence[Swap]) -> int | None:
@@ -152,18 +170,14 @@ def _version_of(swaps: Sequence[Swap]) -> int | None:
     return next((swap.version for swap in swaps if swap.version is not None), None)
 
 
-def _written(
-    platform: Platform,
-    model: str,
-    declared: Callable[[], ModelSpec],
-    swapped: int | None,
-    **asked: Any,
+def _entry(
+    platform: Platform, model: str, declared: Callable[[], ModelSpec], swaps: Sequence[Swap], **asked: Any
 ) -> LedgerEntry:
-    """Return the ledger's entry: one that a server wrote from its journal meanwhile is as good as ours."""
+    """Return the ledger's entry: one that a server writes from its journal at this moment is as good as ours."""
     try:
         return roll_back(platform, model, declared, **asked)
     except ConflictError:
         champion = platform.database.champion(model)
-        if champion is None or swapped is None or champion.version != swapped:
+        if champion is None or champion.version != _version_of(swaps):
             raise
         return champion

@@ -9,8 +9,7 @@ from ml_platform.workflows.platform import Platform
 
 def who(platform: Platform) -> str:
     """Return who runs this process, as ``name@where``: on GitHub who started the job, else the system's user."""
-    run = read_github_run(platform.settings)
-    return f"{run.triggering_actor}@github" if run else approvals.os_user().name
+    return approvals.caller(platform.settings)
 
 
 def authenticate(platform: Platform, way: str, *, name: str = "", token: str = "") -> Person:

@@ -256,7 +256,7 @@ def test_a_rollback_is_made_and_shown_in_the_history(platform: Platform) -> None
 
 
 def test_an_alias_moved_by_hand_is_put_back_and_said(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ml_platform.cli._spec", lambda _: fakes.visits_spec())
+    monkeypatch.setattr("ml_platform.commands.shared.spec_of", lambda _: fakes.visits_spec())
     promoted(platform)
     promoted(platform, lineage=replace(fakes.candidate().lineage, dataset_digest="other"))
     platform.registry.set_alias("visits", "challenger", 2)
@@ -330,7 +330,7 @@ def test_a_champion_and_a_version_are_explained(platform: Platform) -> None:
 def manual(monkeypatch: pytest.MonkeyPatch) -> ModelSpec:
     """Declare the model visits, whose versions wait for an approval."""
     spec = fakes.unrivalled_spec(approval="manual")
-    monkeypatch.setattr("ml_platform.cli._spec", lambda _: spec)
+    monkeypatch.setattr("ml_platform.commands.shared.spec_of", lambda _: spec)
     return spec
 
 

@@ -14,7 +14,8 @@ from zoneinfo import ZoneInfo
 import dagster as dg
 import pytest
 
-from ml_platform import cli, cli_github, runs, workflows
+from ml_platform import runs, workflows
+from ml_platform.commands import github, shared
 from ml_platform.database import Database
 from ml_platform.definitions import defs
 from ml_platform.errors import ConfigurationError, ConflictError
@@ -214,7 +215,7 @@ def test_a_run_whose_slot_another_has_trains_nothing(platform: Platform, instanc
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The commands know the model visits, and keep their runs in a folder."""
     monkeypatch.setattr(runs, "_repository", lambda: repository(fakes.visits_spec()))
-    monkeypatch.setattr(cli, "declared_models", lambda: ["visits"])
+    monkeypatch.setattr(shared, "declared_models", lambda: ["visits"])
     shutil.copy(ROOT / "dagster.yaml", tmp_path)
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -248,7 +249,7 @@ def test_a_slot_whose_run_broke_is_free_again(platform: Platform) -> None:
 
 
 def test_a_reason_that_is_not_the_schedules_is_a_persons() -> None:
-    asked = cli_github._slot("churn", "new prices", "github-1", MONDAY)
+    asked = github._slot("churn", "new prices", "github-1", MONDAY)
 
     assert asked == Slot(model="churn", reason="manual: new prices", slot="github-1")
 

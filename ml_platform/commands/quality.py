@@ -1,17 +1,13 @@
 """The commands of quality gates on a change: what it affects, whether its gates hold, a page for its reviewer."""
 
-import sys
 from json import dumps as to_json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from ml_platform.commands.shared import Model, output, progress
 from ml_platform.settings import PROJECT_ROOT
-
-progress = Console(stderr=True, highlight=False, soft_wrap=True)
-output = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
 Base = Annotated[str, typer.Option(help="The branch, tag or commit that the change is compared with.")]
 TRIALS = Path("var/quality")
@@ -48,7 +44,7 @@ def affected(
 
 
 def quality(
-    model: Annotated[str, typer.Argument(help="Name of the model, for instance churn.")],
+    model: Model,
     base: Base = "main",
     out: Annotated[Path, typer.Option(help="The folder that gets MODEL.json, pictures and a log.")] = TRIALS,
     golden: Annotated[str, typer.Option(help="A golden dataset that must have been judged.")] = "",

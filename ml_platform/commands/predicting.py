@@ -5,14 +5,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-REFUSED = 1
-progress = Console(stderr=True, highlight=False, soft_wrap=True)
+from ml_platform.commands.shared import REFUSED, Model, progress
 
 
 def predict(
-    model: Annotated[str, typer.Argument(help="Name of the model, for instance churn.")],
+    model: Model,
     file: Annotated[Path, typer.Argument(help="Parquet, CSV, CSV.GZ or JSON Lines, or a Delta table's folder.")],
     out: Annotated[Path | None, typer.Option(help="Parquet, CSV or JSON Lines; JSON Lines to here by default.")] = None,
     version: Annotated[int | None, typer.Option(help="A champion or one before; the champion by default.")] = None,

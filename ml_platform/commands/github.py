@@ -1,30 +1,29 @@
 """What the workflows under .github/ call, and the receiver that starts one of them."""
 
 import contextlib
-import sys
 from dataclasses import asdict
 from datetime import datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from ml_platform import workflows
+from ml_platform.commands import shared
+from ml_platform.commands.shared import REFUSED, AsJson, Model, output, progress
 from ml_platform.errors import ConflictError, OutsideError
-from ml_platform.model_spec import ModelSpec
+from ml_platform.lazily import Lazily
 from ml_platform.records import Slot, now
-from ml_platform.workflows import End, Platform
 
-progress = Console(stderr=True, highlight=False, soft_wrap=True)
-output = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-REFUSED, FAILED = 1, 2
+if TYPE_CHECKING:
+    from ml_platform import workflows
+    from ml_platform.workflows import Platform
+else:
+    workflows = Lazily("ml_platform.workflows")
+
 SCHEDULE, DUE = "schedule", "due"
 SLOT_HELP = "Retrain only if nobody did for this name and reason; `due` is the newest tick of the model's schedule."
 AT_HELP = "Ask the Dagster whose webserver answers at this address, and wait until its run has ended."
 
-Model = Annotated[str, typer.Argument(help="Name of the model, for instance churn.")]
 Version = Annotated[int, typer.Argument(help="Its number in the registry.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -39,24 +38,22 @@ def models(
     model: Annotated[str | None, typer.Argument(help="Only this one; it must be there.")] = None, json: AsJson = False
 ) -> None:
     """List the models that have a file."""
-    from ml_platform import cli
-
     if model is not None:
-        cli._require_model(model)
-    found = cli.declared_models() if model is None else [model]
+        shared.require_model(model)
+    found = shared.declared_models() if model is None else [model]
     if json:
         output.print_json(data=found)
     for name in [] if json else found:
         output.print(name, markup=False)
 
 
-def retrain_here(platform: Platform, model: str, reason: str, slot: str | None) -> list[str]:
+def retrain_here(platform: "Platform", model: str, reason: str, slot: str | None) -> list[str]:
     """Retrain in this process; return the blocking checks that failed. A slot that another run has is left to it."""
     from ml_platform import runs
 
     actor = workflows.who(platform)
     if slot is None:
-        return runs.retrain(model, f"manual: {reason}", actor)
+        return runs.retrain(model, _by_hand(reason), actor)
     asked = _slot(model, reason, slot, now())
     try:
         return runs.retrain_once(platform, asked, actor)
@@ -65,14 +62,14 @@ def retrain_here(platform: Platform, model: str, reason: str, slot: str | None) 
         return []
 
 
-def retrain_at(platform: Platform, url: str, model: str, reason: str, slot: str | None) -> None:
+def retrain_at(platform: "Platform", url: str, model: str, reason: str, slot: str | None) -> None:
     """Ask a deployed Dagster to retrain, wait for its run, and exit as a retraining here would."""
     from ml_platform.deployed import DeployedDagster
 
     token = platform.settings.dagster_token
     dagster = DeployedDagster(url=url, token=token.get_secret_value() if token else None)
     asked = _slot(model, reason, slot, now()) if slot else None
-    why = asked.reason if asked else f"manual: {reason}"
+    why = asked.reason if asked else _by_hand(reason)
     run = dagster.retrain(model, why, workflows.who(platform), asked.slot if asked else None)
     output.print(f"{url.rstrip('/')}/runs/{run}", markup=False)
     outcome = dagster.outcome(run, lambda said: progress.print(said, markup=False))
@@ -89,12 +86,16 @@ def _slot(model: str, reason: str, slot: str, at: datetime) -> Slot:
         from ml_platform import runs
 
         slot = runs.due_slot(model, at)
-    return Slot(model=model, reason=SCHEDULE if reason == SCHEDULE else f"manual: {reason}", slot=slot)
+    return Slot(model=model, reason=SCHEDULE if reason == SCHEDULE else _by_hand(reason), slot=slot)
+
+
+def _by_hand(reason: str) -> str:
+    return f"manual: {reason.removeprefix('manual: ')}"
 
 
 def check_version(model: Model, version: Version, json: AsJson = False) -> None:
     """Run the integration test of exactly this version, and say which verdict holds for its bytes."""
-    tested = workflows.check_version(Platform(), _spec(model), version)
+    tested = workflows.check_version(workflows.Platform(), shared.spec_of(model), version)
     if json:
         output.print_json(data=asdict(tested))
     elif tested.problem is None:
@@ -112,14 +113,14 @@ def follow_rollout(
     json: AsJson = False,
 ) -> None:
     """Wait until a promoted version answers everything; where it does not, the champion before it returns."""
-    platform = Platform()
+    platform = workflows.Platform()
     actor = workflows.who(platform)
-    followed = workflows.follow_rollout(platform, _spec(model), version, seconds=60 * within, actor=actor)
+    followed = workflows.follow_rollout(platform, shared.spec_of(model), version, seconds=60 * within, actor=actor)
     if json:
         output.print_json(data=asdict(followed))
     else:
         output.print(f"{model}: {followed.end}, {followed.why}", markup=False)
-    if followed.end not in {End.ARRIVED, End.NOBODY_SERVES}:
+    if followed.end not in {workflows.End.ARRIVED, workflows.End.NOBODY_SERVES}:
         raise typer.Exit(REFUSED)
 
 
@@ -132,13 +133,7 @@ def webhooks(
     """Receive MLflow's webhooks and ask GitHub for the promotion of what waits, until interrupted."""
     from ml_platform.webhooks import PATH, Server, receiver
 
-    server = Server((host, port), receiver(Platform().settings))
+    server = Server((host, port), receiver(workflows.Platform().settings))
     progress.print(f"receiving on http://{host}:{server.server_address[1]}{PATH}", markup=False)
     with server, contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
-
-
-def _spec(model: str) -> ModelSpec:
-    from ml_platform import cli
-
-    return cli._spec(model)

@@ -1,26 +1,19 @@
 """`ml-platform traffic` and `ml-platform rollback`: who answers, and the way back within a second."""
 
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from ml_platform import admin
+from ml_platform.commands import shared
+from ml_platform.commands.shared import REFUSED, AsJson, Model, output, progress
 from ml_platform.model_spec import ModelSpec
 from ml_platform.settings import read_settings
 from ml_platform.stages.approvals import caller
 
 if TYPE_CHECKING:
     from ml_platform import workflows
-
-progress = Console(stderr=True, highlight=False, soft_wrap=True)
-output = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-REFUSED = 1
-
-Model = Annotated[str, typer.Argument(help="Name of the model, for instance churn.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 def traffic(model: Model, json: AsJson = False) -> None:
@@ -77,10 +70,10 @@ def rollback(
     here = admin.local_address(settings, model)
     # Its server swaps before anything is imported that the ledger needs.
     first = admin.swap_all(settings, model, [here] if here else [], **asked)
-    from ml_platform import cli, workflows
+    from ml_platform import workflows
 
     def declared() -> ModelSpec:
-        return cli._spec(model)
+        return shared.spec_of(model)
 
     done = workflows.go_back(workflows.Platform(settings), model, declared, **asked, first=first)
     if json:

@@ -5,9 +5,11 @@ from typing import Annotated
 
 import typer
 
+from ml_platform.commands.shared import Model
+
 
 def serve(
-    model: Annotated[str, typer.Argument(help="Name of the model, for instance churn.")],
+    model: Model,
     port: Annotated[int, typer.Option(help="Port for predictions; 0 takes a free one.")] = 8080,
     admin_port: Annotated[int, typer.Option(help="Port for the admin routes; 0 takes a free one.")] = 8081,
     workers: Annotated[int, typer.Option(help="Processes that answer.", min=1, max=256)] = 1,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from ml_platform.pipeline import PlatformResource
+from ml_platform.resources import PlatformResource
 
 
 @dg.definitions

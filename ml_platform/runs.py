@@ -15,17 +15,10 @@ import sqlalchemy as sa
 from ml_platform import views, workflows
 from ml_platform.errors import ConfigurationError, PlatformError
 from ml_platform.liveness import PROCESS_TAG, opened_instance, process_tag
-from ml_platform.pipeline import (
-    ACTOR_TAG,
-    MODEL_TAG,
-    REASON_TAG,
-    SLOT_TAG,
-    arrival_requests,
-    arrivals_partition,
-    range_tags,
-)
 from ml_platform.records import LedgerEntry, Slot, slot_name
+from ml_platform.resources import ACTOR_TAG, MODEL_TAG, REASON_TAG, SLOT_TAG, arrivals_partition
 from ml_platform.stages.arrivals import ARRIVALS_A_RUN, Look
+from ml_platform.triggers import arrival_requests, range_tags
 from ml_platform.workflows import Platform
 
 log = logging.getLogger("ml_platform")

@@ -7,7 +7,8 @@ import os
 
 import dagster as dg
 
-from ml_platform.pipeline import PlatformResource, model_definitions
+from ml_platform.pipeline import model_definitions
+from ml_platform.resources import PlatformResource
 from ml_platform_tests import fakes, mutants
 
 mutant = os.environ.get("MUTANT")

@@ -16,7 +16,7 @@ from dagster_shared.error import SerializableErrorInfo
 
 from ml_platform.definitions import defs
 from ml_platform.errors import LandingZoneError
-from ml_platform.pipeline import PlatformResource
+from ml_platform.resources import PlatformResource
 from ml_platform_tests import fakes
 
 

@@ -11,8 +11,10 @@ import sqlalchemy as sa
 
 from ml_platform import corrections, history, workflows
 from ml_platform.liveness import opened_instance
-from ml_platform.pipeline import PlatformResource, model_definitions, range_tags
+from ml_platform.pipeline import model_definitions
+from ml_platform.resources import PlatformResource
 from ml_platform.runs import QUIET
+from ml_platform.triggers import range_tags
 from ml_platform.workflows import Platform
 from ml_platform_tests import fakes
 

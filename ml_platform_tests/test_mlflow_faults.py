@@ -15,9 +15,10 @@ from pydantic import SecretStr
 
 from ml_platform import workflows
 from ml_platform.errors import MissingInRegistryError, RegistryError, RegistryUnavailableError
-from ml_platform.pipeline import PlatformResource, model_definitions
+from ml_platform.pipeline import model_definitions
 from ml_platform.predictor import MODEL_FILE
 from ml_platform.records import Candidate
+from ml_platform.resources import PlatformResource
 from ml_platform.stages import registry as stage
 from ml_platform.stages import staging
 from ml_platform.workflows import Platform

@@ -17,21 +17,14 @@ from ml_platform.definitions import defs
 from ml_platform.errors import ApprovalRefusedError, EvidenceError, LandingZoneError
 from ml_platform.liveness import PROCESS_TAG, process_tag
 from ml_platform.model_spec import Gate, GoldenSet, ModelSpec
-from ml_platform.pipeline import (
-    ACTOR_TAG,
-    DATA_CHECKS,
-    REASON_TAG,
-    PlatformResource,
-    arrival_requests,
-    arrivals_partition,
-    model_definitions,
-    range_tags,
-)
+from ml_platform.pipeline import DATA_CHECKS, model_definitions
 from ml_platform.records import Arrival, Figure, Person, now
+from ml_platform.resources import ACTOR_TAG, REASON_TAG, PlatformResource, arrivals_partition
 from ml_platform.runs import QUIET, root_cause
 from ml_platform.stages import gates
 from ml_platform.stages._landing import open_zone
 from ml_platform.stages.arrivals import ARRIVALS_A_RUN, Manifest
+from ml_platform.triggers import arrival_requests, range_tags
 from ml_platform.workflows import Judgement, Platform
 from ml_platform_tests import fakes, s3
 

@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 
 from ml_platform import workflows
 from ml_platform.database import Database
-from ml_platform.pipeline import PlatformResource
+from ml_platform.resources import PlatformResource
 from ml_platform.stages.staging import GOLDEN_REQUESTS
 from ml_platform.traffic import Mode, TrafficFigures
 from ml_platform.workflows import Platform

@@ -19,8 +19,8 @@ from ml_platform.commands import github, shared
 from ml_platform.database import Database
 from ml_platform.definitions import defs
 from ml_platform.errors import ConfigurationError, ConflictError
-from ml_platform.pipeline import REASON_TAG, SLOT_TAG, PlatformResource
 from ml_platform.records import Slot, slot_name
+from ml_platform.resources import REASON_TAG, SLOT_TAG, PlatformResource
 from ml_platform.runs import RunFailedError
 from ml_platform.workflows import Platform
 from ml_platform_tests import fakes

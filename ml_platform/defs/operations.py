@@ -8,7 +8,7 @@ import dagster as dg
 from ml_platform import views
 from ml_platform.liveness import report_dead_launches, report_dead_runs
 from ml_platform.monitoring.alerts import Alert, send, write_log
-from ml_platform.pipeline import PlatformResource
+from ml_platform.resources import PlatformResource
 
 # What failed before that has been removed or switched off since, or somebody has been told.
 HOUR = 3_600.0

@@ -76,7 +76,8 @@ class Odd(pa.DataFrameModel):
     visitor: int = pa.Field(ge=1)
     seen_at: Utc
     small: np.int8 = pa.Field(gt=-5, ne=3)
-    single: np.float32 = pa.Field(in_range={"min_value": 0, "max_value": 2, "include_max": False})
+    single: np.float32 = pa.Field(in_range={"min_value": 0, "max_value": 2, "include_min": False, "include_max": False})
+    share: float = pa.Field(in_range={"min_value": 0, "max_value": 1})
     maybe: float = pa.Field(nullable=True, lt=10)
     level: float = pa.Field(isin=[1, 2.5])
     code: str = pa.Field(str_length={"min_value": 2, "max_value": 3}, str_startswith="a", notin=["ab"])
@@ -105,6 +106,7 @@ ODD = fakes.visits_spec(table=Odd)
 ODD_ROW: dict[str, Any] = {
     "small": 1,
     "single": 0.5,
+    "share": 0.5,
     "maybe": 1.0,
     "level": 2.5,
     "code": "aa",
@@ -139,6 +141,7 @@ DECODER = odd_contract().decoder()
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "small": st.integers(-128, 127),
     "single": st.sampled_from([0.0, 0.5, 1.5, 2.0, -0.5]),
+    "share": st.sampled_from([0.0, 1.0, 1.1, -0.1]),
     "maybe": st.one_of(st.none(), st.floats(-20, 20)),
     "level": st.sampled_from([1.0, 2.5, 2.0]),
     "code": st.sampled_from(["a", "aa", "ab", "abc", "aaaa", "ba", "", "aä"]),

@@ -328,3 +328,15 @@ def test_every_edge_keeps_the_contract() -> None:
     assert {None, 0.0, 1_000.0, 5e-324} <= pages
     assert any(edge[2] not in {"free", "paid", None} for edge in edges)
     assert edges[-1] == (None, None, None, record[3])
+
+
+def test_the_array_has_the_order_in_memory_that_agreed() -> None:
+    """A sum of products depends on it, in its last bit."""
+    make, rows = PREPROCESSING["between 0 and 1 and ordinal"]
+    predictor, contract = ready(SPEC, make(LogisticRegression()), rows)
+    records = contract.records_of(rows[SPEC.features].head(5))
+
+    blocks = [compiled.compile_pipeline(predictor.pipeline, contract, order).block(records) for order in ("C", "F")]
+
+    assert [block.flags.c_contiguous for block in blocks] == [True, False]
+    np.testing.assert_array_equal(*blocks)

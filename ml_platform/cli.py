@@ -503,7 +503,7 @@ def retrain(
     """Train on the newest rows, judge, and promote what passes."""
     _require_model(model)
     platform = Platform()
-    failed = _retrain(model, f"manual: {reason}")
+    failed = _retrain(model, f"manual: {reason.removeprefix('manual: ')}")
     found = [row for row in model_status(platform) if row["model"] == model]
     if json:
         output.print_json(data=found)

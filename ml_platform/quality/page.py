@@ -14,7 +14,10 @@ from ml_platform.stages.verdict_pages import COSTS, LEAST_SHOWN
 
 OURS, THEIRS = "this change", "base"
 COLOUR = {Outcome.PASS: "PASS", Outcome.FAIL: "FAIL", Outcome.BROKEN: "FAIL"}
-MORE = ".worse{color:#d0483a;font-weight:600}.better{color:#2e8b57;font-weight:600}.worse,.better{white-space:nowrap}"
+MORE = """
+.said li{overflow-wrap:anywhere}.worse,.better{font-weight:600;white-space:nowrap}
+.worse{color:#d0483a}.better{color:#2e8b57}
+"""
 MOST_ROWS = 40
 Where = tuple[str, str, str]
 

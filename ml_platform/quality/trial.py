@@ -256,14 +256,8 @@ class _Trying:
             said = f"{new.code.words} came to no verdict: {life.corner.why}"
             (self.found.problems if failed else self.found.broken).append(said)
             return
-        self.found.problems += _problems_of_gates(life.corner, new.declares)
-        self.found.problems += self._problems_of_golden(life.corner, new.declares)
-
-    def _problems_of_golden(self, corner: Corner, declares: Mapping[str, Any]) -> list[str]:
-        if not self.golden or any(figure.dataset == self.golden for figure in corner.figures):
-            return []
-        named = ", ".join(declares["golden"]) or "none"
-        return [f"the golden dataset {self.golden!r} was not judged; the model declares {named}"]
+        self.found.problems += problems_of_gates(life.corner, new.declares)
+        self.found.problems += problems_of_golden(life.corner, new.declares, self.golden)
 
     def _explain(self, old: _Side, new: _Side) -> None:
         """Where the data changed, let both codes live on the old data too: no gate, but what tells the cause."""
@@ -349,7 +343,15 @@ def problems_of_checks(checks: Iterable[CheckDone]) -> list[str]:
     ]
 
 
-def _problems_of_gates(corner: Corner, declares: Mapping[str, Any]) -> list[str]:
+def problems_of_golden(corner: Corner, declares: Mapping[str, Any], golden: str) -> list[str]:
+    """Return, as a sentence, that a golden dataset was not judged; none is missed where `golden` is empty."""
+    if not golden or any(figure.dataset == golden for figure in corner.figures):
+        return []
+    named = ", ".join(declares["golden"]) or "none"
+    return [f"the golden dataset {golden!r} was not judged; the model declares {named}"]
+
+
+def problems_of_gates(corner: Corner, declares: Mapping[str, Any]) -> list[str]:
     """Return, as sentences, which gates did not pass or were not applied."""
     compared = declares["comparison"]
     expected = {gate["name"] for gate in declares["gates"]} | ({compared["name"]} if compared else set())

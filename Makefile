@@ -64,8 +64,8 @@ format: .venv/.dev ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 
 lock: .venv/.dev ## Resolve both lock files again (Linux and macOS, Python 3.11 to 3.13, hashes, no addresses)
-	$(BIN)/uv pip compile $(LOCK) --group build -o requirements.lock
-	$(BIN)/uv pip compile $(LOCK) --group build --group dev -c requirements.lock -o requirements-dev.lock
+	$(BIN)/uv pip compile $(LOCK) --extra postgres --group build -o requirements.lock
+	$(BIN)/uv pip compile $(LOCK) --extra postgres --group build --group dev -c requirements.lock -o requirements-dev.lock
 LOCK := pyproject.toml --quiet --upgrade --universal --python-version 3.11 --no-strip-extras --generate-hashes --no-header
 
 faults: .venv/.dev ## Every fault of docs/faults.md with its tests and their result

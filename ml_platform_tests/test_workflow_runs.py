@@ -300,7 +300,8 @@ def test_a_version_is_promoted_as_approved_by_whom_github_names(
     assert "churn: arrived, version 1 answers everything" in promoted[1]
     # Champion already: the test runs, and there is nothing to approve.
     assert again[0] == 0, again[1][-8_000:]
-    assert "approved by" not in again[1]
+    assert "Promote what was approved" in promoted[1]
+    assert "Promote what was approved" not in again[1]
 
 
 def test_what_is_no_version_is_not_promoted(repository: dict[str, Any], deployment: Path, tmp_path: Path) -> None:
@@ -310,6 +311,6 @@ def test_what_is_no_version_is_not_promoted(repository: dict[str, Any], deployme
     status, said = promote([REVIEW], "repository_dispatch", odd)
 
     assert status == 1
-    assert "approved by" not in said
+    assert "Promote what was approved" not in said
     assert [path for path in tmp_path.rglob("x") if path.is_file()] == []
     assert git(repository["repository"], "status", "--porcelain") == ""

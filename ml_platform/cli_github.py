@@ -56,7 +56,7 @@ def retrain_here(platform: Platform, model: str, reason: str, slot: str | None) 
 
     actor = workflows.who(platform)
     if slot is None:
-        return runs.retrain(model, f"manual: {reason}", actor)
+        return runs.retrain(model, _manual(reason), actor)
     asked = _slot(model, reason, slot, now())
     try:
         return runs.retrain_once(platform, asked, actor)
@@ -72,7 +72,7 @@ def retrain_at(platform: Platform, url: str, model: str, reason: str, slot: str 
     token = platform.settings.dagster_token
     dagster = DeployedDagster(url=url, token=token.get_secret_value() if token else None)
     asked = _slot(model, reason, slot, now()) if slot else None
-    why = asked.reason if asked else f"manual: {reason}"
+    why = asked.reason if asked else _manual(reason)
     run = dagster.retrain(model, why, workflows.who(platform), asked.slot if asked else None)
     output.print(f"{url.rstrip('/')}/runs/{run}", markup=False)
     outcome = dagster.outcome(run, lambda said: progress.print(said, markup=False))
@@ -82,6 +82,11 @@ def retrain_at(platform: Platform, url: str, model: str, reason: str, slot: str 
         raise typer.Exit(REFUSED)
 
 
+def _manual(reason: str) -> str:
+    """Return a person's reason as it is recorded, which is what some people write themselves."""
+    return f"manual: {reason.removeprefix('manual: ')}"
+
+
 def _slot(model: str, reason: str, slot: str, at: datetime) -> Slot:
     """Return what is asked for; a clock that asks for its tick has the reason of Dagster's own schedule."""
     workflows.require_reason(reason)
@@ -89,7 +94,7 @@ def _slot(model: str, reason: str, slot: str, at: datetime) -> Slot:
         from ml_platform import runs
 
         slot = runs.due_slot(model, at)
-    return Slot(model=model, reason=SCHEDULE if reason == SCHEDULE else f"manual: {reason}", slot=slot)
+    return Slot(model=model, reason=SCHEDULE if reason == SCHEDULE else _manual(reason), slot=slot)
 
 
 def check_version(model: Model, version: Version, json: AsJson = False) -> None:

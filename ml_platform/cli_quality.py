@@ -14,6 +14,7 @@ progress = Console(stderr=True, highlight=False, soft_wrap=True)
 output = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
 Base = Annotated[str, typer.Option(help="The branch, tag or commit that the change is compared with.")]
+TRIALS = Path("var/quality")
 # Exit status by outcome: a gate does not hold; it could not be done. Neither is 0.
 STATUS = {"PASS": 0, "FAIL": 1, "BROKEN": 2}
 
@@ -49,9 +50,7 @@ def affected(
 def quality(
     model: Annotated[str, typer.Argument(help="Name of the model, for instance churn.")],
     base: Base = "main",
-    out: Annotated[Path, typer.Option(help="The folder that gets MODEL.json, pictures and a log.")] = Path(
-        "var/quality"
-    ),
+    out: Annotated[Path, typer.Option(help="The folder that gets MODEL.json, pictures and a log.")] = TRIALS,
     golden: Annotated[str, typer.Option(help="A golden dataset that must have been judged.")] = "",
 ) -> None:
     """Judge a change of a model against the base's champion on the same data; exit status 1 unless every gate holds."""
@@ -75,7 +74,7 @@ def report(
     """Draw one page of what a change does to every model that it affects; exit status 1 unless every gate holds."""
     from ml_platform.quality import report as reports
 
-    trials = reports.collect(sources) if sources else reports.judge(base, PROJECT_ROOT, say=_say)
+    trials = reports.collect(sources) if sources else reports.judge(base, PROJECT_ROOT, TRIALS, say=_say)
     reports.write(trials, page=out, markdown=markdown)
     for trial in trials:
         output.print(f"{trial.model}: {trial.outcome.value}", markup=False)

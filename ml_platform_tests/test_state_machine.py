@@ -328,6 +328,7 @@ def test_any_order_of_events_keeps_the_promises(empty_mlflow: Path, monkeypatch:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(7_200)
 def test_many_orders_of_many_events_keep_the_promises(empty_mlflow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     live(empty_mlflow, monkeypatch, examples=150, steps=40, same=False)
 

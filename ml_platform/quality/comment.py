@@ -8,7 +8,7 @@ from ml_platform.quality.moved import Moved, moved, name_of, sentences, start_of
 from ml_platform.stages.verdict_pages import COSTS
 
 # By this line whoever posts finds the one comment that it updates.
-MARKER = "<!-- ml-platform: quality gates -->"
+MARKER = "<!-- ml-platform quality gates -->"
 # GitHub takes 65,536 characters a comment.
 MOST = 60_000
 LONGEST = 300

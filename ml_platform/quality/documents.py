@@ -14,7 +14,7 @@ from ml_platform.errors import DataError
 MOST_BYTES = 20_000_000
 LONGEST = 1_000
 Text = Annotated[str, Field(max_length=LONGEST)]
-Name = Annotated[str, Field(max_length=200)]
+Name = Text
 Model = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
 Golden = Annotated[str, Field(pattern=r"^([a-z][a-z0-9_]{0,39})?$")]
 Digest = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]

@@ -99,7 +99,11 @@ def live(home: Home, code: Code, model: str, at: tuple[Age, Age], checks: Iterab
         life.failed.append(f"{code.words}: Dagster made {len(runs)} runs instead of one, status {status}: {words}")
         life.corner = Corner(code=at[0], data=at[1], why=bounded(life.failed[-1]))
         return life
-    _remember(life, home.ask(code, "judged", model, runs[0]))
+    said = home.ask(code, "judged", model, runs[0])
+    try:
+        _remember(life, said)
+    except (KeyError, TypeError, ValueError) as error:  # of other code, which may say other things
+        raise TrialError(f"The verdict that {code.words} left cannot be read: {bounded(repr(error))}") from error
     return life
 
 

@@ -18,11 +18,11 @@ from ml_platform.errors import TrialError
 from ml_platform.records import sha256_text
 
 LOOK = Path(__file__).with_name("look.py")
-# What leads to a deployment, a registry or a runner. A model's code may be anybody's.
-ELSEWHERE = ("ML_PLATFORM_", "MLFLOW_", "DAGSTER_", "AWS_", "GITHUB_", "ACTIONS_", "RUNNER_", "INPUT_")
+# What leads to a deployment, a registry, a runner or another repository. A model's code may be anybody's.
+ELSEWHERE = ("ML_PLATFORM_", "MLFLOW_", "DAGSTER_", "AWS_", "GITHUB_", "ACTIONS_", "RUNNER_", "INPUT_", "GIT_")
 SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|PRIVATE_KEY", re.IGNORECASE)
 APPROVER = "quality-gates"
-EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit|Warning|Failure)?: ")
+EXCEPTION = re.compile(r"([A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit|Failure)|error): ")
 LONGEST = 500
 INSTANCE = """
 storage: {{sqlite: {{base_dir: {var}}}}}
@@ -91,10 +91,12 @@ class Home:
         return found
 
     def last_words(self) -> str:
-        """Return the line of the log that explains the last process's end, at most `LONGEST` characters."""
+        """Return what in the log explains the last process's end, in one line of at most `LONGEST` characters."""
         text = self.log.read_text(errors="replace").rpartition("\n$ ")[2]
         lines = [line.strip() for line in text.splitlines()[1:] if line.strip()] or ["it died without a word"]
-        return next((line for line in reversed(lines) if EXCEPTION.match(line)), lines[-1])[:LONGEST]
+        # The last line that names an error, and what it says in further lines.
+        start = max((place for place, line in enumerate(lines) if EXCEPTION.match(line)), default=-1)
+        return " ".join(lines[start:])[:LONGEST]
 
     def _platform(self, code: Code, *arguments: str) -> int:
         program = ["-P", "-c", "from ml_platform.cli import main; main()", *arguments]

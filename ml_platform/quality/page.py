@@ -14,7 +14,10 @@ from ml_platform.stages.verdict_pages import COSTS, LEAST_SHOWN
 
 OURS, THEIRS = "this change", "base"
 COLOUR = {Outcome.PASS: "PASS", Outcome.FAIL: "FAIL", Outcome.BROKEN: "FAIL"}
-MORE = ".worse{color:#d0483a;font-weight:600}.better{color:#2e8b57;font-weight:600}.badge.REFUSED{color:#d0483a}"
+MORE = """
+.said li{overflow-wrap:anywhere}.worse,.better{font-weight:600;white-space:nowrap}
+.worse{color:#d0483a}.better{color:#2e8b57}
+"""
 MOST_ROWS = 40
 Where = tuple[str, str, str]
 
@@ -37,7 +40,7 @@ def _trial(trial: Trial) -> Html:
         parts.append(section("Gates that changed", _changes(trial)))
     if end:
         parts += [
-            section("The gates", _keys(them), _gates(trial, end, them)),
+            section("The gates", _keys(trial, them), _gates(trial, end, them)),
             section("Slices", *_slices(trial, end, them)),
             section("Curves", *_curves(trial, end, them)),
             section("Time, memory and size", _costs(trial, end, them)),
@@ -54,8 +57,9 @@ def _headline(trial: Trial) -> Html:
     return tag("div", said, tag("ul", *found) if found else None, *notes, class_=f"said {COLOUR[trial.outcome]}")
 
 
-def _keys(them: Corner | None) -> Html:
-    return tag("p", key(0, f"{OURS} "), key(1, THEIRS) if them else "The base was not judged on these data.")
+def _keys(trial: Trial, them: Corner | None) -> Html:
+    their = f"{THEIRS}: its code on the data of this change" if trial.data_changed else THEIRS
+    return tag("p", key(0, f"{OURS} "), key(1, their) if them else "The base was not judged on these data.")
 
 
 # What moved it
@@ -103,8 +107,17 @@ def _moved_table(trial: Trial, found: Sequence[Moved]) -> Html:
 def _moved_row(one: Moved, places: Sequence[tuple[str, str]]) -> list[object]:
     cells = [number(one.corners.get(place)) for place in places]
     kind = ("worse" if one.worse else "better") if one.told else None
-    parts = ["not told" if part is None else f"{part:+.4g}" for part in (one.code, one.data)]
-    return [name_of(one.where), *cells, *parts, tag("span", f"{one.by:+.4g}", class_=kind)]
+    return [
+        name_of(one.where),
+        *cells,
+        _part_of(one.code),
+        _part_of(one.data),
+        tag("span", _part_of(one.by), class_=kind),
+    ]
+
+
+def _part_of(number: float | None) -> str:
+    return "not told" if number is None else f"{number:+.3g}" if number else "0"
 
 
 def _changes(trial: Trial) -> Html:
@@ -185,7 +198,7 @@ def _slices(trial: Trial, end: Corner, them: Corner | None) -> Iterator[Html]:
         return
     asked = [gate.metric for gate in trial.asked] + ([trial.compared.metric] if trial.compared else [])
     metrics = [metric for metric in dict.fromkeys(asked) if metric not in COSTS]
-    marks = {one.where: one for one in moved(trial) if one.told}
+    marks = {one.where: one for one in moved(trial) if one.told and one.where[2] in metrics}
     yield tag("p", _moved_slices(list(marks.values())))
     rows = [[_part(part), *(_cell(trial, (*part, m), end, them, marks) for m in metrics)] for part in parts[:MOST_ROWS]]
     yield table(["slice", *metrics], rows, "stack")
@@ -206,7 +219,8 @@ def _cell(trial: Trial, where: Where, end: Corner, them: Corner | None, marks: d
     bound = Bound(value=gate.bound, up=gate.at_least is not None) if gate else None
     mark = together(tag("span", "gate", class_="asks"), " ") if gate else None
     one = marks.get(where)
-    way = tag("span", f" {one.by:+.4g}", class_="worse" if one.worse else "better") if one else None
+    was = f" {_part_of(one.by)}, it was {number(one.before.value)}" if one else ""
+    way = tag("span", was, class_="worse" if one.worse else "better") if one else None
     return tag("div", mark, _both(where, end, them, bound), way)
 
 

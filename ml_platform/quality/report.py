@@ -1,6 +1,5 @@
 """From what trials left, or from trials of everything that a change affects, to a page and a comment."""
 
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -36,15 +35,13 @@ def _files(folder: Path) -> list[Path]:
     return found
 
 
-def judge(base: str, root: Path, *, say: Callable[[str], None]) -> list[Trial]:
-    """Try the change of every model that it affects; what `try_change` leaves besides is thrown away."""
+def judge(base: str, root: Path, out: Path, *, say: Callable[[str], None]) -> list[Trial]:
+    """Try the change of every model that it affects; `out` gets what `try_change` leaves."""
     # Dagster comes along: whoever draws what others left does without.
     from ml_platform.quality.trial import try_change
 
-    with tempfile.TemporaryDirectory(prefix="ml-platform-") as folder:
-        found = affected(base, root)
-        cells = [cell for model in found for cell in model.cells]
-        return [try_change(cell["model"], base, root, Path(folder), golden=cell["golden"], say=say) for cell in cells]
+    cells = [cell for model in affected(base, root) for cell in model.cells]
+    return [try_change(cell["model"], base, root, out, golden=cell["golden"], say=say) for cell in cells]
 
 
 def write(trials: Sequence[Trial], *, page: Path, markdown: Path | None) -> None:

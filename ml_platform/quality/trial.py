@@ -4,6 +4,7 @@ The base's champion is made first; in the same deployment the working tree's can
 the change. What decides are the records in Dagster's event log and the stored verdict, never an exit status.
 """
 
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -36,6 +37,9 @@ Say = Callable[[str], None]
 # Under this name a change may declare that no champion of the base was met.
 NOT_MET = "{model}:base"
 BLOCKED = "DagsterAssetCheckFailedError"
+FIRST = 3
+COMMIT = re.compile(r"[0-9a-f]{40}")
+LOCK = "requirements.lock"
 PICTURES = ("curves.png", "verdict.html")
 
 
@@ -92,13 +96,14 @@ def try_change(model: str, base: str, root: Path, out: Path, *, golden: str = ""
         git knows no such commit, or neither side has such a model.
     """
     commit, stem = start_of(base, root), f"{model}-{golden}" if golden else model
+    head, words = provenance.code_revision(None, root), COMMIT.sub(lambda found: found[0][:12], base)
     out.mkdir(parents=True, exist_ok=True)
     for stale in out.glob(f"{stem}[.-]*"):
         stale.unlink()
     with provenance.checked_out(commit, root) as tree, tempfile.TemporaryDirectory(prefix="ml-platform-") as folder:
         trying = _Trying(model, golden, Path(folder).resolve(), out / f"{stem}.log", say)
         old, new = (
-            trying.side(Code(folder=tree, words=f"the code of {base}")),
+            trying.side(Code(folder=tree, words=f"the code of {words}")),
             trying.side(Code(folder=root.resolve(), words="the code that is here")),
         )
         if not old.there and not new.there:
@@ -108,17 +113,16 @@ def try_change(model: str, base: str, root: Path, out: Path, *, golden: str = ""
         for name in PICTURES if found.pictures else ():
             if (picture := found.pictures / name).is_file():  # type: ignore[operator]
                 shutil.copyfile(picture, out / f"{stem}-{name}")
-    trial = _document(found, new.declares or old.declares, model=model, golden=golden, base=base, base_commit=commit)
-    trial = trial.model_copy(update={"head": provenance.code_revision(None, root), "is_new": not old.there})
+    named = {"model": model, "golden": golden, "base": words, "base_commit": commit, "head": head}
+    trial = _document(found, new.declares or old.declares, is_new=not old.there, **named)
     (out / f"{stem}.json").write_text(trial.model_dump_json(indent=1))
     return trial
 
 
-def _document(found: _Found, declares: Mapping[str, Any], **named: str) -> Trial:
+def _document(found: _Found, declares: Mapping[str, Any], **named: Any) -> Trial:
     compared = declares.get("comparison")
     return Trial(
         **named,
-        head="",
         outcome=found.outcome,
         data_changed=found.data_changed,
         problems=[bounded(problem) for problem in dict.fromkeys([*found.broken, *found.problems])],
@@ -173,6 +177,7 @@ class _Trying:
         if old.declares and (new.declares or not new.there):
             self.found.changes = gate_changes.changes_of(self.model, old.declares, new.declares, reasons)
         if new.there:
+            self.found.notes += _notes_of_packages(old, new)
             self._live(old, new, reasons)
         self._require_checks(old, new, reasons)
         self._require_declared_changes()
@@ -251,14 +256,8 @@ class _Trying:
             said = f"{new.code.words} came to no verdict: {life.corner.why}"
             (self.found.problems if failed else self.found.broken).append(said)
             return
-        self.found.problems += _problems_of_gates(life.corner, new.declares)
-        self.found.problems += self._problems_of_golden(life.corner, new.declares)
-
-    def _problems_of_golden(self, corner: Corner, declares: Mapping[str, Any]) -> list[str]:
-        if not self.golden or any(figure.dataset == self.golden for figure in corner.figures):
-            return []
-        named = ", ".join(declares["golden"]) or "none"
-        return [f"the golden dataset {self.golden!r} was not judged; the model declares {named}"]
+        self.found.problems += problems_of_gates(life.corner, new.declares)
+        self.found.problems += problems_of_golden(life.corner, new.declares, self.golden)
 
     def _explain(self, old: _Side, new: _Side) -> None:
         """Where the data changed, let both codes live on the old data too: no gate, but what tells the cause."""
@@ -319,6 +318,20 @@ def _words(change: GateChange) -> str:
     return f"{change.check} is {change.kind}: {change.before}{f', now {change.after}' if change.after else ''}."
 
 
+def _notes_of_packages(old: _Side, new: _Side) -> list[str]:
+    """Return what a reader should know of the packages that both codes ran with."""
+    locks = [side.code.folder / LOCK for side in (old, new)]
+    notes = []
+    if all(lock.is_file() for lock in locks) and provenance.lock_digest(locks[0].parent) != provenance.lock_digest(
+        locks[1].parent
+    ):
+        notes.append(f"{LOCK} changed, and both codes ran with the packages that are installed here")
+    others = provenance.not_as_locked(new.code.folder) if locks[1].is_file() else []
+    if others:
+        notes.append(f"{len(others)} packages are not those of {LOCK}: {'; '.join(others[:FIRST])}")
+    return notes
+
+
 def problems_of_checks(checks: Iterable[CheckDone]) -> list[str]:
     """Return, as sentences, which checks have no success on record; a removal that is declared is none."""
     return [
@@ -330,7 +343,15 @@ def problems_of_checks(checks: Iterable[CheckDone]) -> list[str]:
     ]
 
 
-def _problems_of_gates(corner: Corner, declares: Mapping[str, Any]) -> list[str]:
+def problems_of_golden(corner: Corner, declares: Mapping[str, Any], golden: str) -> list[str]:
+    """Return, as a sentence, that a golden dataset was not judged; none is missed where `golden` is empty."""
+    if not golden or any(figure.dataset == golden for figure in corner.figures):
+        return []
+    named = ", ".join(declares["golden"]) or "none"
+    return [f"the golden dataset {golden!r} was not judged; the model declares {named}"]
+
+
+def problems_of_gates(corner: Corner, declares: Mapping[str, Any]) -> list[str]:
     """Return, as sentences, which gates did not pass or were not applied."""
     compared = declares["comparison"]
     expected = {gate["name"] for gate in declares["gates"]} | ({compared["name"]} if compared else set())

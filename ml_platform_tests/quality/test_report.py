@@ -139,6 +139,8 @@ def test_the_comment_is_bounded_and_decisions_come_first() -> None:
 
     said = comment(many, most=20_000)
 
+    two = comment([made.trial(model="mails"), refused()])
+    assert two.rindex("### ") < two.index("<details>")
     assert len(said) <= 20_000
     assert said.startswith(MARKER)
     assert re.search(r"\d+ parts more stand in the whole report", said)

@@ -1,7 +1,9 @@
 """Changes of a real repository, tried as CI tries them: with processes, a worktree of the base and Dagster's log."""
 
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +11,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from ml_platform.demo import exports
 from ml_platform.errors import ConfigurationError
 from ml_platform.quality.documents import CheckState, Outcome, Trial, read
 from ml_platform.quality.gate_changes import FILE
 from ml_platform.quality.moved import sentences
-from ml_platform.quality.trial import try_change
+from ml_platform.quality.trial import problems_of_gates, problems_of_golden, try_change
 from ml_platform_tests.quality import made
 
 CHURN = "ml_platform/defs/models/churn.py"
@@ -56,6 +59,35 @@ def tried(root: Path) -> Trial:
 
 def states(found: Trial) -> dict[str, CheckState]:
     return {check.check: check.state for check in found.checks if check.state is not CheckState.SUCCEEDED}
+
+
+# What a verdict must say
+
+
+DECLARES = {"gates": [{"name": "auc_roc"}], "comparison": {"name": "auc_roc_compared"}, "golden": ["holiday"]}
+
+
+@pytest.mark.fault("C5")
+@pytest.mark.parametrize("outcome", ["FAIL", "INCONCLUSIVE"])
+def test_a_gate_that_does_not_pass_or_was_not_applied_is_a_problem(outcome: str) -> None:
+    judged = made.corner("new", "new", [])
+    (gate,) = judged.gates
+    refused = judged.model_copy(update={"gates": [gate.model_copy(update={"outcome": outcome})]})
+
+    assert problems_of_gates(judged, {**DECLARES, "comparison": None}) == []
+    assert problems_of_gates(judged, DECLARES) == ["gate auc_roc_compared was not applied"]
+    assert problems_of_gates(refused, {**DECLARES, "comparison": None}) == [
+        f"gate auc_roc >= 0.8 is {outcome}: it is 0.9"
+    ]
+
+
+def test_a_golden_dataset_that_was_asked_for_must_have_been_judged() -> None:
+    judged = made.corner("new", "new", [made.figures({"": 0.9})[0].model_copy(update={"dataset": "holiday"})])
+
+    assert problems_of_golden(judged, DECLARES, "") == problems_of_golden(judged, DECLARES, "holiday") == []
+    assert problems_of_golden(judged, DECLARES, "easter") == [
+        "the golden dataset 'easter' was not judged; the model declares holiday"
+    ]
 
 
 # What is red before anything runs for long
@@ -206,8 +238,45 @@ def test_a_gate_that_fails_is_red_with_its_figure_and_the_exit_status_is_1(root:
 
 
 @pytest.mark.soak
+def test_a_model_that_a_person_approves_is_approved_in_the_deployment_thrown_away(root: Path) -> None:
+    frozen = next(iter(exports().values()))
+    (root / "data" / "golden" / "churn").mkdir(parents=True)
+    (root / "data" / "golden" / "churn" / "holiday.parquet").write_bytes(frozen)
+    golden = f'golden=(GoldenSet(name="holiday", sha256="{hashlib.sha256(frozen).hexdigest()}"),),'
+    made.edit(root, CHURN, ('approval="automatic",', f'approval="manual",\n    {golden}'))
+    made.edit(root, CHURN, ("import Comparison, Gate,", "import Comparison, Gate, GoldenSet,"))
+    made.commit(root)
+    made.git(root, "branch", "before")
+    made.edit(root, CHURN, ("max_iter=30", "max_iter=31"))
+
+    found = try_change("churn", "before", root, root.parent / "out", golden="holiday")
+
+    assert (found.outcome, found.problems) == (Outcome.PASS, [])
+    assert read(root.parent / "out" / "churn-holiday.json") == found
+    assert [found.dataset for found in found.corners[-1].figures].count("holiday") > 20
+    here = found.corner("new", "new")
+    assert here is not None
+    assert here.champion == 1
+
+
+@pytest.mark.soak
+def test_a_new_model_is_held_against_its_baseline_and_said_to_be_new(root: Path) -> None:
+    text = (root / CHURN).read_text().replace('name="churn"', 'name="leaving"')
+    text = text.replace("churn = ModelSpec", "leaving = ModelSpec")
+    text = text.replace("model_definitions(churn)", "model_definitions(leaving)")
+    made.write(root, {"ml_platform/defs/models/leaving.py": text})
+    shutil.copy(root / "data" / "churn.parquet", root / "data" / "leaving.parquet")
+
+    found = try_change("leaving", "main", root, root.parent / "out")
+
+    assert (found.outcome, found.problems, found.is_new) == (Outcome.PASS, [], True)
+    assert "the code of main has no model leaving: it is new, and is held against its baseline" in found.notes
+    assert found.corner("new", "new").rival.kind == "baseline"  # type: ignore[union-attr]
+
+
+@pytest.mark.soak
 def test_what_made_churn_worse_is_told_by_metric_slice_and_cause(root: Path) -> None:
-    """Code that hides a column from the model and data in which labels of one slice are swapped."""
+    """Trees too small to learn from, and data in which labels of one slice are swapped."""
     made.edit(root, CHURN, ("max_iter=30", "max_iter=3, max_leaf_nodes=4"))
     file = root / "data" / "churn.parquet"
     rows = pd.read_parquet(file)
@@ -225,8 +294,7 @@ def test_what_made_churn_worse_is_told_by_metric_slice_and_cause(root: Path) -> 
         ("new", "old"),
     ]
     said = sentences(found)
-    assert any(one.startswith("auc_roc of international_plan = yes became worse") for one in said), said
-    assert "The cause is the data: the code moves it by" in next(
-        one for one in said if one.startswith("auc_roc of inter")
-    )
+    slice_of_auc = next(one for one in said if one.startswith("auc_roc of international_plan = yes became worse"))
+    assert "The causes are both, code and data: the code moves it by -0." in slice_of_auc
+    assert "which closes the gate auc_roc >= 0.7, for each international_plan." in slice_of_auc
     assert json.loads((root.parent / "out" / "churn.json").read_text())["outcome"] == "FAIL"

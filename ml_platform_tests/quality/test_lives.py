@@ -1,0 +1,50 @@
+"""A deployment that is thrown away: its processes get nothing that leads elsewhere."""
+
+from pathlib import Path
+
+import pytest
+
+from ml_platform.errors import TrialError
+from ml_platform.quality.lives import LONGEST, Code, Home
+from ml_platform_tests.quality import made
+
+# A platform whose command line says what it was given.
+SAYS = "import os, sys\n\ndef main():\n    print(sys.argv[1:], *sorted(os.environ.items()), sep='\\n')\n"
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Code:
+    made.write(tmp_path, {"code/ml_platform/__init__.py": "", "code/ml_platform/cli.py": SAYS})
+    return Code(folder=tmp_path / "code", words="the code of a test")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path / "home", tmp_path / "log")
+
+
+@pytest.mark.fault("C1")
+def test_no_process_gets_a_secret_or_a_way_to_a_deployment(
+    home: Home, code: Code, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = ["MLFLOW_TRACKING_URI", "ML_PLATFORM_DATABASE_URL", "AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "GITHUB_OUTPUT"]
+    for name in [*ours, "ACTIONS_RUNTIME_TOKEN", "NPM_TOKEN", "DB_PASSWORD", "GIT_DIR"]:
+        monkeypatch.setenv(name, "leads elsewhere")
+    monkeypatch.setenv("LANG", "C.UTF-8")
+
+    assert home.ingest(code, "visits", {"one.parquet": b"rows"}) == 0
+
+    said = home.log.read_text()
+    assert "leads elsewhere" not in said
+    assert f"('ML_PLATFORM_HOME', '{home.folder}/var')" in said
+    assert f"('DAGSTER_HOME', '{home.folder}')" in said
+    assert "('LANG', 'C.UTF-8')" in said
+    assert "['ingest', 'visits']" in said
+
+
+def test_a_process_that_dies_has_the_last_word(home: Home, code: Code) -> None:
+    made.write(code.folder, {"ml_platform/model_spec.py": "raise ValueError('no spec ' + 'x' * 2_000)\n"})
+
+    with pytest.raises(TrialError, match=r"the code of a test cannot say .* ValueError: no spec x") as refused:
+        home.ask(code, "declared", "visits")
+    assert len(str(refused.value)) < LONGEST + 200

@@ -40,7 +40,7 @@ from ml_platform.records import (
 )
 from ml_platform.settings import GithubRun
 from ml_platform.stages import approvals, gates, promotion, staging
-from ml_platform.stages.registry import LEDGER_TAG, MLMODEL
+from ml_platform.stages.registry import LEDGER_TAG, MLMODEL, MODEL_FOLDER
 from ml_platform.traffic import ServerBeat
 from ml_platform.workflows import Judgement, Platform
 from ml_platform.workflows.ledger import promotion_lock
@@ -135,9 +135,15 @@ def train(platform: Platform, spec: ModelSpec) -> object:
 
 
 def approve(
-    platform: Platform, spec: ModelSpec, *, person: Person = BOB, reason: str = "fine", version: int = 2
+    platform: Platform,
+    spec: ModelSpec,
+    *,
+    person: Person = BOB,
+    reason: str = "fine",
+    version: int = 2,
+    looked_at: str | None = None,
 ) -> object:
-    return workflows.approve_version(platform, spec, version, person, reason=reason)
+    return workflows.approve_version(platform, spec, version, person, reason=reason, verdict_digest=looked_at)
 
 
 def roll_back(
@@ -398,7 +404,7 @@ def registered_file(platform: Platform, version: int = 2) -> Path:
 
 
 def shown_files(platform: Platform) -> list[Path]:
-    return sorted(platform.settings.artifacts.rglob(MODEL_FILE))
+    return sorted(platform.settings.artifacts.rglob(f"{MODEL_FOLDER}/{MODEL_FILE}"))
 
 
 def platform_owns(platform: Platform, path: Path, version: int) -> bool:
@@ -821,6 +827,9 @@ APPROVED = {
     "an approval that nobody asked for": Mutant("declares approval='automatic'", attempt=approve),
     "an approval that says no reason": Mutant("must say why", attempt=partial(approve, reason=" "), spec=MANUAL),
     "an approval of no version": Mutant("There is no version 9", attempt=partial(approve, version=9), spec=MANUAL),
+    "an approval of a verdict that nobody looked at": Mutant(
+        "what was looked at is not", attempt=partial(approve, looked_at="0" * 64), spec=MANUAL
+    ),
     "an approval in a ledger that was edited": Mutant(
         "entry 1 was changed",
         behind_the_triggers("UPDATE ledger SET reason = 'mine' WHERE sequence = 1"),

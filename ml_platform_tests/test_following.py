@@ -6,7 +6,8 @@ from datetime import timedelta
 
 import pytest
 
-from ml_platform import cli, workflows
+from ml_platform import workflows
+from ml_platform.commands import deciding, shared
 from ml_platform.errors import ApprovalNeededError, EvidenceError
 from ml_platform.workflows import End, Platform, following
 from ml_platform_tests import fakes
@@ -139,8 +140,8 @@ def _stop(_: float) -> None:
 @pytest.fixture
 def staged(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> Platform:
     """A trained version 1 that waits for an approval, with a real model."""
-    monkeypatch.setattr(cli, "_spec", lambda _: MANUAL)
-    monkeypatch.setattr(cli, "_show_in_dagster", lambda *_: None)
+    monkeypatch.setattr(shared, "spec_of", lambda _: MANUAL)
+    monkeypatch.setattr(deciding, "_show_in_dagster", lambda *_: None)
     fakes.drop(platform, "monday.parquet", fakes.visits(600))
     with pytest.raises(ApprovalNeededError):
         live(platform, MANUAL)

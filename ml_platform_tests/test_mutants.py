@@ -191,6 +191,10 @@ NOTICED_BY = {
     f"{APPROVALS}github_person: not run.approver": "a GitHub job of nobody",
     f"{APPROVALS}token_holder: not (right and NAME.fullmatch(name) and (name in known))": "a wrong token",
     "stages.staging.integration_test: found == expected": "answers that differ from the gated ones",
+    f"{WORKFLOW}approve_version: verdict_digest is not None and verdict.digest != verdict_digest": (
+        "an approval of a verdict that nobody looked at"
+    ),
+    f"{WORKFLOW}integration_problem: problem is not None": "answers that differ from the gated ones",
     "stages.staging.signature_problem: list(shown) == list(asked)": "a signature that asks for something else",
     "workflows.ledger.require_sound_ledger: report.problems": "an entry of the ledger edited",
     "stages.ledger.chain_problems: entry.sequence != sequence + 1": "an entry of the ledger removed",

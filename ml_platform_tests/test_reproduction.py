@@ -17,6 +17,7 @@ from ml_platform.predictor import MODEL_FILE
 from ml_platform.records import Candidate
 from ml_platform.settings import PROJECT_ROOT
 from ml_platform.stages import datasets, staging
+from ml_platform.stages.registry import MODEL_FOLDER
 from ml_platform.workflows import Likeness, Platform, Reproduction, reproduction
 from ml_platform_tests import declared, fakes, life
 
@@ -229,7 +230,7 @@ def test_a_version_that_there_is_not_is_refused(platform: Platform) -> None:
 @pytest.mark.fault("M3")
 def test_bytes_that_were_changed_are_not_loaded(platform: Platform) -> None:
     champion(platform)
-    (stored,) = platform.settings.artifacts.rglob(MODEL_FILE)
+    (stored,) = platform.settings.artifacts.rglob(f"{MODEL_FOLDER}/{MODEL_FILE}")
     data = bytearray(stored.read_bytes())
     data[len(data) // 2] ^= 1
     stored.write_bytes(data)

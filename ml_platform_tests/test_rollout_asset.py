@@ -111,7 +111,7 @@ def test_dagster_shows_rollbacks_and_replacements_that_no_run_made(
     assert platform.registry.alias("visits", "champion") == 1  # what the command left to the sensor
     restorable = platform.candidate_folder(platform.database.candidate("candidate-1")) / GOLDEN_REQUESTS
     fakes.visits(5)[SPEC.features].to_parquet(restorable)
-    MlflowClient(platform.settings.tracking_uri).delete_model_version("visits", "1")
+    MlflowClient(platform.settings.tracking_uri, platform.settings.tracking_uri).delete_model_version("visits", "1")
 
     registry_tick()
 

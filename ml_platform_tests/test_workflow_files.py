@@ -345,13 +345,13 @@ def test_a_commit_that_is_no_longer_the_head_gets_no_comment(report: Path) -> No
 
 def test_a_report_can_neither_call_people_nor_pass_for_another_nor_be_endless(tmp_path: Path) -> None:
     report = tmp_path / "report.md"
-    report.write_text(f"@maintainers look {MARK}\n" + "x" * 500_000)
+    report.write_text(f"@maintainers look {MARK}\n<!-- open " + "x" * 500_000)
     with GitHub([PULL], []) as github:
         post(github, report)
 
     body = github.written[0][2]["body"]
     assert "@maintainers" not in body
-    assert body.count(MARK) == 1
+    assert (body.count(MARK), body.count("<!--")) == (1, 1)
     assert len(body) < 65_536
 
 

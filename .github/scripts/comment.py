@@ -71,8 +71,9 @@ def text_of(report: Path) -> str:
         return ""
     with report.open("rb") as file:
         text = file.read(4 * MOST).decode(errors="replace")
-    # Nobody is told by name, and no comment inside can pass for another report's mark.
-    text = re.sub(r"@(?=[A-Za-z0-9])", "@\u200b", text).replace("<!--", "&lt;!--")
+    # Nobody is told by name, and nothing inside can pass for another report's mark.
+    text = re.sub(r"@(?=[A-Za-z0-9])", "@\u200b", text)
+    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL).replace("<!--", "&lt;!--").lstrip()
     return text if len(text) <= MOST else text[:MOST] + "\n\n… cut: the rest is in the run's summary."
 
 

@@ -173,6 +173,7 @@ def test_code_that_nobody_can_bring_back_is_refused_with_advice(platform: Platfo
         assert "--here" in str(refused.value)
 
 
+@pytest.mark.soak
 def test_the_threads_that_trained_it_train_it_again(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
     champion(platform, declared.boosted)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
@@ -182,6 +183,7 @@ def test_the_threads_that_trained_it_train_it_again(platform: Platform, monkeypa
     assert (found.outcome, found.notes) == (Likeness.REPRODUCED, [])
 
 
+@pytest.mark.soak
 def test_uncommitted_changes_that_are_still_here_are_the_same_code(platform: Platform, checkout: Path) -> None:
     (checkout / "ml_platform_tests" / "note.py").write_text("")
     revision = provenance.code_revision(root=checkout)
@@ -195,6 +197,7 @@ def test_uncommitted_changes_that_are_still_here_are_the_same_code(platform: Pla
     assert (found.outcome, found.code) == (Likeness.REPRODUCED, "the recorded code, which is here")
 
 
+@pytest.mark.soak
 def test_another_lock_is_refused_and_with_here_noted_as_another_cpu_is(
     platform: Platform, checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

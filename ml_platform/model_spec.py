@@ -535,6 +535,12 @@ class ModelSpec(_Declared):
         return None if self.approval == "automatic" else Approval()
 
     @property
+    def most_inference_ms(self) -> float | None:
+        """The least bound of a gate on ``inference_time_ms``; ``None`` where none asks for the time."""
+        bounds = [gate.at_most for gate in self.gates if gate.metric == "inference_time_ms"]
+        return min((bound for bound in bounds if bound is not None), default=None)
+
+    @property
     def columns(self) -> list[str]:
         """All columns of the contract, in its order."""
         return list(self.table.to_schema().columns)

@@ -244,7 +244,7 @@ def _staging_version(spec: ModelSpec) -> dg.AssetsDefinition:
         _refuse_ephemeral(context)
         opened = platform.open()
         candidate = workflows.current_candidate(opened, spec.name, _root_run(context))
-        registration, problem = workflows.stage_version(opened, candidate)
+        registration, problem = workflows.stage_version(opened, candidate, most_ms=spec.most_inference_ms)
         tested = dg.AssetCheckResult(check_name="integration_test", passed=problem is None, description=problem)
         return Result(metadata=views.version_metadata(opened, registration), check_results=[tested])
 

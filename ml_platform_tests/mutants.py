@@ -126,6 +126,21 @@ def stage(platform: Platform, _: ModelSpec) -> None:
         raise EvidenceError(f"the integration test is red: {problem}")
 
 
+def serve(platform: Platform, _: ModelSpec, *, most_ms: float = 60_000) -> None:
+    """Ask the successor's bytes through the real server, as its integration test does where a gate bounds the time."""
+    candidate = successor(platform)
+    folder = platform.candidate_folder(candidate)
+    problem = staging.server_problem(registered_file(platform), candidate, folder, most_ms)
+    if problem is not None:
+        raise EvidenceError(f"the server's test is red: {problem}")
+
+
+def stage_timed(platform: Platform, _: ModelSpec) -> None:
+    problem = workflows.stage_version(platform, successor(platform), most_ms=1e-6)[1]
+    if problem is not None:
+        raise EvidenceError(f"the integration test is red: {problem}")
+
+
 def judge(platform: Platform, spec: ModelSpec) -> object:
     return workflows.judge_candidate(platform, spec, successor(platform))
 
@@ -758,6 +773,10 @@ TAMPERED = {
         "integration test is red: its signature", another_signature, stage
     ),
     "a version without a signature": Mutant("integration test is red: its signature", no_signature, stage),
+    "a version that no server knows": Mutant(
+        "run its gates again", execute("UPDATE candidates SET served_digest = NULL"), serve
+    ),
+    "a version that is too slow behind the server": Mutant("the gate asks for <= 1e-06", attempt=stage_timed),
     "a tampered file in the integration test": Mutant("DigestMismatchError", one_byte(registered_file), stage),
 }
 PROMOTED = {

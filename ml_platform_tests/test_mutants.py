@@ -59,6 +59,8 @@ NO_GUARDS = {
     "stages.gates.judge_comparison: rival is None": "for the type checker: _no_comparison says it before",
     "stages.gates.judge_comparison: rival.low is None": "for the type checker: _no_comparison says it before",
     "stages.gates.judge_comparison: rival.difference is None": "for the type checker: _no_comparison says it before",
+    "stages.staging._same: bool(near) and said['predictions'] == expected['predictions']": "the same",
+    "stages.staging.server_problem: found and (not _same(found, expected))": "against a server that answers wrongly: its own warm-up refuses what a candidate says",
     "workflows.promotion._target: to is not None": "which version",
     "stages.promotion._entry: champion": "the number of the champion before",
     "stages.promotion._moving: rollout is None": "a rollout that the author declares is always there",
@@ -195,6 +197,10 @@ NOTICED_BY = {
         "an approval of a verdict that nobody looked at"
     ),
     f"{WORKFLOW}integration_problem: problem is not None": "answers that differ from the gated ones",
+    "stages.staging.server_problem: not found or found['p95_ms'] <= most_ms": (
+        "a version that is too slow behind the server"
+    ),
+    "stages.staging.server_problem: candidate.served_digest is None": "a version that no server knows",
     "stages.staging.signature_problem: list(shown) == list(asked)": "a signature that asks for something else",
     "workflows.ledger.require_sound_ledger: report.problems": "an entry of the ledger edited",
     "stages.ledger.chain_problems: entry.sequence != sequence + 1": "an entry of the ledger removed",

@@ -3,11 +3,12 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ml_platform import durable, fresh
 from ml_platform.errors import ModelError
 from ml_platform.predictor import Predictor
+from ml_platform.records import Candidate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,6 +18,10 @@ GOLDEN_ANSWERS = "golden_answers.json"
 GOLDEN_ROWS = 50
 TIMEOUT_SECONDS = 120
 PROGRAM = "ml_platform.predictor"
+SERVER = "ml_platform.serving.trial"
+# A machine that is busy is asked again before a version is refused for its time.
+TRIES = 3
+NEAR = 1e-9
 
 
 def keep_golden_requests(predictor: Predictor, features: "pd.DataFrame", folder: Path) -> None:
@@ -67,6 +72,50 @@ def integration_test(model_file: Path, digest: str, golden: Path) -> str | None:
         return str(error)
     expected = json.loads((golden / GOLDEN_ANSWERS).read_text())
     return None if found == expected else "its answers differ from those that were gated"
+
+
+def server_problem(model_file: Path, candidate: Candidate, golden: Path, most_ms: float) -> str | None:
+    """Serve a model file behind the real public port, in a fresh process, and ask it its golden requests over HTTP.
+
+    Parameters
+    ----------
+    model_file : Path
+        Bytes from the registry.
+    candidate : Candidate
+    golden : Path
+        The candidate's folder, which holds the other files that a server needs.
+    most_ms : float
+        The bound of the 95th percentile of the time of one record, in milliseconds, HTTP included.
+
+    Returns
+    -------
+    str or None
+        What went wrong; ``None`` if nothing did.
+    """
+    if candidate.served_digest is None:
+        return "it was judged before there were files for a server: run its gates again"
+    arguments = [str(model_file), str(golden), candidate.model, candidate.model_digest, candidate.served_digest]
+    expected = json.loads((golden / GOLDEN_ANSWERS).read_text())
+    slowest = most_ms
+    for _ in range(TRIES):
+        try:
+            found = fresh.ask(SERVER, arguments, seconds=TIMEOUT_SECONDS)
+        except ModelError as error:
+            return f"its server: {error}"
+        if found and not _same(found, expected):
+            return "its answers behind the server differ from those that were gated"
+        if not found or found["p95_ms"] <= most_ms:
+            return None
+        slowest = found["p95_ms"]
+    return f"one record through the server takes {slowest:.4g} ms (95th percentile), the gate asks for <= {most_ms:g}"
+
+
+def _same(said: dict[str, Any], expected: dict[str, Any]) -> bool:
+    """Whether answers are those that were gated; a record alone may differ from many at once in the last bit."""
+    import numpy as np
+
+    near = np.allclose(said["scores"], expected["scores"], rtol=NEAR, atol=NEAR)
+    return bool(near) and said["predictions"] == expected["predictions"]
 
 
 def signature_problem(shown: Sequence[tuple[str, str]], asked: Sequence[tuple[str, str]]) -> str | None:

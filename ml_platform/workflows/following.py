@@ -154,7 +154,7 @@ def check_version(platform: Platform, spec: ModelSpec, version: int) -> Tested:
     registration = platform.database.registration(spec.name, version)
     if registration is None:
         raise EvidenceError(f"There is no version {version} of {spec.name!r}. Look at `ml-platform status`.")
-    problem = integration_problem(platform, registration)
+    problem = integration_problem(platform, registration, most_ms=spec.most_inference_ms)
     verdict = "" if problem else staged_evidence(platform, spec, registration).digest
     champion = platform.database.champion(spec.name)
     now = champion.version if champion else None

@@ -58,8 +58,17 @@ def _registration(platform: Platform, candidate: Candidate) -> Registration:
     return known
 
 
-def stage_version(platform: Platform, candidate: Candidate) -> tuple[Registration, str | None]:
+def stage_version(
+    platform: Platform, candidate: Candidate, *, most_ms: float | None = None
+) -> tuple[Registration, str | None]:
     """Test a registered version's bytes in a fresh process; set the alias ``staging`` if they hold.
+
+    Parameters
+    ----------
+    platform : Platform
+    candidate : Candidate
+    most_ms : float or None
+        The bound of the time of one record through the real server, in milliseconds; ``None`` asks no server.
 
     Returns
     -------
@@ -68,7 +77,7 @@ def stage_version(platform: Platform, candidate: Candidate) -> tuple[Registratio
         What the test found; ``None`` if it passed.
     """
     registration = _registration(platform, candidate)
-    problem = integration_problem(platform, registration)
+    problem = integration_problem(platform, registration, most_ms=most_ms)
     if problem is None:
         platform.database.mark_staged(registration)
         platform.registry.set_alias(candidate.model, "staging", registration.version)
@@ -76,13 +85,18 @@ def stage_version(platform: Platform, candidate: Candidate) -> tuple[Registratio
     return registration, problem
 
 
-def integration_problem(platform: Platform, registration: Registration) -> str | None:
-    """Say what the integration test finds wrong with a version's bytes in the registry; nothing is changed."""
+def integration_problem(platform: Platform, registration: Registration, *, most_ms: float | None = None) -> str | None:
+    """Say what the integration test finds wrong with a version's bytes in the registry; nothing is changed.
+
+    Where a gate bounds the time of one record, they are served too, and asked through the real server.
+    """
     candidate = platform.database.candidate(registration.candidate)
     golden = platform.candidate_folder(candidate)
     with tempfile.TemporaryDirectory(prefix="ml-platform-") as folder:
         model_file = platform.registry.fetch(candidate.model, registration.version, Path(folder))
         problem = staging.integration_test(model_file, candidate.model_digest, golden)
+        if problem is None and most_ms is not None:
+            problem = staging.server_problem(model_file, candidate, golden, most_ms)
     if problem is not None:
         return problem
     shown = platform.registry.signature(candidate.model, registration.version)

@@ -60,7 +60,7 @@ NO_GUARDS = {
     "stages.gates.judge_comparison: rival.low is None": "for the type checker: _no_comparison says it before",
     "stages.gates.judge_comparison: rival.difference is None": "for the type checker: _no_comparison says it before",
     "stages.staging._same: bool(near) and said['predictions'] == expected['predictions']": "the same",
-    "stages.staging.server_problem: found and (not _same(found, expected))": "against a server that answers wrongly: its own warm-up refuses what a candidate says",
+    "stages.staging.server_problem: found and (not _same(found, expected))": "its own warm-up says it before",
     "workflows.promotion._target: to is not None": "which version",
     "stages.promotion._entry: champion": "the number of the champion before",
     "stages.promotion._moving: rollout is None": "a rollout that the author declares is always there",

@@ -80,6 +80,7 @@ class Worker:
         self._asked: dict[int, asyncio.Future[bytes]] = {}
         self._questions = 0
         self._stopping = asyncio.Event()
+        self._looked = asyncio.Event()
 
     async def run(self) -> None:
         """Serve until told to stop."""
@@ -89,6 +90,8 @@ class Worker:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
         parts = [asyncio.create_task(part) for part in (self._listen(), self._follow(), self._report())]
+        # One that has nothing loaded yet would take requests from the workers that have, and could only refuse them.
+        await _either(self._looked, self._stopping)
         serving = asyncio.create_task(server.serve([listening]))
         await self._stopping.wait()
         await _finish(server, serving)
@@ -160,6 +163,7 @@ class Worker:
             if (mark := _mark_of(self.home / STATE_FILE)) != self._seen:
                 self._seen = mark
                 await self._obey()
+            self._looked.set()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(SECONDS_BETWEEN_LOOKS):
                     await self._nudged.wait()
@@ -197,6 +201,14 @@ class Worker:
         else:
             self._arms[served] = Arm(loaded)
             self._refused.pop(served, None)
+
+
+async def _either(one: asyncio.Event, other: asyncio.Event) -> None:
+    """Wait for the first of two events."""
+    waits = [asyncio.create_task(event.wait()) for event in (one, other)]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
 
 
 async def _finish(server: Server, serving: "asyncio.Task[None]") -> None:

@@ -20,7 +20,7 @@ TIMEOUT_SECONDS = 120
 PROGRAM = "ml_platform.predictor"
 SERVER = "ml_platform.serving.trial"
 # A machine that is busy is asked again before a version is refused for its time.
-TRIES = 3
+TRIES = 2
 NEAR = 1e-9
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ml_platform import predictor, views, workflows
+from ml_platform import predictor, private, views, workflows
 from ml_platform.database import Database
 from ml_platform.errors import PlatformError
 from ml_platform.records import Action
@@ -37,6 +37,7 @@ FUNCTIONS: tuple[Any, ...] = (
     ledger.chain_problems,
     ledger.anchor_problems,
     predictor.load,
+    private.private_text,
     Database.verdict_on,
     Database.record_dataset,
     Database.append_to_ledger,
@@ -59,8 +60,8 @@ NO_GUARDS = {
     "stages.gates.judge_comparison: rival is None": "for the type checker: _no_comparison says it before",
     "stages.gates.judge_comparison: rival.low is None": "for the type checker: _no_comparison says it before",
     "stages.gates.judge_comparison: rival.difference is None": "for the type checker: _no_comparison says it before",
-    "stages.staging._same: bool(near) and said['predictions'] == expected['predictions']": "the same",
-    "stages.staging.server_problem: found and (not _same(found, expected))": "its own warm-up says it before",
+    "stages.staging._same: bool(near) and said['predictions'] == expected['predictions']": "serving/test_trial.py",
+    "stages.staging.server_problem: found and (not _same(found, expected))": "serving/test_trial.py",
     "workflows.promotion._target: to is not None": "which version",
     "stages.promotion._entry: champion": "the number of the champion before",
     "stages.promotion._moving: rollout is None": "a rollout that the author declares is always there",
@@ -183,8 +184,8 @@ NOTICED_BY = {
     f"{PROMOTION}same_name: one.partition('@')[0].casefold() == other.partition('@')[0].casefold()": (
         "an approval by who asked for it"
     ),
-    f"{APPROVALS}_private_text: not stat.S_ISREG(mode)": "tokens from a pipe",
-    f"{APPROVALS}_private_text: mode & (stat.S_IRWXG | stat.S_IRWXO)": "tokens that others may read",
+    "private.private_text: not stat.S_ISREG(mode)": "tokens from a pipe",
+    "private.private_text: mode & (stat.S_IRWXG | stat.S_IRWXO)": "tokens that others may read",
     f"{APPROVALS}_tokens: path is None": "no file of tokens",
     f"{APPROVALS}_tokens: not isinstance(known, dict)": "tokens in a list",
     f"{APPROVALS}_tokens: not all((SHA256.fullmatch(str(value)) for value in known.values()))": "tokens in plain text",

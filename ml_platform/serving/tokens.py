@@ -3,9 +3,7 @@
 import hmac
 import json
 import os
-import re
 import secrets
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -14,10 +12,9 @@ from pathlib import Path
 from ml_platform import durable
 from ml_platform.admin import TOKEN_FILE
 from ml_platform.errors import ConfigurationError
+from ml_platform.private import NAME, SHA256, private_text
 from ml_platform.records import sha256_text
 
-SHA256 = re.compile(r"[0-9a-f]{64}")
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 LOCAL = "local"
 
 
@@ -64,7 +61,7 @@ def read_tokens(path: Path) -> Tokens:
         It cannot be read, others than its owner may read it, or it holds something else.
     """
     try:
-        rows = json.loads(_private_text(path))
+        rows = json.loads(private_text(path))
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"The admin tokens in {path} cannot be read: {error}.") from error
     try:
@@ -81,18 +78,6 @@ def _holder(name: str, row: Mapping[str, object]) -> Holder:
     if not NAME.fullmatch(name) or not SHA256.fullmatch(str(row["sha256"])) or not isinstance(scopes, list):
         raise ValueError(name)
     return Holder(name=name, scopes=frozenset(Scope(scope) for scope in scopes))
-
-
-def _private_text(path: Path) -> str:
-    with path.open() as file:
-        # Of the file that was opened: another one may stand under its name a moment later.
-        mode = os.fstat(file.fileno()).st_mode
-        if not stat.S_ISREG(mode) or mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise ConfigurationError(
-                f"{path} must be a file that its owner alone may read and write. Got mode {stat.S_IMODE(mode):04o} "
-                f"instead. Run: chmod 600 {path}."
-            )
-        return file.read()
 
 
 def local_tokens(folder: Path) -> Tokens:
@@ -114,7 +99,7 @@ def local_tokens(folder: Path) -> Tokens:
             temporary.write_text(secrets.token_urlsafe(32))
             durable.place(temporary, path)
     try:
-        token = _private_text(path).strip()
+        token = private_text(path).strip()
     except OSError as error:
         raise ConfigurationError(f"The admin token in {path} cannot be read: {error.strerror}.") from error
     return Tokens(known={sha256_text(token): Holder(name=LOCAL, scopes=frozenset(Scope))})

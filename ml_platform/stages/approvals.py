@@ -4,17 +4,13 @@ import hmac
 import json
 import os
 import pwd
-import re
 import socket
-import stat
 from pathlib import Path
 
-from ml_platform.errors import ApprovalRefusedError
+from ml_platform.errors import ApprovalRefusedError, ConfigurationError
+from ml_platform.private import NAME, SHA256, private_text
 from ml_platform.records import Person, sha256_text
 from ml_platform.settings import GithubRun, Settings, read_github_run
-
-SHA256 = re.compile(r"[0-9a-f]{64}")
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def caller(settings: Settings) -> str:
@@ -71,7 +67,9 @@ def _tokens(path: Path | None) -> dict[str, str]:
             "of their tokens, of mode 0600. Nothing was approved."
         )
     try:
-        known = json.loads(_private_text(path))
+        known = json.loads(private_text(path))
+    except ConfigurationError as error:
+        raise ApprovalRefusedError(f"{error} Nothing was approved.") from error
     except (OSError, ValueError) as error:
         raise ApprovalRefusedError(f"The tokens in {path} cannot be read: {error}. Nothing was approved.") from error
     if not isinstance(known, dict) or not all(SHA256.fullmatch(str(value)) for value in known.values()):
@@ -79,18 +77,6 @@ def _tokens(path: Path | None) -> dict[str, str]:
             f"The tokens in {path} must be one JSON object of names with 64 hex digits each. Nothing was approved."
         )
     return known
-
-
-def _private_text(path: Path) -> str:
-    with path.open() as file:
-        # Of the file that was opened: another one may stand under its name a moment later.
-        mode = os.fstat(file.fileno()).st_mode
-        if not stat.S_ISREG(mode) or mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise ApprovalRefusedError(
-                f"{path} must be a file that its owner alone may read and write. Got mode {stat.S_IMODE(mode):04o} "
-                f"instead. Run: chmod 600 {path}. Nothing was approved."
-            )
-        return file.read()
 
 
 def github_person(run: GithubRun | None) -> Person:

@@ -1,6 +1,8 @@
 """One version behind the real public port, in a fresh process: its answers, its time, and what it refuses."""
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -56,6 +58,19 @@ def test_other_bytes_are_not_served(judged: tuple[Platform, Candidate, Path], tm
 
     assert problem is not None
     assert "not the file that was judged" in problem
+
+
+@pytest.mark.parametrize("asked", [ENOUGH_MS, 1e-6])
+def test_a_server_that_answers_otherwise_is_not_believed(
+    judged: tuple[Platform, Candidate, Path], monkeypatch: pytest.MonkeyPatch, asked: float
+) -> None:
+    _, candidate, folder = judged
+    monkeypatch.setattr(staging, "SERVER", "ml_platform_tests.serving.liar")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+
+    problem = staging.server_problem(folder / MODEL_FILE, candidate, folder, asked)
+
+    assert problem == "its answers behind the server differ from those that were gated"
 
 
 def test_a_version_that_passes_through_the_server_is_staged(judged: tuple[Platform, Candidate, Path]) -> None:

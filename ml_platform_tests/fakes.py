@@ -236,6 +236,19 @@ def beaten(spec: ModelSpec, **changes: Any) -> Rival | None:
     return replace(made, **changes)
 
 
+@contextmanager
+def on_loopback(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Serve by a handler on a free port of loopback; yield the address."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 class Alertmanager:
     """As much of Alertmanager as takes alerts: a server on loopback that keeps what is posted.
 
@@ -264,14 +277,8 @@ class Alertmanager:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-            thread = threading.Thread(target=server.serve_forever)
-            thread.start()
-            try:
-                yield f"http://127.0.0.1:{server.server_port}"
-            finally:
-                server.shutdown()
-                thread.join()
+        with on_loopback(Handler) as address:
+            yield address
 
 
 def candidate(identifier: str = "20240101-000000-00000001", **changes: Any) -> Candidate:

@@ -5,11 +5,10 @@ import json
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from ml_platform.records import LedgerEntry
 from ml_platform.stages.rollout import next_plan
 from ml_platform.traffic import Mode, ServerBeat
 from ml_platform.workflows import Platform, Return
+from ml_platform_tests import fakes
 from ml_platform_tests.test_cli import call
 from ml_platform_tests.test_rollout import SPEC, beats, plan_of, promoted
 
@@ -80,14 +80,8 @@ class AdminPort:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-            thread = threading.Thread(target=server.serve_forever)
-            thread.start()
-            try:
-                yield f"http://127.0.0.1:{server.server_port}"
-            finally:
-                server.shutdown()
-                thread.join()
+        with fakes.on_loopback(Handler) as address:
+            yield address
 
 
 @contextlib.contextmanager

@@ -143,14 +143,23 @@ def test_who_is_forgotten_while_mlflow_takes_the_files_is_taken_out_of_them(
     candidate = trained(platform)
     real = Registry.record_run
 
+    gone = list[str]()
+
     def meanwhile(*options: Any) -> str:
-        forget(platform, first_visitor_shown(platform, candidate))
+        gone.append(first_visitor_shown(platform, candidate))
+        forget(platform, gone[0])
         return real(*options)
 
     monkeypatch.setattr(Registry, "record_run", meanwhile)
     workflows.judge_candidate(platform, SPEC, candidate)
 
     require_whole(shown(platform), platform.database.candidate(candidate.id).served_digest)
+    rows = fakes.visits(300)
+    theirs = rows.loc[rows["visitor"] == int(gone[0]), "seconds"].iloc[0]
+    for folder in (shown(platform), platform.candidate_folder(candidate)):
+        requests = pd.read_parquet(folder / staging.GOLDEN_REQUESTS)
+        assert len(requests) > 0
+        assert theirs not in set(requests["seconds"])
 
 
 def test_a_fast_way_that_does_not_agree_warns_and_blocks_nothing() -> None:

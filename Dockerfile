@@ -5,11 +5,11 @@
 ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d
 
 FROM ${PYTHON_IMAGE} AS build
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CACHE_DIR=/var/cache/pip
 RUN python3 -m venv /opt/ml-platform
 WORKDIR /srv/ml-platform
 COPY requirements.lock ./
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     /opt/ml-platform/bin/pip install --require-hashes --only-binary :all: --requirement requirements.lock
 COPY pyproject.toml README.md workspace.yaml dagster.yaml ./
 COPY data data

@@ -55,6 +55,7 @@ def plain_run(folder: Path, number: int, environment: dict[str, str]) -> tuple[f
 
 
 def main() -> None:
+    """Run the pairs and print a line each, then the median of their ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=5)
     pairs = parser.parse_args().pairs

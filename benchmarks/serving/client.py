@@ -27,15 +27,18 @@ class Client(asyncio.Protocol):
         self.sent = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin to ask."""
         self.transport = transport
         self.send()
 
     def send(self) -> None:
+        """Send the next request, in turn."""
         self.place += 1
         self.sent = time.perf_counter()
         self.transport.write(self.requests[self.place % len(self.requests)])  # type: ignore[attr-defined]
 
     def data_received(self, data: bytes) -> None:
+        """Note an answer when the whole of it is there, and ask again until the time is over."""
         self.buffer += data
         head, separator, body = self.buffer.partition(b"\r\n\r\n")
         if not separator:
@@ -56,6 +59,7 @@ class Client(asyncio.Protocol):
             self.done.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Note that the server hung up, where it was not asked to."""
         if not self.done.done():
             self.done.set_exception(exc or ConnectionResetError("the server closed the connection"))
 

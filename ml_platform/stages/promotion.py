@@ -73,8 +73,7 @@ def promote(
     unfinished : TrafficPlan or None
         The plan of a rollout that has not arrived at the champion; ``None`` where the champion answers everything.
     carried_out : bool
-        Whether a living server obeys that plan. Else nothing is under way: the new champion takes over from the version
-        that still answers.
+        Whether a living server obeys that plan; else the new champion takes over from the version that still answers.
 
     Raises
     ------
@@ -100,9 +99,8 @@ def promote(
         details["approval"] = require_approval(database, registration, verdict, needed).digest
     if unfinished is not None and carried_out:
         raise _under_way(registration, unfinished)
-    entry = replace(entry, details=details)
-    database.append_to_ledger(entry)
-    return entry
+    database.append_to_ledger(replace(entry, details=details))
+    return replace(entry, details=details)
 
 
 def _moving(rollout: Rollout | None, champion: LedgerEntry | None, unfinished: TrafficPlan | None) -> dict[str, Any]:

@@ -350,11 +350,15 @@ def roll_back(
     entry = promotion.roll_back(platform.database, target, verdict_digest, **said)
     log.info("version %s is champion again", entry.version)
     keep_plan(platform, model)
+    _show_return(platform, model, in_mlflow=show)
+    return entry
+
+
+def _show_return(platform: Platform, model: str, *, in_mlflow: bool) -> None:
     with _later(model):
         log_in_file(platform, model)
-        if show:
+        if in_mlflow:
             show_champion(platform, model)
-    return entry
 
 
 def _target(platform: Platform, model: str, history: list[LedgerEntry], to: int | None) -> Registration:

@@ -1,11 +1,13 @@
 """What the workflows may do, by their text: who may write, what is pinned, which text reaches a shell."""
 
+import html
 import json
 import os
 import re
 import subprocess
 import sys
 import threading
+import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from ml_platform.quality import comment as quality_comment
 from ml_platform_tests import workflow_files
 from ml_platform_tests.workflow_files import ACTIONS, GITHUB, ROOT, STUBS, WORKFLOWS, read, steps
 
@@ -249,16 +252,26 @@ class GitHub:
 
     def __init__(self, pulls: list[dict[str, Any]], comments: list[dict[str, Any]]) -> None:
         self.asked: list[tuple[str, str, Any]] = []
+        self.tokens: list[str | None] = []
+        self.moved_to = ""
         outer = self
+
+        def found(path: str) -> list[dict[str, Any]]:
+            query = dict(urllib.parse.parse_qsl(path.partition("?")[2]))
+            size, page = int(query.get("per_page", 30)), int(query.get("page", 1))
+            return (pulls if "/pulls?" in path else comments)[size * (page - 1) : size * page]
 
         class Handler(BaseHTTPRequestHandler):
             def _answer(self) -> None:
                 size = int(self.headers.get("Content-Length", 0))
                 body = json.loads(self.rfile.read(size)) if size else None
                 outer.asked.append((self.command, self.path, body))
-                found = pulls if "/pulls?" in self.path else comments if self.command == "GET" else {}
-                said = json.dumps(found if self.headers["Authorization"] == "Bearer t0ken" else None).encode()
-                self.send_response(200)
+                outer.tokens.append(self.headers["Authorization"])
+                known = self.headers["Authorization"] == "Bearer t0ken"
+                said = json.dumps((found(self.path) if self.command == "GET" else {}) if known else None).encode()
+                self.send_response(302 if outer.moved_to else 200)
+                if outer.moved_to:
+                    self.send_header("Location", outer.moved_to)
                 self.send_header("Content-Length", str(len(said)))
                 self.end_headers()
                 self.wfile.write(said)
@@ -272,7 +285,7 @@ class GitHub:
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
 
     def __enter__(self) -> "GitHub":
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -327,13 +340,30 @@ def test_the_first_comment_says_how_the_gates_ended_and_what_the_report_says(rep
     assert body["body"].endswith("# churn\nauc_roc fell")
 
 
-def test_a_second_run_updates_the_comment_and_no_persons(report: Path) -> None:
-    persons = {"id": 1, "user": {"login": "somebody"}, "body": f"{MARK} mine"}
-    own = {"id": 2, "user": {"login": "github-actions[bot]"}, "body": f"{MARK} before"}
-    with GitHub([PULL], [persons, own]) as github:
+def by(login: str | None, number: int, body: str | None = f"{MARK} before") -> dict[str, Any]:
+    return {"id": number, "user": login and {"login": login}, "body": body}
+
+
+def test_a_second_run_updates_the_comment_and_nobody_elses(report: Path) -> None:
+    """Neither a person's with the mark, nor one whose account is gone, nor the bot's that only quotes the mark."""
+    others = [
+        by("somebody", 1),
+        by(None, 2),
+        by("github-actions[bot]", 3, None),
+        by("github-actions[bot]", 4, f"> {MARK}"),
+    ]
+    with GitHub([PULL], [*others, by("github-actions[bot]", 5)]) as github:
         post(github, report)
 
-    assert [(method, path) for method, path, _ in github.written] == [("PATCH", "/repos/o/r/issues/comments/2")]
+    assert [(method, path) for method, path, _ in github.written] == [("PATCH", "/repos/o/r/issues/comments/5")]
+
+
+def test_the_comment_is_found_behind_many_others(report: Path) -> None:
+    with GitHub([PULL], [*(by("somebody", number) for number in range(250)), by("github-actions[bot]", 999)]) as github:
+        post(github, report)
+
+    assert [(method, path) for method, path, _ in github.written] == [("PATCH", "/repos/o/r/issues/comments/999")]
+    assert len(github.asked) == 5  # the pull request, three pages, the comment
 
 
 def test_a_commit_that_is_no_longer_the_head_gets_no_comment(report: Path) -> None:
@@ -343,16 +373,81 @@ def test_a_commit_that_is_no_longer_the_head_gets_no_comment(report: Path) -> No
     assert (done.returncode, github.written) == (0, [])
 
 
-def test_a_report_can_neither_call_people_nor_pass_for_another_nor_be_endless(tmp_path: Path) -> None:
+def posted(tmp_path: Path, text: str | bytes) -> str:
+    """Return the comment that comes of a report."""
     report = tmp_path / "report.md"
-    report.write_text(f"@maintainers look {MARK}\n<!-- open " + "x" * 500_000)
+    report.write_bytes(text.encode() if isinstance(text, str) else text)
     with GitHub([PULL], []) as github:
-        post(github, report)
+        done = post(github, report)
+    assert done.returncode == 0, done.stderr
+    return str(github.written[0][2]["body"])
 
-    body = github.written[0][2]["body"]
-    assert "@maintainers" not in body
+
+CALLS = [
+    "@ada",
+    "@Ada",
+    "@9",
+    "@&#97;da",
+    "&#64;ada",
+    "&#0064;ada",
+    "&#x40;xena",
+    "&#X0040;xena",
+    "&commat;ada",
+    "&#64ada",
+    "@<!-- -->ada",
+    "&#<!-- -->64;ada",
+]
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_report_calls_nobody_however_the_sign_is_written(call: str, tmp_path: Path) -> None:
+    """GitHub looks for names after the sign in what was rendered, where an entity has become what it stands for."""
+    rendered = html.unescape(posted(tmp_path, call))
+
+    assert "@" in rendered
+    assert not re.search(r"@[A-Za-z0-9]", rendered)
+
+
+def test_what_the_platform_wrote_stays_as_it_is(tmp_path: Path) -> None:
+    said = "ada@example.org said f1_score <0.7 & more"
+
+    shown = html.unescape(posted(tmp_path, quality_comment.plain(said)))
+
+    assert shown.replace("\u200b", "").endswith(said)
+
+
+def test_a_report_can_neither_pass_for_another_nor_be_endless(tmp_path: Path) -> None:
+    body = posted(tmp_path, f"look {MARK}\n<!-- over\nlines -->seen<!-<!-- -->- open " + "x" * 500_000)
+
     assert (body.count(MARK), body.count("<!--")) == (1, 1)
-    assert len(body) < 65_536
+    assert "lines" not in body
+    assert "seen&lt;!-- open xxx" in body
+    assert 60_000 < len(body) < 65_536
+    assert body.endswith("… cut: the rest is in the run's summary.")
+
+
+def test_the_report_starts_where_its_own_mark_ended(tmp_path: Path) -> None:
+    assert posted(tmp_path, f"{MARK}\n\n## churn").endswith("(https://example.org/run))\n\n## churn")
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("many", ["<!--", "@", "&#", "--><!--"])
+def test_a_report_that_is_made_to_be_slow_is_not(many: str, tmp_path: Path) -> None:
+    assert len(posted(tmp_path, many * 100_000)) < 65_536
+
+
+def test_what_is_no_text_is_shown_as_far_as_it_is(tmp_path: Path) -> None:
+    assert posted(tmp_path, b"churn \xff\xfe fell").endswith("churn \ufffd\ufffd fell")
+
+
+def test_the_token_does_not_follow_a_redirection(report: Path) -> None:
+    with GitHub([], []) as elsewhere, GitHub([PULL], []) as github:
+        github.moved_to = f"{elsewhere.url}/x"
+        done = post(github, report)
+
+    assert done.returncode != 0
+    assert elsewhere.tokens == [None]
+    assert "t0ken" not in done.stdout + done.stderr
 
 
 def test_without_a_report_the_comment_says_so(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ is and how the gates ended come from GitHub, the report is one bounded text that
 own library is used: nothing is installed beside the token.
 """
 
+import html
 import json
 import os
 import re
@@ -50,7 +51,9 @@ def own_comment(number: int) -> int | None:
     for page in range(1, PAGES + 1):
         comments = ask("GET", f"issues/{number}/comments?per_page={PAGE}&page={page}")
         for written in comments:
-            if written["user"]["login"] == BOT and written["body"].startswith(MARK):
+            # GitHub names nobody where an account is gone.
+            login = (written["user"] or {}).get("login")
+            if login == BOT and (written["body"] or "").startswith(MARK):
                 return int(written["id"])
         if len(comments) < PAGE:
             return None
@@ -71,17 +74,29 @@ def text_of(report: Path) -> str:
         return ""
     with report.open("rb") as file:
         text = file.read(4 * MOST).decode(errors="replace")
-    # Nobody is told by name, and nothing inside can pass for another report's mark.
-    text = re.sub(r"@(?=[A-Za-z0-9])", "@\u200b", text)
-    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL).replace("<!--", "&lt;!--").lstrip()
+    # Nothing inside can pass for another report's mark. A comment that is not closed goes on to the end, as it would on
+    # the page.
+    text = re.sub(r"<!--.*?(-->|\Z)", "", text, flags=re.DOTALL).replace("<!--", "&lt;!--").lstrip()
+    text = nobody_called(text)
     return text if len(text) <= MOST else text[:MOST] + "\n\n… cut: the rest is in the run's summary."
+
+
+def nobody_called(text: str) -> str:
+    """Return a text that calls nobody: GitHub looks for names after an @ in what was rendered, whoever wrote it how."""
+    text = re.sub(
+        r"&(#[0-9]+|#[xX][0-9a-fA-F]+|commat);?",
+        lambda found: "@" if html.unescape(found[0]) == "@" else found[0],
+        text,
+    )
+    return text.replace("@", "@\u200b")
 
 
 def ask(method: str, path: str, body: dict[str, Any] | None = None) -> Any:
     """Ask GitHub's API of this repository."""
     address = f"{os.environ['GITHUB_API_URL']}/repos/{os.environ['GITHUB_REPOSITORY']}/{path}"
     request = urllib.request.Request(address, method=method, data=json.dumps(body).encode() if body else None)  # noqa: S310
-    request.add_header("Authorization", f"Bearer {os.environ['GH_TOKEN']}")
+    # A header that urllib does not hand on to another address.
+    request.add_unredirected_header("Authorization", f"Bearer {os.environ['GH_TOKEN']}")
     request.add_header("Accept", "application/vnd.github+json")
     request.add_header("Content-Type", "application/json")
     with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310

@@ -2,14 +2,18 @@
 
 import json
 import threading
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
 from ml_platform import workflows
 from ml_platform.commands import deciding, shared
+from ml_platform.database import Database
 from ml_platform.errors import ApprovalNeededError, EvidenceError
+from ml_platform.records import Action, LedgerEntry
 from ml_platform.workflows import End, Platform, following
+from ml_platform.workflows.traffic import plan_in_force
 from ml_platform_tests import fakes
 from ml_platform_tests.life import live
 from ml_platform_tests.test_cli import call
@@ -124,6 +128,49 @@ def test_a_step_that_is_due_is_done_by_whoever_follows(platform: Platform, monke
         follow(platform, 2, 60)
 
     assert plan_of(platform).share == 1.0
+
+
+def test_a_decision_between_two_looks_is_no_arrival(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody goes back after the ledger was read and before the plan was: all traffic is the other version's."""
+    promoted(platform, 2)
+    beats(platform)
+    decided = list[str]()
+
+    def after_a_rollback(opened: Platform, model: str) -> object:
+        if not decided:
+            decided.append("rollback")
+            workflows.roll_back(opened, model, lambda: SPEC, to=1, reason="somebody's", actor="bob")
+        return plan_in_force(opened, model)
+
+    monkeypatch.setattr(following, "plan_in_force", after_a_rollback)
+
+    found = follow(platform, 2, 60)
+
+    assert (found.end, found.champion) == (End.WENT_BACK, 1)
+    assert "somebody's" in found.why
+
+
+def test_going_back_is_tried_again_where_somebody_wrote_meanwhile(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An approval of another version comes between the look at the ledger's end and the rollback."""
+    promoted(platform, 2)
+    beats(platform)
+    append, written = Database.append_to_ledger, list[str]()
+
+    def second(database: Database, entry: LedgerEntry) -> None:
+        if not written:
+            written.append("approval")
+            approval = replace(entry, action=Action.APPROVAL.value, version=2, reason="another's")
+            append(database, approval)
+        append(database, entry)
+
+    monkeypatch.setattr(Database, "append_to_ledger", second)
+
+    found = follow(platform, 2, 0)
+
+    assert (found.end, found.champion) == (End.WENT_BACK, 1)
+    assert actions(platform)[-1] == ("rollback", 1)
 
 
 class _StopError(Exception):

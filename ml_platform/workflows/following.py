@@ -80,8 +80,8 @@ def follow_rollout(platform: Platform, spec: ModelSpec, version: int, *, seconds
             return found
         if not served and time.monotonic() >= grace:
             return Followed(end=End.NOBODY_SERVES, champion=version, why=f"no server of {spec.name} is alive")
-        if time.monotonic() >= deadline:
-            return _go_back(platform, spec, version, seconds, actor)
+        if time.monotonic() >= deadline and (found := _go_back(platform, spec, version, seconds, actor)) is not None:
+            return found
         time.sleep(min(PAUSE, max(0.0, deadline - time.monotonic())))
 
 
@@ -92,8 +92,9 @@ def _ended(platform: Platform, spec: ModelSpec, version: int) -> Followed | None
         raise EvidenceError(f"Version {version} of {spec.name!r} never was champion: there is no rollout to follow.")
     last, plan = history[-1], plan_in_force(platform, spec.name)
     if last.version != version:
-        return _replaced(history[-1], version)
-    if plan is not None and plan.under_way:
+        return _replaced(last, version)
+    # The plan was read after the ledger: where it is another version's, somebody decided in between.
+    if plan is None or plan.under_way or plan.stable != version:
         return None
     return Followed(end=End.ARRIVED, champion=version, why=f"version {version} answers everything")
 
@@ -104,15 +105,16 @@ def _replaced(last: LedgerEntry, version: int) -> Followed:
     return Followed(end=End.WENT_BACK if back else End.OVERTAKEN, champion=last.version, why=why)
 
 
-def _go_back(platform: Platform, spec: ModelSpec, version: int, seconds: float, actor: str) -> Followed:
+def _go_back(platform: Platform, spec: ModelSpec, version: int, seconds: float, actor: str) -> Followed | None:
+    """Make the champion before it champion again; return how it ended, ``None`` if it has to be looked at again."""
     plan = plan_in_force(platform, spec.name)
     to, decision = (plan.stable, plan.decision) if plan else (None, None)
     reason = f"the rollout of version {version} did not arrive within {seconds / 60:g} minutes"
     try:
         roll_back(platform, spec.name, lambda: spec, to=to, reason=reason, actor=actor, instead_of=decision)
-    except ConflictError:  # somebody else decided meanwhile: what they decided is told
+    except ConflictError:  # somebody else wrote meanwhile: what they decided is told, else it is tried again
         log.warning("somebody else was faster with %s", spec.name)
-    return _ended(platform, spec, version) or Followed(end=End.ARRIVED, champion=version, why=reason)
+    return _ended(platform, spec, version)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,8 +31,7 @@ def post(url: str, token: str | None, document: dict[str, Any]) -> Any:
     OutsideError
         It refused, did not answer in time, or answers no JSON. Neither the token nor what was sent is shown.
     """
-    if not url.startswith(("http://", "https://")):
-        raise ConfigurationError(f"The address must start with http:// or https://. Got {url!r} instead.")
+    require_address(url)
     request = urllib.request.Request(url, json.dumps(document).encode(), {"Content-Type": "application/json"})  # noqa: S310
     if token:
         # A header that urllib does not hand on to another address.
@@ -45,6 +44,18 @@ def post(url: str, token: str | None, document: dict[str, Any]) -> Any:
         raise OutsideError(f"{url} answers {error.code} {error.reason}.", status=error.code) from error
     except (OSError, ValueError) as error:
         raise OutsideError(f"{url} gave no answer: {getattr(error, 'reason', error)}.") from error
+
+
+def require_address(url: str) -> None:
+    """Refuse what is no address of the web.
+
+    Raises
+    ------
+    ConfigurationError
+        It starts otherwise.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise ConfigurationError(f"The address must start with http:// or https://. Got {url!r} instead.")
 
 
 class _NoRedirection(urllib.request.HTTPRedirectHandler):

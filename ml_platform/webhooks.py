@@ -6,12 +6,14 @@ tests that very version again and asks a person.
 """
 
 import base64
-import binascii
+import contextlib
 import hashlib
 import hmac
 import json
 import logging
 import re
+import socket
+import sys
 import threading
 import time
 from collections import OrderedDict
@@ -33,7 +35,7 @@ EVENT_TYPE = "ml-platform-promote"
 # MLflow signs id, time and body, as Standard Webhooks does: a message that is older, or newer, was sent before or is
 # signed by a clock that is wrong.
 WINDOW = 300
-# A message of MLflow's has some hundred bytes; a request that takes longer is somebody who holds the connection.
+# A message of MLflow's has some hundred bytes; who takes longer to send all of it is somebody who holds the connection.
 MOST_BYTES = 64 * 1024
 SECONDS = 10
 REMEMBERED = 10_000
@@ -114,7 +116,7 @@ class Receiver:
         right = hmac.new(self.secret, signed, hashlib.sha256).digest()
         given = headers.get("x-mlflow-signature", "").split(" ")
         # Several may be given while a secret is replaced; each is compared in full.
-        matches = [hmac.compare_digest(right, _decoded(signature)) for signature in given[:4]]
+        matches = [hmac.compare_digest(right, _decoded(signature)) for signature in given]
         if not any(matches) or not DELIVERY.fullmatch(delivery):
             raise RefusedWebhookError("It is not signed with the secret that this receiver and MLflow share.")
         if not re.fullmatch(r"[0-9]{1,12}", sent) or abs(self.clock() - int(sent)) > WINDOW:
@@ -126,7 +128,7 @@ def _decoded(signature: str) -> bytes:
     version, _, text = signature.partition(",")
     try:
         return base64.b64decode(text, validate=True) if version == "v1" else b""
-    except (binascii.Error, ValueError):
+    except ValueError:  # it is neither ASCII nor base64
         return b""
 
 
@@ -151,7 +153,7 @@ def to_github(settings: Settings) -> Callable[[Waiting], None]:
     Raises
     ------
     ConfigurationError
-        The repository or the token is missing.
+        The repository or the token is missing, or the API's address is none of the web.
     """
     repository, token = settings.github_repository, settings.github_token
     if token is None or not REPOSITORY.fullmatch(repository):
@@ -160,6 +162,7 @@ def to_github(settings: Settings) -> Callable[[Waiting], None]:
             f"contents. Got {repository!r} and {'a' if token else 'no'} token instead."
         )
     url, secret = f"{settings.github_api.rstrip('/')}/repos/{repository}/dispatches", token.get_secret_value()
+    outside.require_address(url)
 
     def forward(waiting: Waiting) -> None:
         payload = {"model": waiting.model, "version": waiting.version}
@@ -188,7 +191,6 @@ def receiver(settings: Settings) -> Receiver:
 class Server(ThreadingHTTPServer):
     """The receiver on a port."""
 
-    daemon_threads = True
     request_queue_size = 64
 
     def __init__(self, address: tuple[str, int], receiver: Receiver) -> None:
@@ -201,23 +203,35 @@ class Server(ThreadingHTTPServer):
         if not self._places.acquire(blocking=False):
             self.shutdown_request(request)
             return
-        super().process_request(request, client_address)
+        with contextlib.ExitStack() as unstarted:
+            unstarted.callback(self._places.release)
+            super().process_request(request, client_address)
+            unstarted.pop_all()
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Give the place back, whatever came of the request."""
+        """Give the place back, whatever came of the request; what was not sent in time is not waited for."""
+        late = threading.Timer(SECONDS, _hear_no_more, [request])
+        late.daemon = True
         try:
+            late.start()
             super().process_request_thread(request, client_address)
         finally:
+            late.cancel()
             self._places.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
         """Say that a connection broke: whoever is on the other end may close it at any time."""
-        log.warning("a connection of %s broke", client_address[0])
+        log.warning("a connection of %s broke: %r", client_address[0], sys.exception())
+
+
+def _hear_no_more(request: socket.socket) -> None:
+    """End what is read of a connection; an answer can still be written."""
+    with contextlib.suppress(OSError):  # it is closed already
+        request.shutdown(socket.SHUT_RD)
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: Server
-    timeout = SECONDS
     server_version, sys_version = "ml-platform", ""
 
     def do_GET(self) -> None:
@@ -254,7 +268,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         # What of a refused body was not read must not pass for the next request.
         self.send_header("Connection", "close")
-        self.close_connection = True
         self.end_headers()
         self.wfile.write(body)
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import threading
 import time
 import uuid
@@ -245,6 +246,24 @@ def test_a_slot_whose_run_broke_is_free_again(platform: Platform) -> None:
     with pytest.raises(RunFailedError):
         runs.retrain_once(platform, asked, "test")
 
+    assert platform.database.slot_holder(asked) is None
+
+
+@pytest.mark.usefixtures("small")
+def test_a_slot_whose_run_was_interrupted_is_free_again(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As GitHub does when somebody stops the job: the step's process is interrupted."""
+    asked = Slot(model="visits", reason="schedule", slot="x")
+    held = list[str | None]()
+
+    def interrupt(*_: object) -> None:
+        held.append(platform.database.slot_holder(asked))
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("ml_platform.workflows.pin_dataset", interrupt)
+    with pytest.raises((KeyboardInterrupt, RunFailedError)):
+        runs.retrain_once(platform, asked, "test")
+
+    assert held != [None]
     assert platform.database.slot_holder(asked) is None
 
 

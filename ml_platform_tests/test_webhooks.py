@@ -5,6 +5,8 @@ import hashlib
 import hmac
 import http.client
 import json
+import select
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +21,7 @@ from pydantic import SecretStr
 
 from ml_platform.errors import ConfigurationError, OutsideError, RefusedWebhookError
 from ml_platform.settings import Settings
-from ml_platform.webhooks import MOST_BYTES, PATH, Receiver, Server, Waiting, receiver
+from ml_platform.webhooks import MOST_BYTES, MOST_CONNECTIONS, PATH, Receiver, Server, Waiting, receiver
 
 SECRET = "a secret of sixteen"  # noqa: S105
 ALIAS = {
@@ -31,7 +33,7 @@ ALIAS = {
 NOW = 1_800_000_000
 
 
-def signed(body: bytes, *, secret: str = SECRET, number: str = "d-1", at: int = NOW) -> dict[str, str]:
+def signed(body: bytes, *, secret: str = SECRET, number: str = "d-1", at: int | str = NOW) -> dict[str, str]:
     made = hmac.new(secret.encode(), f"{number}.{at}.".encode() + body, hashlib.sha256).digest()
     return {
         "x-mlflow-delivery-id": number,
@@ -71,9 +73,14 @@ def test_a_version_that_waits_is_handed_on(known: Receiver, handed: list[Waiting
         {**signed(message()), "x-mlflow-signature": "v1,"},
         {**signed(message()), "x-mlflow-signature": "v1,%%%"},
         {**signed(message()), "x-mlflow-signature": signed(message())["x-mlflow-signature"].replace("v1", "v2")},
+        {**signed(message()), "x-mlflow-signature": "v1,\xe9"},
+        {**signed(message()), "x-mlflow-signature": signed(message())["x-mlflow-signature"].replace("v1,", "v1,%")},
         signed(message(), at=NOW - 301),
         signed(message(), at=NOW + 301),
+        signed(message(), at="x"),
+        signed(message(), at="9" * 5_000),
         signed(message(), number="../x"),
+        signed(message(), number="d" * 129),
         signed(message(), number=""),
     ],
     ids=str,
@@ -84,6 +91,13 @@ def test_what_is_not_signed_now_and_by_the_registry_is_refused(
     with pytest.raises(RefusedWebhookError, match=r"not signed|not sent within"):
         known.receive(headers, message())
     assert handed == []
+
+
+@pytest.mark.parametrize("at", [NOW - 300, NOW, NOW + 300])
+def test_a_message_counts_for_five_minutes(known: Receiver, handed: list[Waiting], at: int) -> None:
+    known.receive(signed(message(), at=at), message())
+
+    assert len(handed) == 1
 
 
 def test_a_signature_among_several_counts_while_a_secret_is_replaced(known: Receiver, handed: list[Waiting]) -> None:
@@ -158,6 +172,9 @@ def test_other_events_are_none_of_its_business(known: Receiver, handed: list[Wai
         b"null",
         b"{",
         b"[" * 30_000,
+        b"{}",
+        message(name="churn\n"),
+        message(version="7\n"),
         message(name="../churn"),
         message(name="Churn"),
         message(name=["churn"]),
@@ -181,6 +198,12 @@ def test_what_it_remembers_is_bounded(known: Receiver, monkeypatch: pytest.Monke
         known.receive(signed(message(), number=f"d-{number}"), message())
 
     assert len(known._done) == 5
+    assert known.receive(signed(message(), number="d-19"), message()) is None  # it came just now
+    assert known.receive(signed(message(), number="d-0"), message()) is not None
+
+
+def test_a_receiver_does_not_show_its_secret(known: Receiver) -> None:
+    assert SECRET not in repr(known)
 
 
 # On a port
@@ -236,7 +259,7 @@ def api() -> Iterator[Api]:
 @pytest.fixture
 def port(api: Api) -> Iterator[int]:
     settings = Settings(
-        github_api=api.url,
+        github_api=f"{api.url}/",
         github_repository="owner/name",
         github_token=SecretStr("t0ken"),
         webhook_secret=SecretStr(SECRET),
@@ -309,26 +332,69 @@ def test_a_token_does_not_follow_a_redirection(port: int, api: Api) -> None:
     assert [path for path, _, _ in api.asked] == ["/repos/owner/name/dispatches"]
 
 
-def test_a_body_that_is_too_long_or_of_no_length_is_not_read(port: int, api: Api) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+def announced(port: int, *headers: tuple[str, str]) -> int:
+    """Return the answer to a request of which nothing but its headers is sent."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     connection.putrequest("POST", PATH)
-    connection.putheader("Content-Length", str(10**9))
+    for header in headers:
+        connection.putheader(*header)
     connection.endheaders()
-    assert connection.getresponse().status == 413
+    status = connection.getresponse().status
     connection.close()
-    assert send(port, b"x" * (MOST_BYTES + 1), {}) == 413
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    connection.request("POST", PATH, iter([b"x"]), {"Transfer-Encoding": "chunked"}, encode_chunked=True)
-    assert connection.getresponse().status == 411
-    connection.close()
+    return status
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ([("Content-Length", str(MOST_BYTES + 1))], 413),
+        ([("Content-Length", str(10**9))], 413),
+        ([("Content-Length", "9" * 5_000)], 413),
+        ([("Content-Length", "-1")], 411),
+        ([("Content-Length", "\xb2")], 411),
+        ([], 411),
+        ([("Transfer-Encoding", "chunked")], 411),
+        ([("Content-Length", "1"), ("Transfer-Encoding", "chunked")], 411),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_a_body_that_is_too_long_or_of_no_length_is_not_read(
+    port: int, api: Api, headers: list[tuple[str, str]], status: int
+) -> None:
+    assert announced(port, *headers) == status
     assert api.asked == []
 
 
+def test_a_body_of_the_greatest_length_is_read(port: int) -> None:
+    assert send(port, b"x" * MOST_BYTES, {}) == 403
+
+
+def test_it_says_that_it_is_there_and_nothing_of_what_it_is(port: int) -> None:
+    statuses = list[int]()
+    for path in ("/health", "/", PATH):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        statuses.append(answer.status)
+        connection.close()
+
+    assert statuses == [200, 404, 404]
+    assert answer.getheader("Server") == "ml-platform "
+
+
+def silent(port: int, number: int) -> list[socket.socket]:
+    return [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(number)]
+
+
+def sent_away(connection: socket.socket) -> bool:
+    """Whether a connection ends though nothing was sent; false while it is kept."""
+    readable, _, _ = select.select([connection], [], [], 1)
+    return bool(readable) and connection.recv(1) == b""
+
+
 def test_connections_that_say_nothing_do_not_keep_others_out(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ml_platform.webhooks._Handler.timeout", 0.2)
-    silent = [http.client.HTTPConnection("127.0.0.1", port, timeout=10) for _ in range(70)]
-    for connection in silent:
-        connection.connect()
+    monkeypatch.setattr("ml_platform.webhooks.SECONDS", 0.2)
+    connections = silent(port, 70)
     deadline, status = time.monotonic() + 10, 0
     while status != 202 and time.monotonic() < deadline:
         try:
@@ -337,8 +403,72 @@ def test_connections_that_say_nothing_do_not_keep_others_out(port: int, monkeypa
             status = 0  # sent away: all places are taken for the moment
 
     assert status == 202
-    for connection in silent:
+    for connection in connections:
         connection.close()
+
+
+def test_a_burst_waits_for_its_turn() -> None:
+    server = Server(("127.0.0.1", 0), Receiver(secret=SECRET.encode(), forward=lambda _: None))
+    connections = silent(server.server_address[1], 50)  # nobody takes them yet
+
+    with running(server):
+        assert send(server.server_address[1], message(), {}) == 403
+    for connection in connections:
+        connection.close()
+
+
+def test_who_comes_when_all_places_are_taken_is_sent_away(port: int) -> None:
+    connections = silent(port, MOST_CONNECTIONS)
+    [late] = silent(port, 1)
+
+    assert sent_away(late)
+    for connection in (*connections, late):
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    "start", [b"", b"POST /mlflow HTTP/1.0\r\nX-Long: ", b"POST /mlflow HTTP/1.0\r\nContent-Length: 9999\r\n\r\n"]
+)
+def test_a_message_that_drips_is_not_waited_for(port: int, monkeypatch: pytest.MonkeyPatch, start: bytes) -> None:
+    """A byte every now and then keeps no place: the whole message has a time, not each of its bytes."""
+    monkeypatch.setattr("ml_platform.webhooks.SECONDS", 0.3)
+    [connection] = silent(port, 1)
+    connection.sendall(start)
+    deadline, answered = time.monotonic() + 5, False
+    while not answered and time.monotonic() < deadline:
+        answered = bool(select.select([connection], [], [], 0.05)[0])
+        if not answered:
+            connection.sendall(b"x")
+
+    assert answered
+    connection.close()
+
+
+def test_a_place_is_free_again_where_no_thread_could_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine has no more threads for a moment."""
+    server = Server(("127.0.0.1", 0), Receiver(secret=SECRET.encode(), forward=lambda _: None))
+
+    def refuse(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("threading.Thread.start", refuse)
+        for _ in range(MOST_CONNECTIONS + 1):
+            with pytest.raises(RuntimeError), socket.socket() as connection:
+                server.process_request(connection, ("127.0.0.1", 9))
+    with running(server):
+        assert send(server.server_address[1], message(), {}) == 403
+
+
+def test_a_connection_that_breaks_is_told_with_its_cause(caplog: pytest.LogCaptureFixture) -> None:
+    def broken(_: Waiting) -> None:
+        raise LookupError("a mistake of ours")
+
+    server = Server(("127.0.0.1", 0), Receiver(secret=SECRET.encode(), forward=broken))
+    with running(server), pytest.raises((ConnectionError, http.client.HTTPException)):
+        send(server.server_address[1], message(), signed(message(), at=int(time.time())))
+
+    assert "a connection of 127.0.0.1 broke: LookupError('a mistake of ours')" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -349,6 +479,17 @@ def test_connections_that_say_nothing_do_not_keep_others_out(port: int, monkeypa
         ({"webhook_secret": SecretStr(SECRET)}, "GITHUB_REPOSITORY must be owner/name"),
         ({"webhook_secret": SecretStr(SECRET), "github_token": SecretStr("t")}, "Got '' and a token"),
         ({"webhook_secret": SecretStr(SECRET), "github_repository": "o/r"}, "Got 'o/r' and no token"),
+        ({"webhook_secret": SecretStr("x" * 15)}, "at least 16"),
+        ({"webhook_secret": SecretStr("x" * 16)}, "GITHUB_REPOSITORY"),
+        (
+            {
+                "webhook_secret": SecretStr(SECRET),
+                "github_token": SecretStr("t"),
+                "github_repository": "o/r",
+                "github_api": "api.github.com",
+            },
+            "must start with http",
+        ),
         (
             {"webhook_secret": SecretStr(SECRET), "github_token": SecretStr("t"), "github_repository": "o/r/../x"},
             "Got 'o/r/../x'",

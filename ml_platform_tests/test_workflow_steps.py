@@ -1,0 +1,451 @@
+"""What the steps of the workflows call, and when: their own scripts, run by bash with stubs of what they call."""
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ml_platform.model_spec import ModelSpec
+from ml_platform_tests.workflow_files import GITHUB, WORKFLOWS, commit, git, read, steps
+
+# Writes down how it was called, a line a call, and says what a test wants it to say.
+STUB = """#!/usr/bin/env bash
+printf '%s' "$(basename "$0")" >> "$CALLS"
+printf '|%s' "$@" >> "$CALLS"
+printf '\\n' >> "$CALLS"
+printf '%s' "${SAYS:-}"
+exit "${STATUS:-0}"
+"""
+ODD = '"; touch x #'
+
+
+def script(workflow: str, part: str) -> str:
+    """Return the one script of a workflow that has a part."""
+    [found] = [step["run"] for _, step in steps(read(GITHUB / "workflows" / workflow)) if part in step.get("run", "")]
+    return str(found)
+
+
+class Ran:
+    """A script that was run in a folder of its own, as GitHub's runners run it."""
+
+    def __init__(self, folder: Path, text: str, *stubs: str, **environment: str) -> None:
+        for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY", "CALLS"):
+            (folder / name).touch()
+            environment[name] = str(folder / name)
+        (folder / "programs").mkdir(exist_ok=True)
+        for name in stubs:
+            (folder / "programs" / name).write_text(STUB)
+            (folder / "programs" / name).chmod(0o755)
+        (folder / "script.sh").write_text(text)
+        self.folder = folder
+        self.done = subprocess.run(
+            ["bash", "--noprofile", "--norc", "-eo", "pipefail", folder / "script.sh"],
+            cwd=folder,
+            env={"PATH": f"{folder / 'programs'}:{os.environ['PATH']}", "HOME": str(folder), **environment},
+            capture_output=True,
+            text=True,
+        )
+
+    @property
+    def status(self) -> int:
+        return self.done.returncode
+
+    @property
+    def calls(self) -> list[list[str]]:
+        return [line.split("|") for line in (self.folder / "CALLS").read_text().splitlines()]
+
+    @property
+    def outputs(self) -> dict[str, str]:
+        lines = (self.folder / "GITHUB_OUTPUT").read_text().splitlines()
+        return dict(line.split("=", 1) for line in lines)
+
+    @property
+    def summary(self) -> str:
+        return (self.folder / "GITHUB_STEP_SUMMARY").read_text()
+
+
+# When a job runs, and under whose eyes. A change of these lines is a change of who may do what.
+
+CONDITIONS = {
+    "ci.yml": {"lint": (None, None, None), "test": (None, None, None)},
+    "image.yml": {
+        "build": (None, None, None),
+        "publish": ("github.event_name == 'push'", "build", "images"),
+    },
+    "promote.yml": {
+        "test": ("github.ref == 'refs/heads/main'", None, "staging"),
+        "promote": ("needs.test.outputs.waits == 'true'", "test", "production"),
+    },
+    "quality-gates.yml": {
+        "affected": (None, None, None),
+        "gates": ("needs.affected.outputs.models != '[]'", "affected", None),
+        "report": (
+            "${{ !cancelled() && needs.affected.result == 'success' && needs.gates.result != 'skipped' }}",
+            ["affected", "gates"],
+            None,
+        ),
+        "decision": ("always()", ["affected", "gates", "report"], None),
+    },
+    "quality-report.yml": {
+        "comment": (
+            "github.event.workflow_run.event == 'pull_request' && github.event.workflow_run.conclusion != 'cancelled'",
+            None,
+            None,
+        )
+    },
+    "retrain.yml": {
+        "models": (
+            "github.ref == 'refs/heads/main' "
+            "&& (github.event_name == 'workflow_dispatch' || vars.ML_PLATFORM_NO_DAGSTER == 'true')",
+            None,
+            None,
+        ),
+        "train": (None, "models", "retraining"),
+    },
+}
+WAITING = {
+    "ci.yml": ("ci-${{ github.ref }}", "${{ github.event_name == 'pull_request' }}"),
+    "image.yml": ("image-${{ github.ref }}", "${{ github.event_name == 'pull_request' }}"),
+    "promote.yml": ("promote-${{ github.event.client_payload.model || inputs.model }}", False),
+    "quality-gates.yml": ("quality-gates-${{ github.event.pull_request.number || github.ref }}", True),
+    "quality-report.yml": (
+        "quality-report-${{ github.event.workflow_run.head_repository.full_name }}"
+        "-${{ github.event.workflow_run.head_branch }}",
+        False,
+    ),
+    "retrain.yml": ("retrain-${{ inputs.model || 'all' }}", False),
+}
+
+
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.name)
+def test_when_a_job_runs_after_what_and_in_which_environment(file: Path) -> None:
+    document = read(file)
+    found = {name: (job.get("if"), job.get("needs"), job.get("environment")) for name, job in document["jobs"].items()}
+    concurrency = document["concurrency"]
+
+    assert found == CONDITIONS[file.name]
+    assert (concurrency["group"], concurrency["cancel-in-progress"]) == WAITING[file.name]
+    assert all(0 < job["timeout-minutes"] <= 720 for job in document["jobs"].values())
+    assert all(job.get("strategy", {"fail-fast": False})["fail-fast"] is False for job in document["jobs"].values())
+
+
+STEPS = {
+    "ci.yml": ["github.event_name == 'push' && github.ref == 'refs/heads/main'"],
+    "image.yml": ["github.event_name == 'push'", "github.event_name == 'push'", "always()"],
+    "promote.yml": ["(failure() || cancelled()) && steps.approve.outcome != 'skipped'"],
+    "quality-gates.yml": ["always()", "always()"],
+    "quality-report.yml": [],
+    "retrain.yml": ["vars.ML_PLATFORM_DAGSTER_URL != ''", "vars.ML_PLATFORM_DAGSTER_URL == ''"],
+}
+
+
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.name)
+def test_when_a_step_runs(file: Path) -> None:
+    assert [step["if"] for _, step in steps(read(file)) if "if" in step] == STEPS[file.name]
+
+
+def test_what_branch_protection_requires_also_runs_in_a_merge_queue() -> None:
+    for name in ("ci.yml", "quality-gates.yml"):
+        assert {"pull_request", "merge_group"} <= set(read(GITHUB / "workflows" / name)["on"])
+
+
+def test_the_report_follows_the_gates_by_their_name() -> None:
+    document = read(GITHUB / "workflows" / "quality-report.yml")
+    [download] = [step for _, step in steps(document) if "download-artifact@" in step.get("uses", "")]
+
+    assert document["on"]["workflow_run"]["workflows"] == [read(GITHUB / "workflows" / "quality-gates.yml")["name"]]
+    assert download["continue-on-error"] is True
+    # Nothing that an artifact brings is imported.
+    assert script("quality-report.yml", "comment.py").startswith("python3 -I ")
+
+
+def test_both_clocks_are_the_same() -> None:
+    [clock] = read(GITHUB / "workflows" / "retrain.yml")["on"]["schedule"]
+
+    assert clock["cron"] == ModelSpec.model_fields["schedule"].default
+
+
+# The gates
+
+
+@pytest.fixture
+def change(tmp_path: Path) -> Path:
+    """A repository with a branch that parted from main before main went on."""
+    top = tmp_path / "top"
+    top.mkdir()
+    git(top, "init", "--quiet", "--initial-branch", "main")
+    (top / "a").touch()
+    parted = commit(top, "a")
+    git(top, "checkout", "--quiet", "-b", "change")
+    (top / "b").touch()
+    commit(top, "b")
+    git(top, "tag", "head")
+    git(top, "checkout", "--quiet", "main")
+    (top / "c").touch()
+    commit(top, "c")
+    git(top, "tag", "parted", parted)
+    return top
+
+
+def base(top: Path, **environment: str) -> str:
+    ran = Ran(top, script("quality-gates.yml", "merge-base"), BASE=git(top, "rev-parse", "main"), **environment)
+    assert ran.status == 0, ran.done.stderr
+    return ran.outputs["sha"]
+
+
+def test_a_merge_is_held_against_the_base_as_it_is_now(change: Path) -> None:
+    main = git(change, "rev-parse", "main")
+    git(change, "checkout", "--quiet", "--detach", "main")
+    git(change, "merge", "--quiet", "--no-ff", "--message", "m", "head")
+
+    assert base(change, QUEUED_ON="") == main
+
+
+def test_a_head_is_held_against_where_both_parted(change: Path) -> None:
+    git(change, "checkout", "--quiet", "head")
+
+    assert base(change, QUEUED_ON="") == git(change, "rev-parse", "parted")
+
+
+def test_a_change_in_a_queue_is_held_against_what_it_was_put_on(change: Path) -> None:
+    """Two changes wait: the second one's first parent need not be what the queue says."""
+    git(change, "checkout", "--quiet", "--detach", "main")
+    git(change, "merge", "--quiet", "--no-ff", "--message", "m", "head")
+
+    assert base(change, QUEUED_ON=git(change, "rev-parse", "parted")) == git(change, "rev-parse", "parted")
+
+
+def test_the_models_are_a_list_on_one_line(tmp_path: Path) -> None:
+    found = Ran(
+        tmp_path, script("quality-gates.yml", "affected --base"), "ml-platform", BASE=ODD, SAYS='[\n{"model": "m"}]'
+    )
+
+    assert found.calls == [["ml-platform", "affected", "--base", ODD, "--json"]]
+    assert found.outputs == {"models": '[{"model":"m"}]'}
+
+
+@pytest.mark.parametrize(
+    ("workflow", "part"), [("quality-gates.yml", "affected --base"), ("retrain.yml", "models --json")]
+)
+def test_who_cannot_say_which_models_is_red(workflow: str, part: str, tmp_path: Path) -> None:
+    found = Ran(tmp_path, script(workflow, part), "ml-platform", BASE="x", MODEL="", SAYS="[]", STATUS="2")
+
+    assert (found.status, found.outputs) == (2, {})
+
+
+@pytest.mark.parametrize(("golden", "asked"), [("", []), ("refunds", ["--golden", "refunds"])])
+def test_a_golden_dataset_that_is_named_must_be_judged(golden: str, asked: list[str], tmp_path: Path) -> None:
+    found = Ran(
+        tmp_path,
+        script("quality-gates.yml", "ml-platform quality"),
+        "ml-platform",
+        MODEL="m",
+        GOLDEN=golden,
+        BASE="x",
+        STATUS="1",
+    )
+
+    assert found.status == 1
+    assert found.calls == [["ml-platform", "quality", "m", *asked, "--base", "x", "--out", "var/quality"]]
+
+
+@pytest.mark.parametrize("status", ["0", "1", "2"])
+def test_the_summary_has_the_report_whatever_it_says(status: str, tmp_path: Path) -> None:
+    report = tmp_path / "var" / "report" / "report.md"
+    report.parent.mkdir(parents=True)
+    report.write_text("auc_roc fell")
+
+    found = Ran(tmp_path, script("quality-gates.yml", "report --base"), "ml-platform", BASE="x", STATUS=status)
+
+    assert found.status == int(status)
+    assert found.summary == "auc_roc fell"
+
+
+# Retraining
+
+
+def test_by_the_clock_a_slot_is_asked_for_that_is_due(tmp_path: Path) -> None:
+    here = Ran(
+        tmp_path, script("retrain.yml", "--slot due"), "ml-platform", MODEL="m", REASON="", GITHUB_EVENT_NAME="schedule"
+    )
+
+    assert here.calls == [["ml-platform", "retrain", "m", "--reason", "schedule", "--slot", "due"]]
+
+
+def test_by_hand_another_attempt_asks_for_the_same(tmp_path: Path) -> None:
+    asked = {"MODEL": "m", "REASON": ODD, "GITHUB_RUN_ID": "5", "GITHUB_EVENT_NAME": "workflow_dispatch"}
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+
+    here = Ran(tmp_path / "here", script("retrain.yml", "--slot due"), "ml-platform", **asked)
+    there = Ran(tmp_path / "there", script("retrain.yml", "--at"), "ml-platform", DAGSTER_URL="http://d", **asked)
+
+    command = ["ml-platform", "retrain", "m", "--reason", ODD, "--slot", "github-5"]
+    assert here.calls == [command]
+    assert there.calls == [[*command, "--at", "http://d"]]
+    assert list(tmp_path.rglob("x")) == []
+
+
+@pytest.mark.parametrize(("model", "asked"), [("", []), (ODD, [ODD])])
+def test_all_models_are_retrained_where_none_is_named(model: str, asked: list[str], tmp_path: Path) -> None:
+    found = Ran(tmp_path, script("retrain.yml", "models --json"), "ml-platform", MODEL=model, SAYS='["m"]')
+
+    assert found.calls == [["ml-platform", "models", "--json", *asked]]
+    assert found.outputs == {"models": '["m"]'}
+
+
+@pytest.mark.parametrize(("workflow", "part"), [("retrain.yml", "--slot due"), ("promote.yml", '--within "$MINUTES"')])
+def test_what_stops_a_job_reaches_what_it_runs(workflow: str, part: str, tmp_path: Path) -> None:
+    """GitHub interrupts the process of the step, and none that it started."""
+    (tmp_path / "programs").mkdir()
+    named = {
+        "MODEL": "m",
+        "VERSION": "1",
+        "MINUTES": "1",
+        "REASON": "x",
+        "GITHUB_RUN_ID": "5",
+        "GITHUB_EVENT_NAME": "schedule",
+    }
+    found = Ran(tmp_path, f"echo $$ > shell\n{script(workflow, part)}", "ml-platform", SAYS="", **named)
+    stub = tmp_path / "programs" / "ml-platform"
+    stub.write_text("#!/usr/bin/env bash\necho $$ > program\n")
+    again = subprocess.run(
+        ["bash", tmp_path / "script.sh"], cwd=tmp_path, env={"PATH": f"{stub.parent}:{os.environ['PATH']}", **named}
+    )
+
+    assert (found.status, again.returncode) == (0, 0)
+    assert (tmp_path / "shell").read_text() == (tmp_path / "program").read_text()
+
+
+# Promotion
+
+VERSION = {"MODEL": "m", "VERSION": "7", "REASON": ODD, "VERDICT": "d" * 64, "MINUTES": "90"}
+
+
+def test_the_test_hands_on_the_verdict_and_shows_it(tmp_path: Path) -> None:
+    tested = json.dumps({"verdict": "d", "waits": True, "problem": None})
+
+    found = Ran(tmp_path, script("promote.yml", "check-version"), "ml-platform", SAYS=tested, **VERSION)
+
+    assert found.status == 0, found.done.stderr
+    assert found.calls == [
+        ["ml-platform", "check-version", "m", "7", "--json"],
+        ["ml-platform", "explain", "version", "m", "7"],
+    ]
+    assert found.outputs == {"verdict": "d", "waits": "true"}
+    assert '"verdict": "d"' in found.summary
+
+
+def test_a_version_that_does_not_pass_is_handed_on_to_nobody(tmp_path: Path) -> None:
+    found = Ran(tmp_path, script("promote.yml", "check-version"), "ml-platform", SAYS="{}", STATUS="1", **VERSION)
+
+    assert (found.status, found.outputs) == (1, {})
+
+
+def test_what_is_promoted_is_the_verdict_that_was_shown(tmp_path: Path) -> None:
+    found = Ran(tmp_path, script("promote.yml", "ml-platform approve"), "ml-platform", **VERSION)
+
+    given = ["--by", "github_environment", "--verdict", VERSION["VERDICT"], "--reason", ODD]
+    assert found.calls == [["ml-platform", "approve", "m", "7", *given]]
+    document = read(GITHUB / "workflows" / "promote.yml")
+    [step] = [step for _, step in steps(document) if step.get("id") == "approve"]
+    assert step["env"]["VERDICT"] == "${{ needs.test.outputs.verdict }}"
+    assert step["env"]["ML_PLATFORM_GITHUB_REVIEWER"] == "${{ steps.reviewer.outputs.login }}"
+    assert step["env"]["ML_PLATFORM_GITHUB_ENVIRONMENT"] == document["jobs"]["promote"]["environment"]
+
+
+def test_a_rollout_that_is_stopped_goes_back_at_once(tmp_path: Path) -> None:
+    (tmp_path / "way").mkdir()
+    (tmp_path / "back").mkdir()
+    way = Ran(tmp_path / "way", script("promote.yml", '--within "$MINUTES"'), "ml-platform", **VERSION)
+    back = Ran(tmp_path / "back", script("promote.yml", "--within 0"), "ml-platform", **VERSION)
+
+    assert way.calls == [["ml-platform", "follow-rollout", "m", "7", "--within", "90"]]
+    assert back.calls == [["ml-platform", "follow-rollout", "m", "7", "--within", "0"]]
+
+
+def review(login: str = "grace", *, state: str = "approved", environment: str = "production") -> dict[str, Any]:
+    return {"state": state, "environments": [{"name": "staging"}, {"name": environment}], "user": {"login": login}}
+
+
+REVIEWS: dict[str, tuple[list[dict[str, Any]], str]] = {
+    "nobody": ([], ""),
+    "approved": ([review()], "grace"),
+    "rejected": ([review(state="rejected")], ""),
+    "another environment": ([review(environment="images")], ""),
+    "first rejected, then approved": ([review("ada", state="rejected"), review()], "grace"),
+}
+
+
+@pytest.mark.parametrize(("reviews", "login"), REVIEWS.values(), ids=REVIEWS)
+def test_who_approved_is_who_approved_this_environment(
+    reviews: list[dict[str, Any]], login: str, tmp_path: Path
+) -> None:
+    """The stub of `gh` does what `gh api --jq` does: it filters what the API says."""
+    (tmp_path / "programs").mkdir()
+    gh = tmp_path / "programs" / "gh"
+    gh.write_text('#!/usr/bin/env bash\necho "$2" > asked\njq --raw-output "${@: -1}" <<< "$REVIEWS"\n')
+    gh.chmod(0o755)
+    asked = {"GITHUB_REPOSITORY": "o/r", "GITHUB_RUN_ID": "5", "REVIEWS": json.dumps(reviews)}
+
+    found = Ran(tmp_path, script("promote.yml", "gh api"), **asked)
+
+    assert (tmp_path / "asked").read_text() == "repos/o/r/actions/runs/5/approvals\n"
+    assert found.status == (0 if login else 1)
+    assert found.outputs == ({"login": login} if login else {})
+    assert login or "Protect the environment production" in found.done.stdout
+
+
+# The image
+
+ENGINE = """#!/usr/bin/env bash
+printf '%s' "$1" >> "$CALLS"
+printf '|%s' "${@:2}" >> "$CALLS"
+printf '\\n' >> "$CALLS"
+case "$1" in
+    volume) [ "$2" = rm ] || echo volume ;;
+    run) echo container ;;
+    inspect) head -n 1 statuses; sed -i 1d statuses ;;
+    logs) echo "what it said" ;;
+esac
+"""
+
+
+def healthy(folder: Path, statuses: list[str], *targets: str) -> Ran:
+    (folder / "programs").mkdir()
+    for name, text in (("engine", ENGINE), ("sleep", "#!/bin/sh\n")):
+        (folder / "programs" / name).write_text(text)
+        (folder / "programs" / name).chmod(0o755)
+    (folder / "statuses").write_text("".join(f"{status}\n" for status in statuses))
+    return Ran(folder, f'exec "{GITHUB / "scripts" / "healthy.sh"}" engine {" ".join(targets)}')
+
+
+def test_a_target_is_started_as_a_cluster_would_and_waited_for(tmp_path: Path) -> None:
+    ran = healthy(tmp_path, ["starting", "starting", "healthy", "healthy"], "webserver", "serving")
+
+    assert ran.status == 0, ran.done.stderr
+    assert ran.done.stdout == "webserver: healthy\nserving: healthy\n"
+    started = [call for call in ran.calls if call[0] == "run"]
+    assert [call[-1] for call in started] == ["ml-platform:webserver", "ml-platform:serving"]
+    for call in started:
+        assert {"--read-only", "no-new-privileges", "--cap-drop", "ALL", "volume:/srv/ml-platform/var"} <= set(call)
+    assert [call[0] for call in ran.calls].count("inspect") == 4
+    assert [call for call in ran.calls if "rm" in call] == [
+        ["rm", "--force", "container"],
+        ["volume", "rm", "volume"],
+    ] * 2
+
+
+@pytest.mark.parametrize("statuses", [["starting", "unhealthy"], ["starting"] * 200], ids=["unhealthy", "never"])
+def test_a_target_that_is_not_healthy_is_red_and_says_why(statuses: list[str], tmp_path: Path) -> None:
+    ran = healthy(tmp_path, statuses, "webserver", "serving")
+
+    assert ran.status == 1
+    assert ran.done.stdout == f"webserver: {statuses[-1]}\nwhat it said\n"
+    # Nothing of it is left, and no other is started.
+    assert ran.calls[-2:] == [["rm", "--force", "container"], ["volume", "rm", "volume"]]
+    assert not re.search("serving", str(ran.calls))

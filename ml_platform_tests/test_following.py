@@ -2,14 +2,17 @@
 
 import json
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from ml_platform import workflows
 from ml_platform.commands import deciding, shared
 from ml_platform.database import Database
+from ml_platform.database.tables import servers
 from ml_platform.errors import ApprovalNeededError, EvidenceError
 from ml_platform.records import Action, LedgerEntry
 from ml_platform.workflows import End, Platform, following
@@ -150,6 +153,22 @@ def test_a_decision_between_two_looks_is_no_arrival(platform: Platform, monkeypa
     assert "somebody's" in found.why
 
 
+def test_what_somebody_promoted_meanwhile_is_not_taken_back(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promoted(platform, 2)
+    beats(platform, plan=0)  # it serves, but does not carry the rollout out
+
+    def overtaken(*given: Any, **options: Any) -> LedgerEntry:
+        promoted(platform)
+        return workflows.roll_back(*given, **options)
+
+    monkeypatch.setattr(following, "roll_back", overtaken)
+
+    assert follow(platform, 2, 0).end is End.OVERTAKEN
+    assert actions(platform)[-1] == ("promotion", 3)
+
+
 def test_going_back_is_tried_again_where_somebody_wrote_meanwhile(
     platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +190,95 @@ def test_going_back_is_tried_again_where_somebody_wrote_meanwhile(
 
     assert (found.end, found.champion) == (End.WENT_BACK, 1)
     assert actions(platform)[-1] == ("rollback", 1)
+
+
+class Clock:
+    """Time that goes on only while somebody sleeps; a test may do something meanwhile."""
+
+    def __init__(self, meanwhile: Callable[[], object] = lambda: None) -> None:
+        self.now, self.meanwhile = 0.0, meanwhile
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.meanwhile()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(following, "PAUSE", 5.0)
+    monkeypatch.setattr(following, "time", clock)
+    return clock
+
+
+@pytest.mark.parametrize(("seconds", "after"), [(3_600.0, 60.0), (30.0, 30.0)])
+def test_a_server_has_a_minute_to_show_itself(platform: Platform, clock: Clock, seconds: float, after: float) -> None:
+    promoted(platform, 2)
+
+    assert follow(platform, 2, seconds).end is End.NOBODY_SERVES
+    assert clock.now == after
+
+
+def test_a_rollout_whose_servers_died_on_the_way_goes_back(platform: Platform, clock: Clock) -> None:
+    """They served once: a rollout has begun, and nobody says that it arrived."""
+    promoted(platform, 2)
+    beats(platform)
+
+    def die() -> None:
+        with platform.database._transaction() as connection:
+            connection.execute(servers.delete())
+
+    clock.meanwhile = die
+
+    assert follow(platform, 2, 300).end is End.WENT_BACK
+    assert clock.now == 300
+    assert platform.database.history("visits")[-1].reason.endswith("within 5 minutes")
+    assert platform.database.history("visits")[-1].actor == "promote.yml"
+
+
+@pytest.fixture
+def due(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> Platform:
+    """The rollout of version 2 stands before its last step, which is due."""
+    promoted(platform, 2)
+    beats(platform)
+    count(platform, 1, 900)
+    count(platform, 2, 1_000)
+    step(platform)
+    beats(platform)
+    count(platform, 2, 1_000)
+    later = plan_of(platform).since + timedelta(minutes=6)
+    monkeypatch.setattr("ml_platform.workflows.rollout.now", lambda: later)
+    return platform
+
+
+def test_a_rollout_that_arrives_by_our_own_step_is_told_at_once(due: Platform, clock: Clock) -> None:
+    assert follow(due, 2, 60).end is End.ARRIVED
+    assert clock.now == 0
+
+
+def test_without_any_time_it_goes_back_even_if_one_step_is_missing(due: Platform, clock: Clock) -> None:
+    """Whoever stopped the job wants no step more."""
+    assert follow(due, 2, 0).end is End.WENT_BACK
+    assert clock.now == 0
+
+
+def test_the_rollout_of_another_version_is_not_stepped(due: Platform, clock: Clock) -> None:
+    before = plan_of(due)
+
+    assert follow(due, 1, 60).end is End.OVERTAKEN
+    assert plan_of(due) == before
+    assert clock.now == 0
+
+
+def test_it_goes_back_to_what_still_answers_and_not_to_the_champion_before(platform: Platform) -> None:
+    """Nobody served while version 3 overtook version 2 on its way: version 1 answers, and is what 3 came from."""
+    promoted(platform, 3)
+    beats(platform)
+
+    assert follow(platform, 3, 0).champion == plan_of(platform).stable == 1
 
 
 class _StopError(Exception):
@@ -221,6 +329,50 @@ def test_a_version_is_tested_and_only_the_verdict_that_was_told_is_approved(
     assert champion is not None
     assert champion.verdict_digest == tested["verdict"]
     assert json.loads(call("check-version", "visits", "1", "--json")[1])["waits"] is False
+    # Another attempt of the same job, whose runner died after this.
+    assert call(*command, tested["verdict"])[0] == 0
+    assert actions(staged) == [("promotion", 1)]
+
+
+def test_what_there_is_no_version_of_says_what_to_do(platform: Platform) -> None:
+    with pytest.raises(EvidenceError, match=r"There is no version 9 of 'visits'\. Look at `ml-platform status`"):
+        workflows.check_version(platform, MANUAL, 9)
+
+
+def test_a_version_that_is_promoted_by_itself_waits_for_nobody(staged: Platform) -> None:
+    assert workflows.check_version(staged, SPEC, 1).waits is False
+
+
+# The command
+
+
+def followed(monkeypatch: pytest.MonkeyPatch, version: int, *more: str) -> tuple[int, str]:
+    monkeypatch.setattr(shared, "spec_of", lambda _: SPEC)
+    return call("follow-rollout", "visits", str(version), *more)
+
+
+def test_the_command_ends_as_the_rollout_did(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    promoted(platform, 2)
+    nobody = followed(monkeypatch, 2, "--within", "0")
+    beats(platform)
+    back = followed(monkeypatch, 2, "--within", "0")
+    arrived = followed(monkeypatch, 1, "--within", "0", "--json")
+
+    assert nobody == (0, "visits: nobody serves, no server of visits is alive\n")
+    assert (back[0], back[1].partition(",")[0]) == (1, "visits: went back")
+    assert (arrived[0], json.loads(arrived[1])["end"], json.loads(arrived[1])["champion"]) == (0, "arrived", 1)
+
+
+def test_the_command_takes_minutes(platform: Platform, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    promoted(platform, 2)
+    beats(platform)
+
+    assert followed(monkeypatch, 2, "--within", "2")[0] == 1
+    assert clock.now == 120
+
+
+def test_the_command_takes_no_less_than_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert followed(monkeypatch, 2, "--within", "-1")[0] == 2
 
 
 def test_bytes_that_changed_in_the_registry_wait_for_nothing(staged: Platform) -> None:

@@ -9,13 +9,14 @@ import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import dagster as dg
 import pytest
 
-from ml_platform import runs, workflows
+from ml_platform import pipeline, runs, workflows
 from ml_platform.commands import github, shared
 from ml_platform.database import Database
 from ml_platform.definitions import defs
@@ -210,6 +211,22 @@ def test_a_run_whose_slot_another_has_trains_nothing(platform: Platform, instanc
     assert f"Run {first.run_id} retrains 'visits' for the slot" in why(second)[0]
     assert platform.database.slot_holder(SLOT) == first.run_id
     assert platform.database.candidates_of("visits", platform.database.newest_publication("visits") or 0) == 1
+
+
+def test_a_run_that_is_run_again_has_its_slot_already(platform: Platform) -> None:
+    """Dagster repeats a run under a new number, and says of which one it is the repetition."""
+
+    def claims(run_id: str, root: str | None) -> None:
+        tags = {SLOT_TAG: SLOT.slot, REASON_TAG: SLOT.reason}
+        repeated = dg.DagsterRun("x", run_id=run_id, tags=tags, root_run_id=root, parent_run_id=root)
+        pipeline._claim_slot(SimpleNamespace(run=repeated), platform, "visits")  # type: ignore[arg-type]
+
+    claims("first", None)
+    claims("second", "first")
+
+    assert platform.database.slot_holder(SLOT) == "first"
+    with pytest.raises(ConflictError):
+        claims("third", None)
 
 
 @pytest.fixture

@@ -183,6 +183,9 @@ DECISIONS = {
     "the report is red": ("success", '[{"model":"churn"}]', "success", "failure", 1),
     "gates were skipped": ("success", '[{"model":"churn"}]', "skipped", "skipped", 1),
     "nobody knows what is affected": ("failure", "", "skipped", "skipped", 1),
+    "nobody knows, and says that nothing is": ("failure", "[]", "skipped", "skipped", 1),
+    "gates of nothing are red": ("success", "[]", "failure", "skipped", 1),
+    "gates of a list that broke off": ("failure", '[{"model":"churn"}]', "success", "success", 1),
     "canceled": ("success", '[{"model":"churn"}]', "cancelled", "skipped", 1),
 }
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ml_platform.model_spec import ModelSpec
-from ml_platform_tests.workflow_files import GITHUB, WORKFLOWS, commit, git, read, steps
+from ml_platform_tests.workflow_files import GITHUB, ROOT, WORKFLOWS, commit, git, read, steps
 
 # Writes down how it was called, a line a call, and says what a test wants it to say.
 STUB = """#!/usr/bin/env bash
@@ -401,6 +401,25 @@ def test_who_approved_is_who_approved_this_environment(
 
 
 # The image
+
+
+def test_an_image_with_a_known_hole_is_not_kept_and_one_that_is_has_its_proof() -> None:
+    document = read(GITHUB / "workflows" / "image.yml")
+    used = [(name, step.get("uses", "").partition("@")[0], step.get("with")) for name, step in steps(document)]
+    built = [(action, given) for name, action, given in used if name == "build" and action]
+    [proof] = [given for _, action, given in used if action == "actions/attest-build-provenance"]
+
+    assert [action for action, _ in built] == ["actions/checkout", "anchore/scan-action", "actions/upload-artifact"]
+    assert built[1][1] == {"image": "ml-platform:webserver", "severity-cutoff": "high", "only-fixed": True}
+    # All targets have the layers of the one that is scanned, and none of their own.
+    targets = (ROOT / "Dockerfile").read_text().partition("FROM base AS webserver")[2]
+    assert not re.search(r"^(RUN|COPY|ADD) ", targets, re.MULTILINE)
+    assert proof == {
+        "subject-name": "${{ steps.push.outputs.name }}",
+        "subject-digest": "${{ steps.push.outputs.digest }}",
+        "push-to-registry": True,
+    }
+
 
 ENGINE = """#!/usr/bin/env bash
 printf '%s' "$1" >> "$CALLS"

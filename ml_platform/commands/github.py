@@ -73,9 +73,11 @@ def retrain_at(platform: "Platform", url: str, model: str, reason: str, slot: st
     run = dagster.retrain(model, why, workflows.who(platform), asked.slot if asked else None)
     output.print(f"{url.rstrip('/')}/runs/{run}", markup=False)
     outcome = dagster.outcome(run, lambda said: progress.print(said, markup=False))
+    again = "Look at it there. Run it again there, which keeps its slot, or start another retraining."
     if outcome == "CANCELED":
-        raise OutsideError(f"Run {run} was canceled.")
+        raise OutsideError(f"Run {run} was canceled. {again}")
     if outcome != "SUCCESS":
+        progress.print(f"refused: run {run} failed. {again}", style="red", markup=False)
         raise typer.Exit(REFUSED)
 
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,11 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from ml_platform import deployed, pipeline
+from ml_platform import deployed, pipeline, runs
 from ml_platform.deployed import DeployedDagster
 from ml_platform.errors import OutsideError
 from ml_platform_tests.e2e.servers import ROOT, answers, free_port, wait_for
+from ml_platform_tests.test_cli import call
 
 pytestmark = pytest.mark.e2e
 
@@ -104,9 +107,9 @@ class Proxy(ThreadingHTTPServer):
     """Answers what a test says, one answer after the other, and notes what it was asked with."""
 
     def __init__(self, answers: list[tuple[int, Any]]) -> None:
-        self.answers, self.tokens = answers, list[str | None]()
+        self.answers, self.tokens, self.asked = answers, list[str | None](), list[Any]()
         super().__init__(("127.0.0.1", 0), _ProxyHandler)
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     @property
     def url(self) -> str:
@@ -117,7 +120,7 @@ class _ProxyHandler(BaseHTTPRequestHandler):
     server: Proxy
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         self.server.tokens.append(self.headers["Authorization"])
         status, said = self.server.answers.pop(0)
         body = json.dumps(said).encode()
@@ -130,6 +133,15 @@ class _ProxyHandler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+@contextmanager
+def closing(server: Proxy) -> Iterator[Proxy]:
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 def status(of: str) -> tuple[int, Any]:
     return 200, {"data": {"runOrError": {"__typename": "Run", "status": of}}}
 
@@ -139,14 +151,109 @@ def test_a_server_that_restarts_is_waited_for_and_a_refusal_is_not(monkeypatch: 
     restarting = Proxy([status("STARTED"), (502, None), (503, None), status("SUCCESS")])
     refusing = Proxy([(401, None)])
 
-    assert DeployedDagster(url=restarting.url, token="t0ken").outcome("r", lambda _: None) == "SUCCESS"  # noqa: S106
-    with pytest.raises(OutsideError, match="answers 401"):
-        DeployedDagster(url=refusing.url).outcome("r", lambda _: None)
+    with closing(restarting), closing(refusing):
+        assert DeployedDagster(url=restarting.url, token="t0ken").outcome("r", lambda _: None) == "SUCCESS"  # noqa: S106
+        with pytest.raises(OutsideError, match="answers 401"):
+            DeployedDagster(url=refusing.url).outcome("r", lambda _: None)
     assert set(restarting.tokens) == {"Bearer t0ken"}
     assert refusing.tokens == [None]
-    for server in (restarting, refusing):
-        server.shutdown()
-        server.server_close()
+
+
+class Clock:
+    """Time that goes on only while somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_how_long_a_server_is_waited_for_counts_from_its_last_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten minutes without an answer, twice, are waited for; a poll longer is not."""
+    monkeypatch.setattr(deployed, "time", Clock())
+    gone = [(503, None)] * int(deployed.PATIENCE / deployed.PAUSE)
+    back = Proxy([status("STARTED"), *gone, status("STARTED"), *gone, status("SUCCESS")])
+    away = Proxy([status("STARTED"), *gone, (503, None), status("SUCCESS")])
+
+    with closing(back), closing(away):
+        assert DeployedDagster(url=back.url).outcome("r", lambda _: None) == "SUCCESS"
+        with pytest.raises(OutsideError, match="answers 503"):
+            DeployedDagster(url=away.url).outcome("r", lambda _: None)
+
+
+@pytest.mark.parametrize(
+    "said", [[], None, {"data": None, "errors": [{"message": "no field"}]}, {"errors": []}], ids=str
+)
+def test_what_is_no_dagster_is_said(said: Any) -> None:
+    with closing(Proxy([(200, said)])) as server, pytest.raises(OutsideError, match="is no Dagster that understands"):
+        DeployedDagster(url=server.url).outcome("r", lambda _: None)
+
+
+# The command
+
+
+def known(*runs: str) -> tuple[int, Any]:
+    return 200, {"data": {"runsOrError": {"__typename": "Runs", "results": [{"runId": run} for run in runs]}}}
+
+
+def launched(run: str) -> tuple[int, Any]:
+    return 200, {"data": {"launchRun": {"__typename": "LaunchRunSuccess", "run": {"runId": run}}}}
+
+
+def tags(asked: dict[str, Any]) -> dict[str, str]:
+    variables = asked["variables"]
+    pairs = variables["asked"]["executionMetadata"]["tags"] if "asked" in variables else variables["filter"]["tags"]
+    return {pair["key"]: pair["value"] for pair in pairs}
+
+
+def retrain(server: Proxy, reason: str, *more: str) -> tuple[int, str]:
+    return call("retrain", "churn", "--reason", reason, "--at", f"{server.url}/", *more)
+
+
+def test_a_retraining_elsewhere_is_asked_for_with_its_token_and_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ML_PLATFORM_DAGSTER_TOKEN", "t0ken")
+    with closing(Proxy([launched("r1"), status("SUCCESS")])) as server:
+        ended, said = retrain(server, "new prices")
+
+    assert ended == 0
+    assert f"{server.url}/runs/r1" in said
+    assert "run r1: SUCCESS" in said
+    assert server.tokens == ["Bearer t0ken"] * 2
+    assert "t0ken" not in said
+    asked = tags(server.asked[0])
+    assert asked[deployed.REASON_TAG] == "manual: new prices"
+    assert deployed.SLOT_TAG not in asked
+
+
+def test_a_tick_that_is_due_has_the_schedules_own_reason_and_slot() -> None:
+    with closing(Proxy([known(), launched("r1"), status("SUCCESS")])) as server:
+        ended, _ = retrain(server, "schedule", "--slot", "due")
+
+    assert ended == 0
+    wanted = {deployed.REASON_TAG: "schedule", deployed.SLOT_TAG: runs.due_slot("churn", datetime.now(UTC))}
+    assert tags(server.asked[0]) == {**wanted, deployed.MODEL_TAG: "churn"}
+    assert wanted.items() <= tags(server.asked[1]).items()
+
+
+def test_another_attempt_is_told_how_the_run_that_it_asked_for_ended() -> None:
+    with closing(Proxy([known("r1"), status("FAILURE")])) as server:
+        ended, said = retrain(server, "new prices", "--slot", "github-5")
+
+    assert ended == 1
+    assert "refused: run r1 failed. Look at it there." in said
+    assert len(server.asked) == 2
+
+
+def test_a_run_that_was_canceled_is_no_success() -> None:
+    with (
+        closing(Proxy([launched("r1"), status("CANCELED")])) as server,
+        pytest.raises(OutsideError, match="r1 was cancel"),
+    ):
+        retrain(server, "new prices")
 
 
 def test_the_tags_are_those_that_the_pipeline_reads() -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from zoneinfo import ZoneInfo
 
 import dagster as dg
 import pytest
+import sqlalchemy as sa
 
 from ml_platform import pipeline, runs, workflows
 from ml_platform.commands import github, shared
@@ -26,6 +28,7 @@ from ml_platform.resources import REASON_TAG, SLOT_TAG, PlatformResource
 from ml_platform.runs import RunFailedError
 from ml_platform.workflows import Platform
 from ml_platform_tests import fakes
+from ml_platform_tests.postgres import Postgres
 from ml_platform_tests.test_cli import call
 from ml_platform_tests.test_pipeline import ingest, repository, run, why
 
@@ -69,8 +72,10 @@ def test_a_slot_is_given_back_by_its_holder_alone(database: Database) -> None:
 
     database.release_slot(SLOT, "second")
     assert database.slot_holder(SLOT) == "first"
+    database.claim_slot(replace(SLOT, model="churn"), "first")
     database.release_slot(SLOT, "first")
     assert database.claim_slot(SLOT, "second") == "second"
+    assert database.slot_holder(replace(SLOT, model="churn")) == "first"
 
 
 @pytest.mark.fault("V5")
@@ -89,6 +94,19 @@ def test_of_many_who_ask_at_once_one_has_the_slot(database: Database) -> None:
 
     assert len(holders) == 8
     assert len(set(holders)) == 1
+
+
+@pytest.mark.fault("V5")
+def test_a_slot_that_is_given_back_at_that_moment_is_had(postgres: Postgres) -> None:
+    """Between a refused insert and the look at who was first: SQLite lets nobody write in between."""
+    ours, theirs = Database(url := postgres.new_database()), Database(url)
+    theirs.claim_slot(SLOT, "first")
+    sa.event.listen(ours.engine, "handle_error", lambda _: theirs.release_slot(SLOT, "first"))
+
+    assert ours.claim_slot(SLOT, "second") == "second"
+    assert theirs.slot_holder(SLOT) == "second"
+    for opened in (ours, theirs):
+        opened.close()
 
 
 @pytest.mark.parametrize("slot", ["", "a b", "x" * 65, "../x", "\n", "-x"])

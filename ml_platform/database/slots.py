@@ -18,14 +18,16 @@ class SlotRecords(Storage):
         row = {**vars(slot), "holder": holder, "claimed_at": now()}
         held = sa.select(retraining_slots.c.holder).where(_this(slot))
         with self._transaction() as connection:
-            if (first := connection.scalar(held)) is not None:
-                return str(first)
-            try:
-                with connection.begin_nested():
-                    connection.execute(retraining_slots.insert().values(row))
-            except sa.exc.IntegrityError:  # PostgreSQL lets two writers look at once
-                return str(connection.scalar(held))
-        return holder
+            first = None
+            while first is None:  # whoever had it may give it back before we look whose it is
+                try:
+                    with connection.begin_nested():
+                        connection.execute(retraining_slots.insert().values(row))
+                except sa.exc.IntegrityError:
+                    first = connection.scalar(held)
+                else:
+                    return holder
+        return str(first)
 
     def slot_holder(self, slot: Slot) -> str | None:
         """Return the run that has a slot; ``None`` if nobody claimed it."""

@@ -45,6 +45,17 @@ def champion(platform: Platform) -> None:
     life.live(platform)
 
 
+def test_the_models_are_those_that_have_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ml_platform.commands.shared.declared_models", lambda: ["churn", "visits"])
+
+    assert call("models") == (0, "churn\nvisits\n")
+    assert call("models", "visits") == (0, "visits\n")
+    assert json.loads(call("models", "--json")[1]) == ["churn", "visits"]
+    assert json.loads(call("models", "visits", "--json")[1]) == ["visits"]
+    with pytest.raises(ConfigurationError, match="There is no model 'nobody'"):
+        call("models", "nobody", "--json")
+
+
 def test_status_says_what_to_do_where_nothing_happened_yet() -> None:
     assert call("status") == (0, "No model has left a trace yet. Start with: make demo\n")
 

@@ -5,13 +5,19 @@ import hashlib
 import hmac
 import http.client
 import json
+import os
+import re
 import select
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -501,3 +507,29 @@ def test_a_receiver_without_its_secrets_does_not_start(settings: dict[str, Any],
     with pytest.raises(ConfigurationError, match=message) as refused:
         receiver(Settings(**settings))
     assert SECRET not in str(refused.value)
+
+
+def test_the_command_receives_on_loopback_until_it_is_interrupted() -> None:
+    program = Path(sys.executable).parent / "ml-platform"
+    environment = {
+        **os.environ,
+        "ML_PLATFORM_WEBHOOK_SECRET": SECRET,
+        "ML_PLATFORM_GITHUB_TOKEN": "t0ken",
+        "ML_PLATFORM_GITHUB_REPOSITORY": "owner/name",
+    }
+    with subprocess.Popen(
+        [program, "webhooks", "--port", "0"], env=environment, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        said = process.stderr.readline()
+        found = re.fullmatch(rf"receiving on http://127\.0\.0\.1:(\d+){PATH}\n", said)
+        try:
+            assert found is not None, said
+            assert send(int(found[1]), message(), {}) == 403
+        finally:
+            process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+
+    assert process.returncode == 0
+    assert "Traceback" not in rest
+    assert "t0ken" not in rest

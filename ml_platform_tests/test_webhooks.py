@@ -27,7 +27,7 @@ from pydantic import SecretStr
 
 from ml_platform.errors import ConfigurationError, OutsideError, RefusedWebhookError
 from ml_platform.settings import Settings
-from ml_platform.webhooks import MOST_BYTES, MOST_CONNECTIONS, PATH, Receiver, Server, Waiting, receiver
+from ml_platform.webhooks import MOST_BYTES, MOST_CONNECTIONS, PATH, SECONDS, Receiver, Server, Waiting, receiver
 
 SECRET = "a secret of sixteen"  # noqa: S105
 ALIAS = {
@@ -525,9 +525,12 @@ def test_the_command_receives_on_loopback_until_it_is_interrupted() -> None:
         found = re.fullmatch(rf"receiving on http://127\.0\.0\.1:(\d+){PATH}\n", said)
         try:
             assert found is not None, said
+            [open_one] = silent(int(found[1]), 1)  # which nobody waits for
             assert send(int(found[1]), message(), {}) == 403
         finally:
             process.send_signal(signal.SIGINT)
+        process.wait(timeout=SECONDS / 2)
+        open_one.close()
         rest = process.stderr.read()
 
     assert process.returncode == 0

@@ -4,10 +4,12 @@ import html
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import threading
 import urllib.parse
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -306,7 +308,9 @@ PULL = {"number": 7, "head": {"sha": HEAD}}
 MARK = "<!-- ml-platform quality gates -->"
 
 
-def post(github: GitHub, report: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def post(
+    github: GitHub, report: Path, *, before: Callable[[], None] | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     known = {
         "GITHUB_API_URL": github.url,
         "GITHUB_REPOSITORY": "o/r",
@@ -319,7 +323,11 @@ def post(github: GitHub, report: Path, **environment: str) -> subprocess.Complet
     }
     script = GITHUB / "scripts" / "comment.py"
     return subprocess.run(
-        [sys.executable, "-I", str(script), str(report)], env={**known, **environment}, capture_output=True, text=True
+        [sys.executable, "-I", str(script), str(report)],
+        env={**known, **environment},
+        capture_output=True,
+        text=True,
+        preexec_fn=before,
     )
 
 
@@ -437,6 +445,18 @@ def test_the_report_starts_where_its_own_mark_ended(tmp_path: Path) -> None:
 @pytest.mark.parametrize("many", ["<!--", "@", "&#", "--><!--"])
 def test_a_report_that_is_made_to_be_slow_is_not(many: str, tmp_path: Path) -> None:
     assert len(posted(tmp_path, many * 100_000)) < 65_536
+
+
+def test_a_report_larger_than_the_machine_is_read_as_far_as_it_is_shown(tmp_path: Path) -> None:
+    report = tmp_path / "report.md"
+    with report.open("wb") as file:
+        file.truncate(8 * 2**30)
+    memory = resource.RLIMIT_AS, (2**30, 2**30)
+    with GitHub([PULL], []) as github:
+        done = post(github, report, before=lambda: resource.setrlimit(*memory))
+
+    assert done.returncode == 0, done.stderr
+    assert len(github.written[0][2]["body"]) < 65_536
 
 
 def test_what_is_no_text_is_shown_as_far_as_it_is(tmp_path: Path) -> None:

@@ -211,7 +211,6 @@ class Server(ThreadingHTTPServer):
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Give the place back, whatever came of the request; what was not sent in time is not waited for."""
         late = threading.Timer(SECONDS, _hear_no_more, [request])
-        late.daemon = True
         try:
             late.start()
             super().process_request_thread(request, client_address)

@@ -302,6 +302,22 @@ def test_a_slot_whose_run_was_interrupted_is_free_again(platform: Platform, monk
     assert platform.database.slot_holder(asked) is None
 
 
+@pytest.mark.usefixtures("small", "platform")
+def test_without_a_slot_a_reason_is_always_a_persons(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[str]()
+
+    def note(_: str, reason: str, __: str) -> list[str]:
+        asked.append(reason)
+        return []
+
+    monkeypatch.setattr(runs, "retrain", note)
+
+    for reason in ("new prices", "schedule", "manual: new prices"):
+        assert call("retrain", "visits", "--reason", reason)[0] == 0
+
+    assert asked == ["manual: new prices", "manual: schedule", "manual: new prices"]
+
+
 def test_a_reason_that_is_not_the_schedules_is_a_persons() -> None:
     asked = github._slot("churn", "new prices", "github-1", MONDAY)
 

@@ -1,10 +1,12 @@
 """What the workflows may do, by their text: who may write, what is pinned, which text reaches a shell."""
 
 import html
+import importlib.util
 import json
 import os
 import re
 import resource
+import socket
 import subprocess
 import sys
 import threading
@@ -457,6 +459,21 @@ def test_a_report_larger_than_the_machine_is_read_as_far_as_it_is_shown(tmp_path
 
     assert done.returncode == 0, done.stderr
     assert len(github.written[0][2]["body"]) < 65_536
+
+
+def test_github_is_not_waited_for_endlessly(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = importlib.util.spec_from_file_location("comment", GITHUB / "scripts" / "comment.py")
+    assert known is not None
+    assert known.loader is not None
+    script = importlib.util.module_from_spec(known)
+    known.loader.exec_module(script)
+    monkeypatch.setattr(script, "TIMEOUT", 0.2)
+    monkeypatch.setenv("GITHUB_REPOSITORY", "o/r")
+    monkeypatch.setenv("GH_TOKEN", "t0ken")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("GITHUB_API_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(TimeoutError):
+            script.ask("GET", "pulls")
 
 
 def test_what_is_no_text_is_shown_as_far_as_it_is(tmp_path: Path) -> None:

@@ -93,8 +93,8 @@ def _ended(platform: Platform, spec: ModelSpec, version: int) -> Followed | None
     last, plan = history[-1], plan_in_force(platform, spec.name)
     if last.version != version:
         return _replaced(last, version)
-    # The plan was read after the ledger: where it is another version's, somebody decided in between.
-    if plan is None or plan.under_way or plan.stable != version:
+    # Until it arrives another version is the stable one; so it is where somebody decided since the ledger was read.
+    if plan is None or plan.stable != version:
         return None
     return Followed(end=End.ARRIVED, champion=version, why=f"version {version} answers everything")
 

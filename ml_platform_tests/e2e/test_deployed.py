@@ -180,9 +180,10 @@ def test_how_long_a_server_is_waited_for_counts_from_its_last_answer(monkeypatch
     away = Proxy([status("STARTED"), *gone, (503, None), status("SUCCESS")])
 
     with closing(back), closing(away):
-        assert DeployedDagster(url=back.url).outcome("r", lambda _: None) == "SUCCESS"
+        assert DeployedDagster(url=back.url).outcome("r", (said := list[str]()).append) == "SUCCESS"
         with pytest.raises(OutsideError, match="answers 503"):
             DeployedDagster(url=away.url).outcome("r", lambda _: None)
+    assert said == ["run r: STARTED", "run r: SUCCESS"]  # each once
 
 
 @pytest.mark.parametrize(

@@ -380,7 +380,9 @@ def test_bytes_that_changed_in_the_registry_wait_for_nothing(staged: Platform) -
         file.write_bytes(file.read_bytes()[:-1] + b"x")
 
     tested = workflows.check_version(staged, MANUAL, 1)
-    status, _ = call("check-version", "visits", "1")
+    status, said = call("check-version", "visits", "1")
 
     assert tested.problem is not None
+    assert said.startswith("refused: ")
+    assert "passed" not in said
     assert (tested.waits, tested.verdict, status) == (False, "", 1)

@@ -115,7 +115,14 @@ def test_a_slot_is_a_name(slot: str) -> None:
         Slot(model="visits", reason="schedule", slot=slot)
 
 
+@pytest.mark.parametrize("more", [(), ("--slot", "x"), ("--at", "http://127.0.0.1:9")], ids=str)
+def test_a_reason_that_says_nothing_retrains_nothing(more: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigurationError, match="--reason must say why"):
+        call("retrain", "churn", "--reason", " ", *more)
+
+
 def test_a_reason_that_is_no_key_is_refused() -> None:
+    assert len(Slot(model="visits", reason="x" * 255, slot="a").reason) == 255
     with pytest.raises(ConfigurationError, match=r"at most 255 characters\. Got 256"):
         Slot(model="visits", reason="x" * 256, slot="a")
 

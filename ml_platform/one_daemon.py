@@ -1,14 +1,19 @@
 """One daemon a deployment: dagster.yaml names `OneDaemonCoordinator`, so that whoever starts a second sees it leave."""
 
 import contextlib
+import os
+import sys
+from typing import NoReturn
 
 import dagster as dg
 from dagster._core.run_coordinator.queued_run_coordinator import QueuedRunCoordinator
 
-from ml_platform.errors import SecondDaemonError
+from ml_platform.errors import PlatformError, SecondDaemonError
 from ml_platform.workflows import Platform
 
 LOCK = "daemon"
+# The status that a daemon ends with that is not needed.
+LEFT = 1
 
 
 def require_no_daemon(platform: Platform) -> None:
@@ -39,14 +44,19 @@ class OneDaemonCoordinator(QueuedRunCoordinator[dg.DagsterInstance]):
     def dequeue_interval_seconds(self) -> int:
         """How often the daemon looks into the queue, in seconds.
 
-        Of all processes with this coordinator only a daemon asks, once, before its threads start. The lock is held
-        until the process ends, whatever ends it.
-
-        Raises
-        ------
-        SecondDaemonError
-            Another daemon has the lock.
+        Of all processes with this coordinator only a daemon asks, once, before its threads start. It holds the lock
+        until it ends, whatever ends it; where another one does, it says so and ends here.
         """
         self._lock = contextlib.ExitStack()
-        _become_the_daemon(Platform(), self._lock)
+        try:
+            _become_the_daemon(Platform(), self._lock)
+        except PlatformError as error:
+            _leave(error)
         return super().dequeue_interval_seconds
+
+
+def _leave(error: PlatformError) -> NoReturn:
+    """End this process at once, and nothing is lost: under `dagster dev` an exception waits for ever on a pipe."""
+    sys.stderr.write(f"error: {error}\n")
+    sys.stderr.flush()
+    os._exit(LEFT)

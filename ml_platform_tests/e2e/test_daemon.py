@@ -16,7 +16,7 @@ import pytest
 from ml_platform import workflows
 from ml_platform.errors import SecondDaemonError
 from ml_platform.liveness import last_words
-from ml_platform.one_daemon import LOCK, require_no_daemon
+from ml_platform.one_daemon import LEFT, LOCK, require_no_daemon
 from ml_platform.settings import Settings
 from ml_platform.workflows import Platform
 from ml_platform_tests import fakes
@@ -50,7 +50,7 @@ class Stack:
         self.server = self.start("dagster", "api", "grpc", *location, "--socket", socket)
         wait_for("the code server", socket.exists)
 
-    def start(self, *command: Any) -> subprocess.Popen[bytes]:
+    def start(self, *command: Any, pass_fds: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:
         home = {"DAGSTER_HOME": self.folder, "ML_PLATFORM_HOME": self.folder / "var"}
         more = {"ML_PLATFORM_CODE_REVISION": "0" * 40, "ML_PLATFORM_TRAINING_MEMORY": str(2**30)}
         with self.log.open("ab") as log:
@@ -60,6 +60,7 @@ class Stack:
                 env={**os.environ, **more, **{name: str(path) for name, path in home.items()}},
                 stdout=log,
                 stderr=log,
+                pass_fds=pass_fds,
             )
 
     @contextmanager
@@ -146,14 +147,18 @@ def test_a_daemon_that_is_killed_within_a_tick_loses_and_doubles_no_file(
 
 @pytest.mark.fault("P6")
 def test_a_second_daemon_leaves_and_says_why(stack: Stack) -> None:
-    before = stack.instance.get_daemon_heartbeats()
+    before, (reads, writes) = stack.instance.get_daemon_heartbeats(), os.pipe()
     with stack.platform.database.locked(LOCK) as held:
         assert held
 
-        second = stack.start("dagster._daemon", "run", "--workspace", "workspace.yaml")
-        assert second.wait(60) == 1
+        # As `dagster dev` starts its daemon.
+        command = ("dagster._daemon", "run", "--shutdown-pipe", reads, "--workspace", "workspace.yaml")
+        second = stack.start(*command, pass_fds=(reads,))
+        assert second.wait(60) == LEFT
 
-    assert "SecondDaemonError: A daemon runs for this deployment already" in stack.log.read_text()
+    os.close(reads)
+    os.close(writes)
+    assert "error: A daemon runs for this deployment already" in stack.log.read_text()
     assert stack.instance.get_daemon_heartbeats() == before
 
 

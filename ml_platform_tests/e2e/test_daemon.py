@@ -46,7 +46,7 @@ class Stack:
         for model in SPECS:
             self.platform.zone.prepare(model)
         location = ["--module-name", "ml_platform_tests.small_location", "--location-name", "small"]
-        self.log = folder / "log"
+        self.log, self.processes = folder / "log", list[subprocess.Popen[bytes]]()
         self.server = self.start("dagster", "api", "grpc", *location, "--socket", socket)
         wait_for("the code server", socket.exists)
 
@@ -54,7 +54,7 @@ class Stack:
         home = {"DAGSTER_HOME": self.folder, "ML_PLATFORM_HOME": self.folder / "var"}
         more = {"ML_PLATFORM_CODE_REVISION": "0" * 40, "ML_PLATFORM_TRAINING_MEMORY": str(2**30)}
         with self.log.open("ab") as log:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-W", "ignore", "-m", *map(str, command)],
                 cwd=self.folder,
                 env={**os.environ, **more, **{name: str(path) for name, path in home.items()}},
@@ -62,6 +62,15 @@ class Stack:
                 stderr=log,
                 pass_fds=pass_fds,
             )
+        self.processes.append(process)
+        return process
+
+    def stop(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+        self.instance.dispose()
+        self.platform.database.close()
 
     @contextmanager
     def daemon(self) -> Iterator[subprocess.Popen[bytes]]:
@@ -103,10 +112,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         try:
             yield started
         finally:
-            started.server.kill()
-            started.server.wait()
-            started.instance.dispose()
-            started.platform.database.close()
+            started.stop()
 
 
 def die_within_ticks(stack: Stack, ticks: list[tuple[str, str]]) -> set[str]:

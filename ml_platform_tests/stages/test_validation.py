@@ -635,9 +635,8 @@ def test_a_text_file_is_published_with_and_without_a_byte_order_mark(
 def test_the_largest_integer_is_published_to_the_last_digit(platform: Platform, name: str) -> None:
     most = 2**63 - 1
     rows = ROWS.assign(visitor=[most, *ROWS["visitor"][1:]])
-    write = {".csv": as_csv, ".jsonl": as_jsonl, ".parquet": as_parquet}[Path(name).suffix]
-    data = write(rows)
-    workflows.land_files(platform, "visits", {name: data if isinstance(data, bytes) else data.encode()})
+    data = {".csv": as_csv(rows).encode(), ".jsonl": as_jsonl(rows).encode(), ".parquet": as_parquet(rows)}
+    workflows.land_files(platform, "visits", {name: data[Path(name).suffix]})
 
     (result,) = ingest(platform)
 

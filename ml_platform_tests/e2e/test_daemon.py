@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from functools import partial
@@ -21,7 +22,7 @@ from ml_platform.settings import Settings
 from ml_platform.workflows import Platform
 from ml_platform_tests import fakes
 from ml_platform_tests.e2e.servers import ROOT, parquet, wait_for
-from ml_platform_tests.small_location import SPECS
+from ml_platform_tests.small_location import SPECS, TRIGGERS
 
 FAILURE = dg.DagsterRunStatus.FAILURE
 # What a daemon does in a tick that takes files, in this order. One test dies at two of these calls, a longer one at
@@ -95,6 +96,12 @@ class Stack:
     def outcomes(self) -> dict[str, str]:
         return {row["name"]: row["outcome"] for row in self.platform.database.arrival_outcomes("visits")}
 
+    def has_ticked_since(self, moment: float) -> bool:
+        """Whether the sensor that takes files looked once more, and was done."""
+        (state,) = [s for s in self.instance.all_instigator_state() if s.name == TRIGGERS["visits"]]
+        ticks = self.instance.get_ticks(state.instigator_origin_id, state.selector_id, after=moment)
+        return any(tick.end_timestamp for tick in ticks)
+
     def runs(self, job: str) -> list[dg.DagsterRun]:
         """Return the runs of a job, oldest first."""
         return list(reversed(self.instance.get_runs(dg.RunsFilter(job_name=job))))
@@ -147,6 +154,7 @@ def test_a_daemon_that_is_killed_within_a_tick_loses_and_doubles_no_file(
 
     with stack.daemon():
         wait_for("every outcome", lambda: dropped <= set(stack.outcomes()))
+        wait_for("a tick that asks for nothing more, or for too much", partial(stack.has_ticked_since, time.time()))
 
     require_each_file_once(stack, dropped)
 

@@ -42,9 +42,10 @@ dev: .venv/.runtime ## Dagster UI and daemon on PORT (3000), MLflow UI on MLFLOW
 
 test: lint unit ## Set-up, lint, types, import contracts, all tests
 
-# A process a core; who is done takes tests from who is not.
+# A process more than there are cores, as many tests wait for a server; who is done takes tests from who is not.
 unit: .venv/.dev
-	$(BIN)/pytest --numprocesses auto --dist worksteal
+	$(BIN)/pytest --numprocesses $(JOBS) --dist worksteal
+JOBS ?= $(shell expr 1 + $$(getconf _NPROCESSORS_ONLN))
 
 lint: .venv/.dev ## ruff, mypy --strict, import contracts; workflows, shell scripts and Dockerfile
 	$(BIN)/ruff check .

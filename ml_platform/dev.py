@@ -13,6 +13,7 @@ from ml_platform.errors import ConfigurationError, PortInUseError
 from ml_platform.settings import PROJECT_ROOT, Settings, require_dagster_home
 from ml_platform.stages._landing import open_zone
 from ml_platform.stages.registry import prepare_store
+from ml_platform.workflows import Platform
 
 HOST = "127.0.0.1"
 SECONDS_TO_STOP = 20
@@ -38,9 +39,13 @@ def run_servers(
     ------
     PortInUseError
         A port is taken; nothing was started.
+    SecondDaemonError
+        A daemon runs for this deployment; nothing was started.
     ConfigurationError
         ``DAGSTER_HOME`` cannot be used, or a server ended by itself.
     """
+    from ml_platform.one_daemon import require_no_daemon
+
     home = require_dagster_home()
     commands = {"Dagster": _dagster(port)}
     ports = {"--port": port}
@@ -49,6 +54,7 @@ def run_servers(
         ports["--mlflow-port"] = mlflow_port
     for option, number in ports.items():
         _require_free(option, number)
+    require_no_daemon(Platform(settings))
     for model in models:
         open_zone(settings.landing).prepare(model)
     prepare_store(settings.tracking_uri)

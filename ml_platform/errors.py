@@ -18,7 +18,8 @@
     │   ├── UntrustedModelError   the file asks for types outside the platform's trust list
     │   ├── ModelTimeoutError     a model that gave no answer in time
     │   ├── PredictionError       a model that raised, or said what is no finite number
-    │   └── UncompiledError       a pipeline with a part that is not known to the compiler
+    │   ├── UncompiledError       a pipeline with a part that is not known to the compiler
+    │   └── OutOfMemoryError      a pipeline whose fit asked for more memory than there is
     ├── EvidenceError             a step was asked for without the evidence that it needs
     │   ├── ApprovalNeededError   the evidence holds and a person has to approve it
     │   └── IrreproducibleError   a version that cannot be made again here
@@ -27,7 +28,8 @@
     ├── RequestError              a request for predictions that cannot be answered as it stands
     ├── BusyError                 more requests wait than are taken
     ├── ConflictError             somebody else changed the same thing first
-    │   └── RolloutUnderWayError  traffic is on its way to the champion: the next one has to wait
+    │   ├── RolloutUnderWayError  traffic is on its way to the champion: the next one has to wait
+    │   └── SecondDaemonError     a daemon runs for this deployment already
     ├── AlertError                an alert that could not be sent
     ├── OutsideError              GitHub or a deployed Dagster refused, or did not answer
     ├── RefusedWebhookError       a message that is not from the registry
@@ -116,6 +118,10 @@ class UncompiledError(ModelError):
     """A pipeline with a part that is not known to the compiler: it is asked with DataFrames."""
 
 
+class OutOfMemoryError(ModelError):
+    """A pipeline whose fit asked for more memory than there is, or than a run may have."""
+
+
 class EvidenceError(PlatformError):
     """A step was asked for without the evidence that it needs."""
 
@@ -191,6 +197,10 @@ class ConflictError(PlatformError):
 
 class RolloutUnderWayError(ConflictError):
     """Traffic is on its way to the champion: the next one has to wait."""
+
+
+class SecondDaemonError(ConflictError):
+    """A daemon runs for this deployment already: two would each ask for the same runs."""
 
 
 class AlertError(PlatformError):

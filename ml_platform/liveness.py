@@ -16,8 +16,14 @@ from ml_platform.settings import require_dagster_home
 PROCESS_TAG = "ml_platform/process"
 # Dagster's launcher notes here which code server it asks to start a run.
 SERVER_TAG = ".dagster/grpc_info"
+# A code server looks twice a second after the processes that it started.
+SECONDS_TO_SAY = 2
+# How a code server begins what it says of the death of a run's process.
+DEATH = "Run execution process for "
 # A run is in state STARTING for a moment before that note is made; a retry inherits the note of the run that failed.
 SECONDS_TO_NOTE = 10
+# A run is queued in the moment in which it is made, or by the daemon that comes back.
+SECONDS_TO_QUEUE = 600
 # What Dagster announced to retry and did not within this time, it will not.
 SECONDS_TO_RETRY = 180
 
@@ -43,8 +49,17 @@ def report_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     Dagster notices by itself only when `max_runtime_seconds` is over. A failed run is retried where its deployment
     says so; a run that goes on is left alone.
     """
+    dead = _dead_runs(instance)
+    if any(SERVER_TAG in run.tags and not _server_is_gone(run) for run in dead):
+        # Its code server saw it die and says by which signal, unless it was started again since.
+        time.sleep(SECONDS_TO_SAY)
+        dead = _dead_runs(instance)
+    return [_report(instance, run, "Its process has died.") for run in dead]
+
+
+def _dead_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
     started = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
-    return [_report(instance, run, "Its process has died.") for run in started if has_died(run)]
+    return [run for run in started if has_died(run)]
 
 
 def report_dead_launches(instance: dg.DagsterInstance) -> list[str]:
@@ -60,6 +75,17 @@ def report_dead_launches(instance: dg.DagsterInstance) -> list[str]:
     rested = [record.dagster_run for record in records if record.update_timestamp.timestamp() <= latest]
     dead = [run for run in rested if not _process_of(run) and _server_is_gone(run)]
     return [_report(instance, run, "The code server that was starting it has died.") for run in dead]
+
+
+def report_forgotten_runs(instance: dg.DagsterInstance) -> list[str]:
+    """Mark runs as failed that were made and never queued, for the daemon died that was about to; return their ids.
+
+    A daemon that comes back within a day queues what its last tick asked for. What is left over would hold up the
+    sensors of its model for ever, which wait for it.
+    """
+    latest = datetime.now(UTC) - timedelta(seconds=SECONDS_TO_QUEUE)
+    asked = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.NOT_STARTED], created_before=latest))
+    return [_report(instance, run, "It was never queued: the daemon that asked for it has died.") for run in asked]
 
 
 def _report(instance: dg.DagsterInstance, run: dg.DagsterRun, why: str) -> str:
@@ -130,6 +156,16 @@ def _server_is_gone(run: dg.DagsterRun) -> bool:
         except OSError:
             pass  # it is there, and busy
     return False
+
+
+def last_words(instance: dg.DagsterInstance, run_id: str) -> str:
+    """Return what the code server said of a run's process that ended too early: by which signal, and what that means.
+
+    An empty text where it said nothing: it died as well, or the run ended otherwise.
+    """
+    events = instance.all_logs(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)
+    said = [(event.dagster_event.message or "").partition(DEATH) for event in events if event.dagster_event]
+    return next((f"{begins}{words}" for _, begins, words in reversed(said) if begins), "")
 
 
 def is_running(instance: dg.DagsterInstance, job: str) -> bool:

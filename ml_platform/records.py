@@ -363,7 +363,8 @@ class Slot:
     ----------
     model, reason : str
     slot : str
-        For a schedule its time in UTC, ``2026-11-23T02:00Z``; else a name that whoever asks gives.
+        For a schedule its time in UTC, ``2026-11-23T02:00Z``; for new rows the dataset version and the try,
+        ``version-3-try-1``; else a name that whoever asks gives.
 
     Raises
     ------

@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from ml_platform import memory
 from ml_platform.liveness import PROCESS_TAG, process_tag
 from ml_platform.workflows import Platform
 
@@ -15,9 +16,12 @@ class PlatformResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     """The deployment that the environment describes."""
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
-        """Note which process executes a run, so that others can tell when it has died."""
+        """Note which process executes a run, so that others can tell when it has died, and let it die before them."""
         run, instance = context.run, context.instance
-        if run is not None and instance and run.tags.get(PROCESS_TAG) != (tag := process_tag(run.run_id)):
+        if run is None:
+            return  # a trigger, in the code server
+        memory.die_first()
+        if instance and run.tags.get(PROCESS_TAG) != (tag := process_tag(run.run_id)):
             instance.add_run_tags(run.run_id, {PROCESS_TAG: tag})
 
     def open(self) -> Platform:

@@ -16,6 +16,9 @@ variable                           default                      what it is
 ``ML_PLATFORM_MOST_BYTES``         8 GiB                        the most bytes of a file, and of what it decompresses
                                                                 to; text and valid rows are read into memory, so that
                                                                 it should be no more than a machine has
+``ML_PLATFORM_TRAINING_MEMORY``    none: the machine's          the most bytes that the fit of a model may ask for,
+                                                                beyond those that its process has; where it asks for
+                                                                more, the run is red. Linux only
 ``ML_PLATFORM_GOLDEN``             ``data/golden/``             frozen datasets, a folder a model
 ``ML_PLATFORM_PREDICTION_DAYS``    90                           how long the prediction log's table keeps a row
 ``ML_PLATFORM_CODE_REVISION``      asked of git                 the commit, where there is no checkout
@@ -67,6 +70,7 @@ class Settings(BaseSettings):
     stuck_hours: float = Field(default=24.0, gt=0)
     database_url: SecretStr | None = None
     most_bytes: int = Field(default=MOST_BYTES, ge=1)
+    training_memory: int | None = Field(default=None, ge=2**20)
     golden: Path = PROJECT_ROOT / "data" / "golden"
     prediction_days: float = Field(default=90.0, gt=0)
     code_revision: str | None = None

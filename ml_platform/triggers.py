@@ -114,7 +114,9 @@ def retraining_sensor(spec: ModelSpec, job: Any) -> dg.SensorDefinition:
             return dg.SkipReason(f"{tried} candidates of dataset version {newest} came to nothing: look at their runs.")
         # The key: a dataset version on which nothing can be trained is not tried for ever either.
         key = f"{spec.name}-arrival-{newest}-{tried}"
-        return dg.RunRequest(run_key=key, tags={REASON_TAG: "arrival", MODEL_TAG: spec.name})
+        # The slot: Dagster looks a key up and holds no lock meanwhile, so that two daemons may both ask.
+        slot = f"version-{newest}-try-{tried + 1}"
+        return dg.RunRequest(run_key=key, tags={REASON_TAG: "arrival", MODEL_TAG: spec.name, SLOT_TAG: slot})
 
     return retraining
 

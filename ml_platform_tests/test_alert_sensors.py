@@ -12,6 +12,7 @@ from dagster._core.remote_origin import (
     RemoteRepositoryOrigin,
 )
 from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, InstigatorType, TickData, TickStatus
+from dagster._utils import get_run_crash_explanation
 from dagster_shared.error import SerializableErrorInfo
 
 from ml_platform.definitions import defs
@@ -113,3 +114,24 @@ def test_a_failed_run_that_is_not_tried_again_is_an_alert_that_says_why(
         "annotations": {"summary": "403 from s3://landing"},
     }
     assert manager.taken == ([] if retried else [alert])
+
+
+@pytest.mark.fault("P4")
+def test_the_alert_on_a_run_that_was_killed_says_by_what(
+    repository: dg.RepositoryDefinition, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    @dg.job
+    def nightly() -> None:
+        """Do nothing."""
+
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance, caplog.at_level("ERROR", "ml_platform.alerts"):
+        run = instance.create_run_for_job(nightly, status=dg.DagsterRunStatus.STARTED)
+        words = get_run_crash_explanation(f"Run execution process for {run.run_id}", -9)
+        instance.report_engine_event(words, run)
+        failure = instance.report_run_failed(run)
+        context = dg.build_run_status_sensor_context(
+            "failed_runs", failure, instance, run, resources={"platform": PlatformResource()}
+        ).for_run_failure()
+        repository.get_sensor_def("failed_runs")(context)
+
+    assert [record.getMessage() for record in caplog.records] == [f"RunFailed: {words}"]

@@ -58,7 +58,7 @@ def mirror() -> str:
 
 def mounts() -> list[str]:
     """What pip needs of this machine to reach its packages."""
-    found = [path for path in ("/etc/ssl/certs", "/etc/pip.conf", "/opt/pypi") if Path(path).exists()]
+    found = [path for path in ("/etc/ssl/certs", "/etc/pip.conf") if Path(path).exists()]
     return [option for path in found for option in ("--volume", f"{path}:{path}:ro")]
 
 

@@ -2,18 +2,21 @@ import contextlib
 import functools
 import json
 import socket
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._utils import get_run_crash_explanation
 
 from ml_platform import liveness
 from ml_platform.definitions import defs
-from ml_platform.liveness import PROCESS_TAG, SERVER_TAG, this_process
+from ml_platform.liveness import PROCESS_TAG, SERVER_TAG, is_running, last_words, this_process
 
 STARTING, STARTED, FAILURE = dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.FAILURE
+NOT_STARTED = dg.DagsterRunStatus.NOT_STARTED
 
 
 @pytest.fixture
@@ -93,6 +96,52 @@ def test_the_daemon_marks_runs_whose_code_server_died_before_they_began(
 
     assert status_of(instance, dead) is FAILURE
     assert [status_of(instance, run) for run in spared] == [status] * 4
+
+
+@pytest.mark.fault("P4")
+def test_the_code_server_is_let_say_how_a_process_died(
+    instance: dg.DagsterInstance, tmp_path: Path, dead_process: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(liveness, "SECONDS_TO_SAY", 0.5)
+    with code_server(tmp_path / "alive") as server:
+        said, unsaid = (create(instance, STARTED, process=dead_process, server=server) for _ in range(2))
+        saying = threading.Timer(0.1, instance.report_run_failed, (said, "by signal 9"))
+        saying.start()
+
+        marked = tick(instance)
+
+    saying.join()
+    assert unsaid.run_id in marked
+    assert said.run_id not in marked
+
+
+@pytest.mark.fault("P5")
+def test_the_daemon_marks_runs_that_were_made_and_never_queued(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forgotten = create(instance, NOT_STARTED)
+    assert tick(instance) == "No run has died."
+    assert is_running(instance, "churn_retrain")
+
+    monkeypatch.setattr(liveness, "SECONDS_TO_QUEUE", 0)
+
+    assert forgotten.run_id in tick(instance)
+    assert status_of(instance, forgotten) is FAILURE
+    assert not is_running(instance, "churn_retrain")
+
+
+@pytest.mark.fault("P4")
+def test_the_last_words_on_a_run_are_those_of_its_code_server(instance: dg.DagsterInstance) -> None:
+    killed, failed = create(instance, STARTED), create(instance, STARTED)
+    prefix = f"Run execution process for {killed.run_id}"
+    instance.report_engine_event("Executing steps in process", killed)
+    instance.report_engine_event(f"[DagsterApiServer] {get_run_crash_explanation(prefix, -9)}", killed)
+    instance.report_engine_event("Executing steps in process", failed)
+
+    assert last_words(instance, killed.run_id).startswith(
+        f"{prefix} was terminated by signal 9 (SIGKILL). This usually"
+    )
+    assert last_words(instance, failed.run_id) == ""
 
 
 def test_a_launch_under_way_is_left_alone(instance: dg.DagsterInstance, tmp_path: Path) -> None:

@@ -539,6 +539,20 @@ def test_ranges_cover_the_waiting_arrivals_and_no_other(instance: dg.DagsterInst
     assert arrivals_partition("visits").name == "visits_arrivals"
 
 
+@pytest.mark.fault("P5")
+def test_files_are_not_asked_for_again_while_the_run_that_takes_them_waits(
+    platform: Platform, instance: dg.DagsterInstance
+) -> None:
+    workflows.land_files(platform, "visits", {"monday.csv": fakes.visits(60).to_csv(index=False).encode()})
+    assert isinstance(tick(fakes.visits_spec(), "visits_arrivals", instance), dg.SensorResult)
+    job = repository(fakes.visits_spec()).get_job("visits_ingest")
+    instance.create_run_for_job(job, status=dg.DagsterRunStatus.NOT_STARTED)
+
+    waits = tick(fakes.visits_spec(), "visits_arrivals", instance)
+
+    assert waits == dg.SkipReason("The files of the last tick are being published.")
+
+
 def test_retraining_waits_for_enough_new_rows(platform: Platform, instance: dg.DagsterInstance) -> None:
     fakes.drop(platform, "monday.parquet", fakes.visits(600))
     ingest(platform, instance)
@@ -551,11 +565,19 @@ def test_retraining_waits_for_enough_new_rows(platform: Platform, instance: dg.D
     assert asks.tags["ml_platform/reason"] == "arrival"
 
 
-def test_retraining_is_asked_for_once_a_dataset_version(platform: Platform, instance: dg.DagsterInstance) -> None:
+@pytest.mark.fault("P6")
+def test_a_retraining_that_two_daemons_ask_for_is_made_once_a_dataset_version(
+    platform: Platform, instance: dg.DagsterInstance
+) -> None:
     fakes.drop(platform, "monday.parquet", fakes.visits(600))
     ingest(platform, instance)
-    run("visits_retrain", instance)
+    asked = [tick(fakes.visits_spec(), "visits_retraining", instance) for _ in range(2)]
 
+    first, second = (run("visits_retrain", instance, tags=request.tags) for request in asked)
+
+    assert first.success, why(first)
+    assert f"Run {first.run_id} retrains 'visits'" in why(second)[0]
+    assert platform.database.candidates_of("visits", platform.database.newest_publication("visits") or 0) == 1
     assert isinstance(tick(fakes.visits_spec(), "visits_retraining", instance), dg.SkipReason)
 
 

@@ -6,7 +6,7 @@ import time
 import dagster as dg
 
 from ml_platform import views
-from ml_platform.liveness import report_dead_launches, report_dead_runs
+from ml_platform.liveness import last_words, report_dead_launches, report_dead_runs, report_forgotten_runs
 from ml_platform.monitoring.alerts import Alert, send, write_log
 from ml_platform.resources import PlatformResource
 
@@ -17,11 +17,12 @@ HOUR = 3_600.0
 @dg.sensor(
     minimum_interval_seconds=15,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Marks runs as failed whose process was killed, so that they are retried and hold nobody up.",
+    description="Marks runs as failed whose process or daemon was killed, so that they are retried and hold nobody up.",
 )
 def dead_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     """Look after runs whose process is gone; no run is requested here."""
-    found = [*report_dead_runs(context.instance), *report_dead_launches(context.instance)]
+    looks = (report_dead_runs, report_dead_launches, report_forgotten_runs)
+    found = [run for look in looks for run in look(context.instance)]
     return dg.SkipReason(f"Marked as failed: {', '.join(found)}" if found else "No run has died.")
 
 
@@ -62,7 +63,8 @@ def failed_runs(context: dg.RunFailureSensorContext, platform: PlatformResource)
     """Send an alert for a run that failed."""
     run = context.dagster_run
     steps = [event.step_failure_data.error for event in context.get_step_failure_events()]
-    summary = "; ".join(views.innermost(error)[1] for error in steps) or context.failure_event.message or "no reason"
+    died = last_words(context.instance, run.run_id) or context.failure_event.message or "no reason"
+    summary = "; ".join(views.innermost(error)[1] for error in steps) or died
     alert = Alert(name="RunFailed", summary=summary, labels={"job": run.job_name, "run": run.run_id})
     write_log([alert])
     # A run whose machine died is tried again, and is an alert when that comes to nothing too.

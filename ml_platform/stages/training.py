@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml_platform import durable
-from ml_platform.errors import ModelError
+from ml_platform.errors import ModelError, OutOfMemoryError
 from ml_platform.model_spec import ModelSpec
 from ml_platform.predictor import MODEL_FILE, file_digest
 from ml_platform.stages._skops import write_canonical
@@ -48,6 +48,8 @@ def fit(rows: "pd.DataFrame", spec: ModelSpec) -> Any:
     ------
     ModelError
         What `spec.pipeline` returned cannot do the task: a classifier with probabilities, or a regressor.
+    OutOfMemoryError
+        Fitting it asked for more memory than this process may have.
     """
     pipeline = spec.pipeline()
     classifies = spec.task != "regression"
@@ -56,7 +58,14 @@ def fit(rows: "pd.DataFrame", spec: ModelSpec) -> Any:
             f"pipeline() of the model {spec.name!r} must return a scikit-learn Pipeline with"
             f"{'' if classifies else 'out'} predict_proba. Got {type(pipeline).__name__} instead."
         )
-    return pipeline.fit(rows[spec.features], target(rows, spec))
+    try:
+        return pipeline.fit(rows[spec.features], target(rows, spec))
+    except MemoryError as error:
+        raise OutOfMemoryError(
+            f"Fitting the pipeline of the model {spec.name!r} on {len(rows):,} rows asked for more memory than there "
+            f"is: {str(error) or 'it does not say how much'}. Nothing was stored. Let it ask for less, or train where "
+            "there is more; where ML_PLATFORM_TRAINING_MEMORY is set, it bounds it, in bytes."
+        ) from error
 
 
 def store(pipeline: Any, folder: Path) -> str:

@@ -5,7 +5,7 @@ import logging
 import uuid
 from typing import TYPE_CHECKING
 
-from ml_platform import durable, provenance
+from ml_platform import durable, memory, provenance
 from ml_platform.errors import EvidenceError
 from ml_platform.model_spec import ModelSpec
 from ml_platform.records import Candidate, DatasetVersion, Lineage, now
@@ -74,6 +74,8 @@ def train_candidate(
     ------
     EvidenceError
         No dataset version was pinned, or the one that was has problems.
+    OutOfMemoryError
+        Fitting asked for more memory than there is, or than the deployment gives it.
     """
     pinned = platform.database.newest_dataset(spec.name)
     if pinned is None:
@@ -95,7 +97,9 @@ def train_candidate(
     )
     identifier = f"{now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:8]}"
     folder = platform.settings.model_home(spec.name) / "candidates" / identifier
-    digest = training.store(training.fit(rows, spec), folder)
+    with memory.limited(platform.settings.training_memory):
+        pipeline = training.fit(rows, spec)
+    digest = training.store(pipeline, folder)
     durable.write(folder / ENVIRONMENT, json.dumps(provenance.environment()).encode())
     candidate = Candidate(
         id=identifier,

@@ -537,6 +537,12 @@ def test_no_findings_become_an_empty_table_of_the_same_columns() -> None:
 # From the landing zone: quarantined once, with the reason; nothing published; the next good file is processed.
 
 
+def with_decimals() -> pd.DataFrame:
+    """Return the visits with an integer of 30 digits, in the only type that Parquet has for it."""
+    digits = pd.Series([10**29, *ROWS["visitor"][1:]], dtype=pd.ArrowDtype(pa.decimal128(38, 0)))
+    return ROWS.assign(visitor=digits)
+
+
 def ingest(platform: Platform) -> list[BatchResult]:
     keys = [arrival.key for arrival in workflows.waiting_arrivals(platform, "visits")]
     workflows.keep_raw_batches(platform, "visits", keys)
@@ -566,6 +572,18 @@ FAULTS: dict[str, tuple[str, str, Callable[[], bytes], str]] = {
     "2^63": ("D11", "a.csv", lambda: text_with("visitor", str(2**63)).encode(), "conversion error to int64"),
     "30 digits": ("D11", "a.csv", lambda: text_with("visitor", "9" * 30).encode(), "conversion error to int64"),
     "json": ("D11", "a.jsonl", lambda: as_jsonl().replace(":1,", f":{2**63},", 1).encode(), "Failed to convert JSON"),
+    "30 digits json": (
+        "D11",
+        "a.jsonl",
+        lambda: as_jsonl().replace(":1,", f":{'9' * 30},", 1).encode(),
+        "couldn't parse:999",
+    ),
+    "30 digits decimal": (
+        "D11",
+        "a.parquet",
+        lambda: as_parquet(with_decimals()),
+        "must be dtype('int64'). Got object",
+    ),
     "unsigned": ("D11", "a.parquet", lambda: as_parquet(ROWS.astype({"visitor": "uint64"})), "Got uint64"),
     "doubled ids": (
         "D12",
@@ -610,6 +628,20 @@ def test_a_text_file_is_published_with_and_without_a_byte_order_mark(
 
     assert (result.outcome, result.rows, result.quarantined_rows) == (Outcome.PUBLISHED, len(ROWS), 0)
     pd.testing.assert_frame_equal(datasets.pin(platform.rows("visits"), SPEC)[1], ROWS)
+
+
+@pytest.mark.fault("D11")
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+def test_the_largest_integer_is_published_to_the_last_digit(platform: Platform, name: str) -> None:
+    most = 2**63 - 1
+    rows = ROWS.assign(visitor=[most, *ROWS["visitor"][1:]])
+    data = {".csv": as_csv(rows).encode(), ".jsonl": as_jsonl(rows).encode(), ".parquet": as_parquet(rows)}
+    workflows.land_files(platform, "visits", {name: data[Path(name).suffix]})
+
+    (result,) = ingest(platform)
+
+    assert (result.outcome, result.rows, result.quarantined_rows) == (Outcome.PUBLISHED, len(ROWS), 0)
+    assert most in set(datasets.pin(platform.rows("visits"), SPEC)[1]["visitor"])
 
 
 @pytest.mark.fault("D2")

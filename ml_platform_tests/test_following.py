@@ -371,8 +371,9 @@ def test_the_command_takes_minutes(platform: Platform, clock: Clock, monkeypatch
     assert clock.now == 120
 
 
-def test_the_command_takes_no_less_than_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert followed(monkeypatch, 2, "--within", "-1")[0] == 2
+@pytest.mark.parametrize("minutes", ["-1", "nan", "inf"])
+def test_the_command_takes_a_time_that_ends(monkeypatch: pytest.MonkeyPatch, minutes: str) -> None:
+    assert followed(monkeypatch, 2, "--within", minutes)[0] == 2
 
 
 def test_bytes_that_changed_in_the_registry_wait_for_nothing(staged: Platform) -> None:

@@ -23,6 +23,9 @@ SCHEDULE, DUE = "schedule", "due"
 SLOT_HELP = "Retrain only if nobody did for this name and reason; `due` is the newest tick of the model's schedule."
 AT_HELP = "Ask the Dagster whose webserver answers at this address, and wait until its run has ended."
 
+# A month: longer than any rollout, and no infinity.
+MOST_MINUTES = 30 * 24 * 60
+
 Version = Annotated[int, typer.Argument(help="Its number in the registry.")]
 
 
@@ -112,7 +115,9 @@ def check_version(model: Model, version: Version, json: AsJson = False) -> None:
 def follow_rollout(
     model: Model,
     version: Version,
-    within: Annotated[float, typer.Option(help="Minutes that it may take; 0 goes back at once.", min=0)] = 300,
+    within: Annotated[
+        float, typer.Option(help="Minutes that it may take; 0 goes back at once.", min=0, max=MOST_MINUTES)
+    ] = 300,
     json: AsJson = False,
 ) -> None:
     """Wait until a promoted version answers everything; where it does not, the champion before it returns."""

@@ -148,10 +148,10 @@ class Compared(_Document):
 
 
 class GateChange(_Document):
-    """A gate that the change takes away or loosens; `declared` is the reason given for it, empty if there is none."""
+    """What a change takes away from the gates, loosens or changes; `declared` is the reason, empty if none is given."""
 
     check: Name
-    kind: Literal["removed", "loosened", "not compared"]
+    kind: Literal["removed", "loosened", "changed", "not compared"]
     before: Text
     after: Text = ""
     declared: Text = ""

@@ -193,6 +193,7 @@ def test_another_holdout_and_another_question_may_be_meant_and_are_told(name: st
 )
 def test_less_that_is_asked_of_rows_is_loosened(name: str, looser: float, stricter: float) -> None:
     assert kinds(says(settings={**SETTINGS, name: looser})) == {name: "loosened"}
+    assert kinds(says(settings={**SETTINGS, name: None})) == {name: "changed"}
     assert kinds(says(settings={**SETTINGS, name: stricter})) == {}
 
 

@@ -13,6 +13,9 @@ from ml_platform.errors import DataError
 
 MOST_BYTES = 20_000_000
 LONGEST = 1_000
+MOST_PROBLEMS = 1_000
+MOST_CHANGES = 1_000
+MOST_NOTES = 100
 Text = Annotated[str, Field(max_length=LONGEST)]
 Name = Text
 Model = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
@@ -195,14 +198,14 @@ class Trial(_Document):
     head: Name
     is_new: bool = False
     data_changed: bool = False
-    problems: list[Text] = Field(default=[], max_length=1_000)
-    notes: list[Text] = Field(default=[], max_length=100)
+    problems: list[Text] = Field(default=[], max_length=MOST_PROBLEMS)
+    notes: list[Text] = Field(default=[], max_length=MOST_NOTES)
     task: Literal["binary", "multiclass", "regression"] = "binary"
     positive: Name = ""
     asked: list[Asked] = Field(default=[], max_length=1_000)
     compared: Compared | None = None
     checks: list[CheckDone] = Field(default=[], max_length=5_000)
-    changes: list[GateChange] = Field(default=[], max_length=1_000)
+    changes: list[GateChange] = Field(default=[], max_length=MOST_CHANGES)
     corners: list[Corner] = Field(default=[], max_length=4)
 
     def corner(self, code: str, data: str) -> Corner | None:

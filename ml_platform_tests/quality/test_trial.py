@@ -7,14 +7,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from ml_platform.demo import exports
 from ml_platform.errors import ConfigurationError
+from ml_platform.quality import trial
 from ml_platform.quality.documents import CheckState, Outcome, Trial, read
-from ml_platform.quality.gate_changes import FILE
+from ml_platform.quality.gate_changes import FILE, changes_of
 from ml_platform.quality.moved import sentences
 from ml_platform.quality.trial import problems_of_gates, problems_of_golden, try_change
 from ml_platform_tests.quality import made
@@ -88,6 +90,21 @@ def test_a_golden_dataset_that_was_asked_for_must_have_been_judged() -> None:
     assert problems_of_golden(judged, DECLARES, "easter") == [
         "the golden dataset 'easter' was not judged; the model declares holiday"
     ]
+
+
+def test_what_a_wide_contract_loses_still_fits_a_document() -> None:
+    columns = {str(number): {"dtype": "int64", "demands": [], "rules": []} for number in range(3_000)}
+    asked: dict[str, Any] = {"gates": [], "checks": [], "comparison": None, "approval": "manual", "approvers": None}
+    said = {**asked, "settings": {}, "baseline": None, "rollout": None, "golden": {}}
+    trying = trial._Trying("churn", "", Path(), Path(), lambda _: None)
+
+    trying.found.changes = changes_of("churn", {**said, "contract": columns}, {**said, "contract": {}}, {})
+    trying._require_declared_changes()
+    found = trial._document(trying.found, {}, model="churn", base="", base_commit="", head="")
+
+    assert found.outcome is Outcome.FAIL
+    assert len(found.changes) == len(found.problems) == 1_000
+    assert found.problems[-1] == "and 2,001 more"
 
 
 # What is red before anything runs for long

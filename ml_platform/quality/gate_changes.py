@@ -116,6 +116,8 @@ def _removed(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Fo
                 yield name, "removed", check["description"], ""
         elif check["blocking"] and not left[name]["blocking"]:
             yield name, "loosened", "it blocks", "it only reports"
+        elif check["code"] != left[name]["code"]:
+            yield name, "changed", f"code {check['code']}", f"code {left[name]['code']}"
 
 
 def _asked_by_another(check: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:

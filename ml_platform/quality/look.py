@@ -167,13 +167,20 @@ def _checks(model: str) -> list[dict[str, Any]]:
     from ml_platform.definitions import defs
 
     graph = defs().get_repository_def().asset_graph
+    codes = {key: _own_code(made) for made in graph.assets_defs for key in made.check_keys}
     found = []
     for key in graph.asset_check_keys:
         group, node = graph.get(key.asset_key).group_name, graph.get(key)
         if group in {model, f"{model}_data"}:
-            said = {"blocking": bool(node.blocking), "description": node.description or ""}
+            said = {"blocking": bool(node.blocking), "description": node.description or "", "code": codes.get(key, "")}
             found.append({"asset": list(key.asset_key.path), "name": key.name, "group": group, **said})
     return sorted(found, key=lambda check: (check["asset"], check["name"]))
+
+
+def _own_code(made: Any) -> str:
+    """Return a digest of the function of an author's own checks; empty for the platform's, which count for all."""
+    function = getattr(getattr(made.node_def, "compute_fn", None), "decorated_fn", None)
+    return _code(function) if str(getattr(function, "__module__", "")).startswith("ml_platform.defs.") else ""
 
 
 def judged(model: str, run: str) -> dict[str, Any]:

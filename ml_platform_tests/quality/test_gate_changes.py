@@ -58,7 +58,14 @@ AROUND = {
 
 
 def check(name: str, **fields: Any) -> dict[str, Any]:
-    return {"asset": ["visits", "trained_model"], "name": name, "blocking": True, "description": name, **fields}
+    return {
+        "asset": ["visits", "trained_model"],
+        "name": name,
+        "blocking": True,
+        "description": name,
+        "code": "",
+        **fields,
+    }
 
 
 def says(**fields: Any) -> dict[str, Any]:
@@ -85,6 +92,7 @@ def test_a_check_that_is_gone_is_removed_and_one_that_only_reports_is_loosened()
 
     assert kinds(says(checks=left)) == {"own": "removed", "auc_roc_compared": "loosened"}
     assert kinds({}) == dict.fromkeys(NAMES, "removed")
+    assert kinds(says(checks=[*says()["checks"][:2], check("own", code="another")])) == {"own": "changed"}
     assert kinds(says()) == {}
 
 

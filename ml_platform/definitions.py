@@ -4,6 +4,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from ml_platform.own_checks import refuse_unasked
 from ml_platform.resources import PlatformResource
 
 
@@ -14,7 +15,8 @@ def defs() -> dg.Definitions:
     Runs stay in one process: each step of Dagster's default executor would import pandas, scikit-learn and MLflow
     again (docs/decisions/0003).
     """
+    found = dg.load_from_defs_folder(path_within_project=Path(__file__).parent)
     return dg.Definitions.merge(
-        dg.load_from_defs_folder(path_within_project=Path(__file__).parent),
+        refuse_unasked(found),
         dg.Definitions(resources={"platform": PlatformResource()}, executor=dg.in_process_executor),
     )

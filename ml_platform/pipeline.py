@@ -10,13 +10,13 @@ An asset's body calls one function of `workflows` and says what a person wants t
 leaves for the next stands in the platform's database; no IO manager is involved.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import dagster as dg
 
-from ml_platform import triggers, views, workflows
+from ml_platform import own_checks, triggers, views, workflows
 from ml_platform.errors import EvidenceError
 from ml_platform.model_spec import ModelSpec
 from ml_platform.records import Slot
@@ -42,13 +42,27 @@ DATA_CHECKS = {
 PROMOTING = {"registered_version", "staging_version", "champion_version"}
 
 
-def model_definitions(spec: ModelSpec) -> dg.Definitions:
-    """Return everything that Dagster needs to know of one model."""
+def model_definitions(spec: ModelSpec, checks: Sequence[dg.AssetChecksDefinition] = ()) -> dg.Definitions:
+    """Return everything that Dagster needs to know of one model.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+    checks : sequence of AssetChecksDefinition
+        The author's own asset checks. A blocking one is on ``training_dataset`` or ``trained_model``; no version is
+        registered unless its success is on record in the run that trained it. The others report.
+
+    Raises
+    ------
+    ConfigurationError
+        A blocking check is on another asset.
+    """
+    gates = [_gates(spec), *checks]
     data = [_raw_batches(spec), _validated_batches(spec)]
     life = [
         _training_dataset(spec),
         _trained_model(spec),
-        _registered_version(spec),
+        _registered_version(spec, gates, own_checks.blocking_of(spec.name, checks)),
         _staging_version(spec),
         _champion_version(spec),
     ]
@@ -62,7 +76,7 @@ def model_definitions(spec: ModelSpec) -> dg.Definitions:
     )
     return dg.Definitions(
         assets=[*data, *life, moves, log],
-        asset_checks=[_gates(spec)],
+        asset_checks=gates,
         jobs=[data_job, life_job, move_job, log_job],
         sensors=[
             triggers.arrival_sensor(spec, data_job),
@@ -210,10 +224,13 @@ def _gates(spec: ModelSpec) -> dg.AssetChecksDefinition:
     return gates
 
 
-def _registered_version(spec: ModelSpec) -> dg.AssetsDefinition:
+def _registered_version(
+    spec: ModelSpec, gates: Sequence[dg.AssetChecksDefinition], own: Sequence[dg.AssetCheckKey]
+) -> dg.AssetsDefinition:
     @_life_asset(
         spec,
         "registered_version",
+        metadata=own_checks.taken_by(gates),
         kinds={"mlflow"},
         deps=[[spec.name, "trained_model"]],
         description="The candidate in the registry, alias challenger; refused unless its verdict holds.",
@@ -222,6 +239,7 @@ def _registered_version(spec: ModelSpec) -> dg.AssetsDefinition:
         _refuse_ephemeral(context)
         opened = platform.open()
         candidate = workflows.current_candidate(opened, spec.name, _root_run(context))
+        own_checks.require_recorded(context.instance, candidate, own)
         registration = workflows.register_candidate(opened, spec, candidate)
         evidence = views.evidence_metadata(opened, candidate)
         return Result(metadata={**views.version_metadata(opened, registration), **evidence})

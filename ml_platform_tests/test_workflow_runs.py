@@ -107,6 +107,13 @@ def check_of_nothing(folder: Path) -> None:
     )
 
 
+def own_check_of_none(folder: Path) -> None:
+    """An author's own check, literally: it blocks, and its function returns None."""
+    check = '@dg.asset_check(asset=["churn", "trained_model"], blocking=True)\ndef own_check():\n    return None\n\n\n'
+    changed(folder, CHURN, "@dg.definitions\n", f"{check}@dg.definitions\n")
+    changed(folder, CHURN, "model_definitions(churn)", "model_definitions(churn, checks=[own_check])")
+
+
 def broken_schema(folder: Path) -> None:
     changed(folder, CHURN, "account_length: int = pa.Field(", "account_lenght: int = pa.Field(")
 
@@ -119,6 +126,7 @@ CAUSES: dict[Callable[[Path], None], str] = {
     failing_gate: "auc_roc is 0.9",
     removed_gate: "f1_score is removed",
     check_of_nothing: "auc_roc is SKIPPED",
+    own_check_of_none: "own_check is SKIPPED: it was run and gave no result, as one that returns None or False",
     broken_schema: "ValidationError",
     unimportable: "no_such_module",
 }

@@ -63,18 +63,26 @@ def report(
     base: Base = "main",
     out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
     sources: Annotated[
-        list[Path] | None, typer.Option("--from", help="Folders that `quality` left; without, it is run first.")
+        list[Path] | None,
+        typer.Option(
+            "--from",
+            help="Folders that `quality` left: a trial that the change asks for and that is not there is red. "
+            "Without, `quality` is run first.",
+        ),
     ] = None,
     markdown: Annotated[Path | None, typer.Option(help="Also the text of a comment, bounded in size.")] = None,
 ) -> None:
     """Draw one page of what a change does to every model that it affects; exit status 1 unless every gate holds."""
     from ml_platform.quality import report as reports
 
-    trials = reports.collect(sources) if sources else reports.judge(base, PROJECT_ROOT, TRIALS, say=_say)
+    trials = (
+        reports.collect(sources, base, PROJECT_ROOT) if sources else reports.judge(base, PROJECT_ROOT, TRIALS, say=_say)
+    )
     reports.write(trials, page=out, markdown=markdown)
     for trial in trials:
-        output.print(f"{trial.model}: {trial.outcome.value}", markup=False)
-    output.print(f"{out}: {len(trials)} models" if trials else f"{out}: no model is affected", markup=False)
+        on = f" on {trial.golden}" if trial.golden else ""
+        output.print(f"{trial.model}{on}: {trial.outcome.value}", markup=False)
+    output.print(f"{out}: {len(trials)} trials" if trials else f"{out}: no model is affected", markup=False)
     raise typer.Exit(max((STATUS[trial.outcome.value] for trial in trials), default=0))
 
 

@@ -78,7 +78,7 @@ def affected(base: str, root: Path) -> list[Affected]:
     for path, status in sorted(change.files.items()):
         touched, why = _touched(path, status, tree)
         for model in models if touched is None else touched:
-            reasons.setdefault(model, []).append(f"{path}: {why}")
+            reasons[model].append(f"{path}: {why}")
     return [
         Affected(model=model, golden=_golden(model, tree), reasons=tuple(said))
         for model, said in sorted(reasons.items())

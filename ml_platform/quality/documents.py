@@ -13,6 +13,9 @@ from ml_platform.errors import DataError
 
 MOST_BYTES = 20_000_000
 LONGEST = 1_000
+MOST_PROBLEMS = 1_000
+MOST_CHANGES = 1_000
+MOST_NOTES = 100
 Text = Annotated[str, Field(max_length=LONGEST)]
 Name = Text
 Model = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
@@ -148,10 +151,10 @@ class Compared(_Document):
 
 
 class GateChange(_Document):
-    """A gate that the change takes away or loosens; `declared` is the reason given for it, empty if there is none."""
+    """What a change takes away from the gates, loosens or changes; `declared` is the reason, empty if none is given."""
 
     check: Name
-    kind: Literal["removed", "loosened", "not compared"]
+    kind: Literal["removed", "loosened", "changed", "not compared"]
     before: Text
     after: Text = ""
     declared: Text = ""
@@ -195,14 +198,14 @@ class Trial(_Document):
     head: Name
     is_new: bool = False
     data_changed: bool = False
-    problems: list[Text] = Field(default=[], max_length=1_000)
-    notes: list[Text] = Field(default=[], max_length=100)
+    problems: list[Text] = Field(default=[], max_length=MOST_PROBLEMS)
+    notes: list[Text] = Field(default=[], max_length=MOST_NOTES)
     task: Literal["binary", "multiclass", "regression"] = "binary"
     positive: Name = ""
     asked: list[Asked] = Field(default=[], max_length=1_000)
     compared: Compared | None = None
     checks: list[CheckDone] = Field(default=[], max_length=5_000)
-    changes: list[GateChange] = Field(default=[], max_length=1_000)
+    changes: list[GateChange] = Field(default=[], max_length=MOST_CHANGES)
     corners: list[Corner] = Field(default=[], max_length=4)
 
     def corner(self, code: str, data: str) -> Corner | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import dagster as dg
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
-from ml_platform import views
+from ml_platform import own_checks, views
 from ml_platform.errors import ApprovalNeededError
 from ml_platform.quality.documents import CheckState
 
@@ -43,16 +43,15 @@ def record_of(instance: dg.DagsterInstance, asset: list[str], name: str, runs: l
     """
     key = dg.AssetCheckKey(dg.AssetKey(asset), name)
     history = instance.event_log_storage.get_asset_check_execution_history(key, limit=MOST_RECORDS)
-    found = [(record.run_id, record.status, _said(record.event)) for record in history if record.run_id in set(runs)]
-    if not runs or {run for run, _, _ in found} != set(runs):
+    found = [record for record in history if record.run_id in set(runs)]
+    if not runs or {record.run_id for record in found} != set(runs):
         return Recorded(state=CheckState.MISSING, said="no record of it in the run")
-    bad = [(status, said) for _, status, said in found if status != SUCCEEDED]
+    bad = [record for record in found if record.status != SUCCEEDED]
     if not bad:
-        return Recorded(state=CheckState.SUCCEEDED, said=found[0][2])
-    status, said = bad[0]
-    if status is AssetCheckExecutionRecordStatus.FAILED:
-        return Recorded(state=CheckState.FAILED, said=said)
-    return Recorded(state=CheckState.SKIPPED, said="it was planned and gave no result")
+        return Recorded(state=CheckState.SUCCEEDED, said=_said(found[0].event))
+    if bad[0].status is AssetCheckExecutionRecordStatus.FAILED:
+        return Recorded(state=CheckState.FAILED, said=_said(bad[0].event))
+    return Recorded(state=CheckState.SKIPPED, said=own_checks.why_no_result(instance, bad[0]))
 
 
 def _said(event: dg.EventLogEntry | None) -> str:

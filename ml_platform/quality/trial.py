@@ -17,6 +17,9 @@ from ml_platform.errors import ConfigurationError, PlatformError, TrialError
 from ml_platform.quality import gate_changes
 from ml_platform.quality.affected import MODELS
 from ml_platform.quality.documents import (
+    MOST_CHANGES,
+    MOST_NOTES,
+    MOST_PROBLEMS,
     Asked,
     CheckDone,
     CheckState,
@@ -125,16 +128,22 @@ def _document(found: _Found, declares: Mapping[str, Any], **named: Any) -> Trial
         **named,
         outcome=found.outcome,
         data_changed=found.data_changed,
-        problems=[bounded(problem) for problem in dict.fromkeys([*found.broken, *found.problems])],
-        notes=[bounded(note) for note in found.notes],
+        problems=_few(dict.fromkeys([*found.broken, *found.problems]), MOST_PROBLEMS),
+        notes=_few(found.notes, MOST_NOTES),
         task=declares.get("task", "binary"),
         positive=declares.get("positive") or "",
         asked=[Asked(**gate) for gate in declares.get("gates", [])],
         compared=Compared(**compared) if compared else None,
         checks=found.checks,
-        changes=found.changes,
+        changes=found.changes[:MOST_CHANGES],
         corners=found.corners,
     )
+
+
+def _few(texts: Iterable[str], most: int) -> list[str]:
+    """Return texts as a document takes them: a contract of ten thousand columns may lose them all."""
+    found = list(map(bounded, texts))
+    return found if len(found) <= most else [*found[: most - 1], f"and {len(found) - most + 1:,} more"]
 
 
 class _Trying:

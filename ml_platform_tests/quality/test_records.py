@@ -30,6 +30,14 @@ def check(name: str, answer: Any, *, blocking: bool = True) -> Any:
     return checked
 
 
+def own_that(acts: Any) -> Any:
+    @dg.asset_check(asset=["visits", "trained_model"], name="gate", blocking=True)
+    def checked() -> Any:
+        return acts()
+
+    return checked
+
+
 def state(instance: dg.DagsterInstance, name: str, *runs: str) -> CheckState:
     return found(instance, name, *runs).state
 
@@ -92,4 +100,17 @@ def test_a_step_that_dies_is_a_failure_and_a_missing_approval_is_none(instance: 
 
     assert failures(instance, runs[0]) == ["ZeroDivisionError: no rows"]
     assert failures(instance, runs[1]) == failures(instance, runs[2]) == []
-    assert state(instance, "gate", runs[0]) is CheckState.SKIPPED
+    assert found(instance, "gate", runs[0]) == Recorded(
+        state=CheckState.SKIPPED, said="it was planned, and the run did not reach its end"
+    )
+
+
+@pytest.mark.fault("C5")
+def test_a_check_without_a_result_says_whether_it_was_run(instance: dg.DagsterInstance) -> None:
+    def die() -> Any:
+        raise ZeroDivisionError("no rows")
+
+    silent, dead = (materialise(instance, [made]) for made in (check("gate", None), own_that(die)))
+
+    assert found(instance, "gate", silent).said == "it was run and gave no result, as one that returns None or False"
+    assert found(instance, "gate", dead).said == "it was planned, and the run did not reach its end"

@@ -16,7 +16,7 @@ from ml_platform.quality import documents
 from ml_platform.quality.comment import MARKER, comment, plain
 from ml_platform.quality.documents import CheckDone, CheckState, GateChange, Outcome, RivalDone, Trial
 from ml_platform.quality.page import draw
-from ml_platform.quality.report import collect
+from ml_platform.quality.report import collect, read_all
 from ml_platform_tests import html_pages
 from ml_platform_tests.quality import made
 
@@ -148,27 +148,111 @@ def test_the_comment_is_bounded_and_decisions_come_first() -> None:
     assert len(comment([everywhere("&" * 150)] * 100)) <= 60_000
 
 
-def test_files_of_several_folders_become_one_report_and_red_is_its_exit_status(tmp_path: Path) -> None:
-    leave(made.trial(model="mails"), tmp_path / "a")
-    leave(refused(), tmp_path / "b" / "below")
-    page, text = tmp_path / "report.html", tmp_path / "report.md"
-    folders = ["--from", str(tmp_path / "a"), "--from", str(tmp_path / "b")]
+# What trials left, and what they did not
 
-    done = CliRunner().invoke(app, ["report", *folders, "--out", str(page), "--markdown", str(text)])
-    good = CliRunner().invoke(app, ["report", *folders[:2], "--out", str(page)])
 
-    assert (done.exit_code, good.exit_code) == (1, 0), done.output
-    assert "### mails: PASS" in text.read_text()
-    assert "### visits: REFUSED" in text.read_text()
+REPOSITORY = {
+    "ml_platform/__init__.py": "",
+    "ml_platform/pipeline.py": "",
+    "ml_platform/definitions.py": "",
+    "ml_platform/defs/models/__init__.py": "",
+    "ml_platform/defs/models/mails.py": "golden = GoldenSet(name='spam', sha256='0')\n",
+    "ml_platform/defs/models/visits.py": "",
+}
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with a change of visits; the command line is asked in it."""
+    for variable in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
+        monkeypatch.delenv(variable, raising=False)
+    made_here = made.repository(tmp_path / "checkout", REPOSITORY)
+    made.write(made_here, {"ml_platform/defs/models/visits.py": "changed = 1\n"})
+    monkeypatch.setattr("ml_platform.commands.quality.PROJECT_ROOT", made_here)
+    return made_here
+
+
+def of(root: Path, trial: Trial) -> Trial:
+    """Return a trial as one of the change in a repository."""
+    return trial.model_copy(update={"base_commit": made.git(root, "rev-parse", "main")})
+
+
+def drawn(*folders: Path) -> tuple[int, str, str]:
+    """Return the exit status of `report` on folders, what it prints, and the text of the comment."""
+    page, text = folders[0].parent / "report.html", folders[0].parent / "report.md"
+    sources = [word for folder in folders for word in ("--from", str(folder))]
+    done = CliRunner().invoke(app, ["report", *sources, "--out", str(page), "--markdown", str(text)])
     assert page.read_text().startswith("<!doctype html>")
+    return done.exit_code, done.output, text.read_text()
 
 
-def test_what_could_not_be_judged_has_the_exit_status_2(tmp_path: Path) -> None:
-    leave(made.trial(outcome=Outcome.BROKEN), tmp_path)
+def test_files_of_several_folders_become_one_report_and_red_is_its_exit_status(root: Path, tmp_path: Path) -> None:
+    made.write(root, {"ml_platform/defs/models/mails.py": REPOSITORY["ml_platform/defs/models/mails.py"] + "changed"})
+    leave(of(root, made.trial(model="mails", golden="spam")), tmp_path / "a")
+    leave(of(root, refused()), tmp_path / "b" / "below")
+    leave(of(root, made.trial()), tmp_path / "c")
 
-    assert (
-        CliRunner().invoke(app, ["report", "--from", str(tmp_path), "--out", str(tmp_path / "r.html")]).exit_code == 2
-    )
+    red, green = drawn(tmp_path / "a", tmp_path / "b"), drawn(tmp_path / "a", tmp_path / "c")
+
+    assert (red[0], green[0]) == (1, 0)
+    assert "### mails, golden dataset spam: PASS" in red[2]
+    assert "### visits: REFUSED. Not every gate holds." in red[2]
+    assert "mails on spam: PASS" in red[1].replace("\n", "")
+    assert "affects" not in red[2]
+
+
+def test_what_could_not_be_judged_has_the_exit_status_2(root: Path, tmp_path: Path) -> None:
+    assert drawn(leave(of(root, made.trial(outcome=Outcome.BROKEN)), tmp_path / "a"))[0] == 2
+
+
+@pytest.mark.fault("C5")
+def test_a_trial_that_left_no_file_is_red_and_named(root: Path, tmp_path: Path) -> None:
+    """A job that died leaves nothing, and what is there may all be green."""
+    made.write(root, {"ml_platform/pipeline.py": "changed = 1\n"})
+    folder = leave(of(root, made.trial()), tmp_path / "a")
+
+    status, printed, said = drawn(folder)
+
+    assert status == 2
+    assert "mails on spam: BROKEN" in printed
+    assert "### visits: PASS" in said
+    assert "### mails, golden dataset spam: REFUSED. It could not be judged" in said
+    assert "mails on the golden dataset spam was not tried" in said
+    # A trial of the model on other rows is none on these.
+    leave(of(root, made.trial(model="mails")), folder)
+    assert drawn(folder)[0] == 2
+    leave(of(root, made.trial(model="mails", golden="spam")), folder / "below")
+    assert drawn(folder)[0] == 0
+
+
+@pytest.mark.fault("C5")
+@pytest.mark.usefixtures("root")
+def test_where_every_job_died_the_report_says_so(tmp_path: Path) -> None:
+    status, _, said = drawn(tmp_path / "nothing was kept")
+
+    assert status == 2
+    assert "visits was not tried" in said
+
+
+def test_a_trial_that_the_change_does_not_ask_for_is_kept_and_says_so(root: Path, tmp_path: Path) -> None:
+    folder = leave(of(root, made.trial()), tmp_path / "a")
+    leave(of(root, refused(model="mails")), folder)
+
+    status, _, said = drawn(folder)
+
+    assert status == 1
+    assert said.count("nothing that changed affects it") == 1
+    assert said.index("### mails") < said.index("nothing that changed affects it") < said.index("### visits")
+
+
+@pytest.mark.usefixtures("root")
+def test_a_trial_that_was_held_against_another_commit_is_no_answer(tmp_path: Path) -> None:
+    folder = leave(made.trial(), tmp_path / "a")
+
+    status, _, said = drawn(folder)
+
+    assert status == 2
+    assert "it was held against commit 000000000000, and this change starts from" in said
 
 
 def changed(**fields: Any) -> str:
@@ -194,27 +278,29 @@ def test_a_file_that_is_no_trials_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "visits.json").write_text(text)
 
     with pytest.raises(DataError, match="is not what `ml-platform quality` leaves"):
-        collect([tmp_path])
+        read_all([tmp_path])
 
 
-def test_a_folder_without_trials_and_a_file_too_large_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_nothing_at_all_and_a_file_too_large_are_refused(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(DataError, match="holds no JSON file"):
-        collect([tmp_path])
+    with pytest.raises(DataError, match="There is no JSON file"):
+        collect([tmp_path], "HEAD", made.commit(root))
 
     leave(made.trial(), tmp_path)
     monkeypatch.setattr(documents, "MOST_BYTES", 100)
     with pytest.raises(DataError, match="must have at most 100 bytes"):
-        collect([tmp_path])
+        read_all([tmp_path])
 
 
-def test_a_report_of_files_needs_no_dagster(tmp_path: Path) -> None:
+def test_a_report_of_files_needs_no_dagster(root: Path, tmp_path: Path) -> None:
     """The job that writes comments reads a stranger's files: the less it loads, the better."""
     leave(made.trial(), tmp_path)
+    page = tmp_path / "report.html"
     text = (
         "import sys; from pathlib import Path; from ml_platform.quality.report import collect, write\n"
-        f"write(collect([Path({str(tmp_path)!r})]), page=Path({str(tmp_path / 'r.html')!r}), markdown=None)\n"
+        f"trials = collect([Path({str(tmp_path)!r})], 'main', Path({str(root)!r}))\n"
+        f"write(trials, page=Path({str(page)!r}), markdown=None)\n"
         "print([name for name in ('dagster', 'mlflow', 'sklearn', 'pandas') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True)

@@ -7,14 +7,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from ml_platform.demo import exports
 from ml_platform.errors import ConfigurationError
+from ml_platform.quality import trial
 from ml_platform.quality.documents import CheckState, Outcome, Trial, read
-from ml_platform.quality.gate_changes import FILE
+from ml_platform.quality.gate_changes import FILE, changes_of
 from ml_platform.quality.moved import sentences
 from ml_platform.quality.trial import problems_of_gates, problems_of_golden, try_change
 from ml_platform_tests.quality import made
@@ -24,16 +26,17 @@ TREES = "HistGradientBoostingClassifier(random_state=0)"
 # Of a plain model: what is tried is the trying.
 QUICK = "HistGradientBoostingClassifier(max_iter=30, random_state=0)"
 F1 = '        Gate(metric="f1_score", at_least=0.70),\n'
-# Its answer says nothing, and Dagster goes on.
-SILENT = """@dg.asset_check(asset=["churn", "trained_model"], blocking=True)
+# An author's own: what it answers is left open.
+OWN = """@dg.asset_check(asset=["churn", "trained_model"], blocking=True)
 def own_check() -> dg.AssetCheckResult:
-    return None
+    return {answer}
 
 
 @dg.definitions
 """
 REMOVED = "churn/trained_model:f1_score"
-SILENT_CHECK = "churn/trained_model:own_check"
+OWN_CHECK = "churn/trained_model:own_check"
+STAGED = "churn/staging_version:integration_test"
 
 
 @pytest.fixture
@@ -88,6 +91,21 @@ def test_a_golden_dataset_that_was_asked_for_must_have_been_judged() -> None:
     assert problems_of_golden(judged, DECLARES, "easter") == [
         "the golden dataset 'easter' was not judged; the model declares holiday"
     ]
+
+
+def test_what_a_wide_contract_loses_still_fits_a_document() -> None:
+    columns = {str(number): {"dtype": "int64", "demands": [], "rules": []} for number in range(3_000)}
+    asked: dict[str, Any] = {"gates": [], "checks": [], "comparison": None, "approval": "manual", "approvers": None}
+    said = {**asked, "settings": {}, "baseline": None, "rollout": None, "golden": {}}
+    trying = trial._Trying("churn", "", Path(), Path(), lambda _: None)
+
+    trying.found.changes = changes_of("churn", {**said, "contract": columns}, {**said, "contract": {}}, {})
+    trying._require_declared_changes()
+    found = trial._document(trying.found, {}, model="churn", base="", base_commit="", head="")
+
+    assert found.outcome is Outcome.FAIL
+    assert len(found.changes) == len(found.problems) == 1_000
+    assert found.problems[-1] == "and 2,001 more"
 
 
 # What is red before anything runs for long
@@ -195,16 +213,38 @@ def test_a_gate_that_was_removed_is_red_until_it_is_declared(root: Path) -> None
 
 @pytest.mark.soak
 @pytest.mark.fault("C5")
-def test_a_check_that_returns_nothing_is_red_though_dagster_is_content(root: Path) -> None:
-    both = "dg.Definitions.merge(model_definitions(churn), dg.Definitions(asset_checks=[own_check]))"
-    made.edit(root, CHURN, ("@dg.definitions\n", SILENT), ("return model_definitions(churn)", f"return {both}"))
+@pytest.mark.parametrize("answer", ["None", "False", "dg.AssetCheckResult(passed=True)"])
+def test_an_authors_own_check_counts_only_with_a_record(answer: str, root: Path) -> None:
+    made.edit(root, CHURN, ("@dg.definitions\n", OWN.format(answer=answer)))
+    made.edit(root, CHURN, ("return model_definitions(churn)", "return model_definitions(churn, checks=[own_check])"))
 
     found = tried(root)
 
+    if answer.endswith("(passed=True)"):
+        assert (found.outcome, found.problems, states(found)) == (Outcome.PASS, [], {})
+        assert OWN_CHECK in {check.check for check in found.checks}
+        return
     assert found.outcome is Outcome.FAIL
-    assert states(found) == {SILENT_CHECK: CheckState.SKIPPED}
-    assert found.problems == [f"the check {SILENT_CHECK} is SKIPPED: it was planned and gave no result"]
-    assert "RUN_SUCCESS" in (root.parent / "out" / "churn.log").read_text()
+    assert states(found)[OWN_CHECK] is CheckState.SKIPPED
+    said = "it was run and gave no result, as one that returns None or False"
+    assert f"the check {OWN_CHECK} is SKIPPED: {said}" in found.problems
+    # Nothing stands behind it: it was judged, and there is no version.
+    assert found.corner("new", "new") is not None
+    assert states(found) == {OWN_CHECK: CheckState.SKIPPED, STAGED: CheckState.SKIPPED}
+    assert f"the check {STAGED} is SKIPPED: it was planned, and the run did not reach its end" in found.problems
+
+
+@pytest.mark.soak
+@pytest.mark.fault("C5")
+def test_a_check_beside_what_the_platform_made_is_red_and_told_where_it_belongs(root: Path) -> None:
+    both = "dg.Definitions.merge(model_definitions(churn), dg.Definitions(asset_checks=[own_check]))"
+    made.edit(root, CHURN, ("@dg.definitions\n", OWN.format(answer="None")))
+    made.edit(root, CHURN, ("return model_definitions(churn)", f"return {both}"))
+
+    found = tried(root)
+
+    assert found.outcome is Outcome.BROKEN
+    assert f"The blocking check {OWN_CHECK} must be given to model_definitions(spec, checks=[…])" in found.problems[0]
 
 
 @pytest.mark.soak

@@ -24,7 +24,7 @@ BEFORE_REGISTRATION = ("training_dataset", "trained_model")
 ASKS, TAKEN = "registered_version", "checks"
 MOST_RECORDS = 1_000
 SILENT = "it was run and gave no result, as one that returns None or False"
-UNREACHED = "it was planned, and the run did not reach its end"
+UNREACHED = "it was planned, and the run ended before it had a result"
 HOW = "model_definitions(spec, checks=[…])"
 
 

@@ -14,6 +14,7 @@ MOST = 60_000
 LONGEST = 300
 ROWS = 20
 SENTENCES = 5
+FILES = 3
 POINTS = 21
 # Letters, and marks where they are neither markup nor part of an address.
 PLAIN = re.compile(
@@ -72,6 +73,8 @@ def _decision(trial: Trial) -> Iterator[str]:
         yield _bullets(trial.problems)
     worse = sentences(trial)
     yield "**What moved it**\n\n" + (_bullets(worse, SENTENCES) if worse else _nothing(trial))
+    if trial.changed:
+        yield plain(changed_files(trial))
     if trial.notes:
         yield _bullets(trial.notes)
 
@@ -83,6 +86,12 @@ def _bullets(texts: Sequence[str], most: int = ROWS) -> str:
 
 def _nothing(trial: Trial) -> str:
     return plain(nothing_moved(trial))
+
+
+def changed_files(trial: Trial) -> str:
+    """Return the files by which a change affects a model, as one sentence: the code or the data that did it."""
+    left = len(trial.changed) - FILES
+    return f"What changed: {'; '.join(trial.changed[:FILES])}{f'; and {left} more' if left > 0 else ''}."
 
 
 def nothing_moved(trial: Trial) -> str:

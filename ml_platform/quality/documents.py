@@ -16,6 +16,7 @@ LONGEST = 1_000
 MOST_PROBLEMS = 1_000
 MOST_CHANGES = 1_000
 MOST_NOTES = 100
+MOST_FILES = 100
 Text = Annotated[str, Field(max_length=LONGEST)]
 Name = Text
 Model = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
@@ -174,6 +175,8 @@ class Trial(_Document):
         The base has no such model.
     data_changed : bool
         Whether the rows kept in git differ from the base's.
+    changed : list of str
+        The files by which the change affects the model, and why, as `ml-platform affected` says it.
     problems : list of str
         Why it is red; empty where it is not.
     notes : list of str
@@ -198,6 +201,7 @@ class Trial(_Document):
     head: Name
     is_new: bool = False
     data_changed: bool = False
+    changed: list[Text] = Field(default=[], max_length=MOST_FILES)
     problems: list[Text] = Field(default=[], max_length=MOST_PROBLEMS)
     notes: list[Text] = Field(default=[], max_length=MOST_NOTES)
     task: Literal["binary", "multiclass", "regression"] = "binary"

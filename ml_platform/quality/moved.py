@@ -157,7 +157,7 @@ def _told(before: FigureDone, after: FigureDone) -> bool:
     if before.metric in COSTS:
         far = abs(_value(after) - _value(before)) > LEAST_COST * abs(_value(before))
         return far and not _meet(before, after) and before.metric not in ONCE
-    return not (_within(after, before) and _within(before, after))
+    return not _within(after, before) and not _within(before, after)
 
 
 def _meet(one: FigureDone, other: FigureDone) -> bool:
@@ -194,9 +194,8 @@ def sentences(trial: Trial) -> list[str]:
     worse = [one for one in moved(trial) if one.worse and one.told]
     asked = asked_metrics(trial)
     metrics = dict.fromkeys(one.where[2] for one in worse)
-    order = sorted(
-        metrics, key=lambda name: (not any(one.closes for one in worse if one.where[2] == name), name not in asked)
-    )
+    # What closes a gate is asked for, and comes first already.
+    order = sorted(metrics, key=lambda name: name not in asked)
     return [_of_metric([one for one in worse if one.where[2] == metric]) for metric in order]
 
 

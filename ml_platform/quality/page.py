@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from ml_platform.quality.comment import SENTENCES, WORDS, corners_of, figures, nothing_moved, said
+from ml_platform.quality.comment import SENTENCES, WORDS, changed_files, corners_of, figures, nothing_moved, said
 from ml_platform.quality.documents import Asked, CheckState, Corner, FigureDone, GateDone, Outcome, Trial
 from ml_platform.quality.moved import Moved, asked_metrics, gates_on, moved, name_of, sentences
 from ml_platform.stages import _drawings
@@ -68,6 +68,8 @@ def _keys(trial: Trial, them: Corner | None) -> Html:
 def _moved(trial: Trial) -> Iterator[Html]:
     worse = sentences(trial)
     yield tag("ul", *(tag("li", one) for one in worse[:SENTENCES])) if worse else tag("p", nothing_moved(trial))
+    if trial.changed:
+        yield tag("p", changed_files(trial))
     found = moved(trial)
     if not found:
         return

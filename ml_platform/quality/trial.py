@@ -15,9 +15,10 @@ from typing import Any
 from ml_platform import provenance
 from ml_platform.errors import ConfigurationError, PlatformError, TrialError
 from ml_platform.quality import gate_changes
-from ml_platform.quality.affected import MODELS
+from ml_platform.quality.affected import MODELS, affected
 from ml_platform.quality.documents import (
     MOST_CHANGES,
+    MOST_FILES,
     MOST_NOTES,
     MOST_PROBLEMS,
     Asked,
@@ -117,7 +118,10 @@ def try_change(model: str, base: str, root: Path, out: Path, *, golden: str = ""
             if (picture := found.pictures / name).is_file():  # type: ignore[operator]
                 shutil.copyfile(picture, out / f"{stem}-{name}")
     named = {"model": model, "golden": golden, "base": words, "base_commit": commit, "head": head}
-    trial = _document(found, new.declares or old.declares, is_new=not old.there, **named)
+    files = [reason for one in affected(base, root) if one.model == model for reason in one.reasons]
+    trial = _document(
+        found, new.declares or old.declares, is_new=not old.there, changed=_few(files, MOST_FILES), **named
+    )
     (out / f"{stem}.json").write_text(trial.model_dump_json(indent=1))
     return trial
 

@@ -28,7 +28,7 @@ def test_no_process_gets_a_secret_or_a_way_to_a_deployment(
     home: Home, code: Code, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = ["MLFLOW_TRACKING_URI", "ML_PLATFORM_DATABASE_URL", "AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "GITHUB_OUTPUT"]
-    for name in [*ours, "ACTIONS_RUNTIME_TOKEN", "NPM_TOKEN", "DB_PASSWORD", "GIT_DIR"]:
+    for name in [*ours, "ACTIONS_RUNTIME_TOKEN", "NPM_TOKEN", "DB_PASSWORD", "GIT_DIR", "AWS_PROFILE", "db_password"]:
         monkeypatch.setenv(name, "leads elsewhere")
     monkeypatch.setenv("LANG", "C.UTF-8")
 
@@ -48,3 +48,42 @@ def test_a_process_that_dies_has_the_last_word(home: Home, code: Code) -> None:
     with pytest.raises(TrialError, match=r"the code of a test cannot say .* ValueError: no spec x") as refused:
         home.ask(code, "declared", "visits")
     assert len(str(refused.value)) < LONGEST + 200
+
+
+@pytest.mark.parametrize("text", ["raise SystemExit(3)\n", "import os\nos._exit(0)\n"])
+def test_an_answer_of_before_is_none_and_neither_is_one_of_a_process_that_failed(
+    text: str, home: Home, code: Code
+) -> None:
+    """It would be that of other code in the same deployment."""
+    (home.folder / "declared.json").write_text('{"gates": []}')
+    made.write(code.folder, {"ml_platform/model_spec.py": text})
+
+    with pytest.raises(TrialError, match="cannot say what of visits is declared"):
+        home.ask(code, "declared", "visits")
+
+
+def test_an_answer_that_a_process_left_before_it_failed_is_none(home: Home, code: Code) -> None:
+    text = "import sys\nfrom pathlib import Path\nPath(sys.argv[3]).write_text('{}')\nsys.exit(1)\n"
+    made.write(code.folder, {"ml_platform/model_spec.py": text})
+
+    with pytest.raises(TrialError, match="it died without a word"):
+        home.ask(code, "declared", "visits")
+
+
+def test_files_that_could_not_be_landed_are_not_published(home: Home, code: Code) -> None:
+    text = "import sys\n\ndef main():\n    print(sys.argv[1])\n    raise SystemExit(sys.argv[1] == 'land')\n"
+    made.write(code.folder, {"ml_platform/cli.py": text})
+
+    assert home.ingest(code, "visits", {"one.parquet": b"rows"}) == 1
+    assert "\nland\n" in home.log.read_text()
+    assert "ingest" not in home.log.read_text()
+
+
+def test_nothing_in_the_folder_of_a_deployment_is_taken_for_code_and_nobody_else_reads_its_token(
+    home: Home, code: Code
+) -> None:
+    """A model's code writes there."""
+    made.write(home.folder, {"ml_platform/__init__.py": "raise ZeroDivisionError\n"})
+
+    assert home.approve(code, "visits") == 0
+    assert (home.folder / "tokens.json").stat().st_mode & 0o777 == 0o600

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from ml_platform.quality.documents import RivalDone, Trial
+from ml_platform.quality.documents import FigureDone, RivalDone, Trial
 from ml_platform.quality.moved import Moved, moved, sentences
 from ml_platform_tests.quality import made
 
@@ -129,3 +129,142 @@ def test_without_a_corner_the_cause_is_not_guessed() -> None:
     assert "not every corner could be judged" in sentences(partly)[0]
     nothing = whole.model_copy(update={"corners": [c for c in whole.corners if (c.code, c.data) != ("old", "old")]})
     assert sentences(nothing) == []
+
+
+# What is shown, what is told, and in which order
+
+
+def judged(code: str, *found: FigureDone, data: str = "new", **fields: Any) -> Any:
+    return made.corner(code, data, list(found), **fields)
+
+
+def figure(value: float | None, *, metric: str = "auc_roc", **fields: Any) -> FigureDone:
+    half = 0.02 if value is not None else 0.0
+    spread = {"low": (value or 0.0) - half, "high": (value or 0.0) + half, "rows": 500}
+    return FigureDone(metric=metric, value=value, **{**spread, **fields})
+
+
+def pair(before: FigureDone, after: FigureDone, **fields: Any) -> Trial:
+    return made.trial(corners=[judged("old", before), judged("new", after)], **fields)
+
+
+@pytest.mark.parametrize(
+    "odd", [figure(None), figure(0.9, slice="plan = other"), figure(0.9, rows=4)], ids=["no value", "new", "few rows"]
+)
+def test_a_figure_that_one_side_does_not_have_is_not_compared(odd: FigureDone) -> None:
+    assert moved(pair(odd, figure(0.1))) == []
+    assert moved(pair(figure(0.9), odd)) == []
+
+
+def test_a_figure_of_no_rows_as_a_size_is_compared() -> None:
+    size: dict[str, Any] = {"metric": "model_size_mb", "rows": None, "low": None, "high": None}
+
+    assert sentences(pair(figure(1.0, **size), figure(9.0, **size)))[0].startswith("model_size_mb became worse: 1")
+
+
+def test_what_did_not_move_has_no_cause_and_what_cannot_be_told_no_part() -> None:
+    (same,) = moved(pair(figure(0.9), figure(0.9)))
+    assert (same.by, same.cause, same.told) == (0.0, "unknown", False)
+
+    four = [judged(code, figure(0.9), data=data) for code in ("old", "new") for data in ("old", "new")]
+    four[1] = judged("old", figure(None), data="new")
+    assert moved(made.trial(corners=four, data_changed=True))[0].code is None
+
+
+def test_a_quarter_of_the_whole_is_a_cause() -> None:
+    assert of_those_who_paid(trial(0.9, 0.78, 0.88, 0.76)).cause == "code"
+    assert of_those_who_paid(trial(0.9, 0.80, 0.86, 0.76)).cause == "both"
+
+
+def test_both_values_must_lie_outside_of_each_others_interval() -> None:
+    """A slice of fewer rows has a wide interval: where the value before lies in it, luck explains the move."""
+    wide = figure(0.85, low=0.75, high=0.95)
+
+    assert sentences(pair(figure(0.90), wide)) == sentences(pair(wide, figure(0.80))) == []
+    assert len(sentences(pair(figure(0.97), wide))) == 1
+
+
+@pytest.mark.parametrize(
+    ("gate", "before", "after", "closes"),
+    [
+        ({}, figure(0.8), figure(0.79), True),
+        ({}, figure(0.81), figure(0.80), False),
+        # It held before neither.
+        ({}, figure(0.79), figure(0.78), False),
+        ({"on": "bound"}, figure(0.83), figure(0.81), True),
+        ({"on": "bound"}, figure(0.83, low=None), figure(0.81), False),
+        ({"at_least": None, "at_most": 0.8}, figure(0.80), figure(0.81), True),
+        ({"at_least": None, "at_most": 0.8}, figure(0.79), figure(0.80), False),
+        ({"at_least": None, "at_most": 0.8, "on": "bound"}, figure(0.77), figure(0.79), True),
+        ({"dataset": "holiday"}, figure(0.81), figure(0.79), False),
+        ({"places": [PAID]}, figure(0.81), figure(0.79), False),
+        ({"metric": "recall"}, figure(0.81), figure(0.79), False),
+    ],
+)
+def test_a_gate_closes_where_it_held_and_holds_no_longer(
+    gate: dict[str, Any], before: FigureDone, after: FigureDone, closes: bool
+) -> None:
+    """It is told then, however near the figure is to the one before."""
+    (found,) = moved(pair(before, after, asked=[made.asked(**gate)]))
+
+    assert (bool(found.closes), found.told) == (closes, closes)
+
+
+def test_other_rows_are_told_though_the_model_is_the_same_and_times_are_not() -> None:
+    same = {"model_digest": "c" * 64}
+    slow = figure(90, metric="inference_time_ms", low=89, high=91)
+    quick = figure(10, metric="inference_time_ms", low=9, high=11)
+    corners = [judged("old", figure(0.9), quick, **same), judged("new", figure(0.7), slow, **same)]
+
+    assert [said.partition(" ")[0] for said in sentences(made.trial(corners=corners))] == ["auc_roc"]
+
+
+@pytest.mark.parametrize("metric", ["cold_load_seconds", "first_prediction_ms", "machine_noise"])
+def test_what_is_measured_once_tells_nothing(metric: str) -> None:
+    plain: dict[str, Any] = {"metric": metric, "low": None, "high": None}
+
+    assert sentences(pair(figure(1.0, **plain), figure(9.0, **plain))) == []
+
+
+def test_the_paired_comparison_is_of_its_own_metric_on_all_rows_and_tells_gains_too() -> None:
+    def compared(low: float, high: float, **fields: Any) -> Trial:
+        rival = RivalDone(kind="champion", name="version 1", metric="auc_roc", low=low, high=high)
+        corners = [judged("old", figure(0.9, **fields)), judged("new", figure(0.89, **fields), rival=rival)]
+        return made.trial(corners=corners)
+
+    assert [one.told for one in moved(compared(-0.02, -0.01))] == [True]
+    assert [one.told for one in moved(compared(0.01, 0.02))] == [True]
+    assert [one.told for one in moved(compared(-0.01, 0.01))] == [False]
+    for other in ({"slice": PAID}, {"dataset": "holiday"}, {"metric": "recall"}):
+        assert [one.told for one in moved(compared(-0.02, -0.01, **other))] == [False]
+
+
+def test_closed_gates_come_first_then_what_gates_ask_for_then_the_furthest() -> None:
+    names = ("recall", "precision", "auc_roc", "f1_score", "accuracy")
+    before = [figure(0.9, metric=name) for name in names]
+    after = [figure(value, metric=name) for name, value in zip(names, (0.3, 0.5, 0.79, 0.6, 0.905), strict=True)]
+    asks = [made.asked(), made.asked(name="f1_score", metric="f1_score", condition="f1_score >= 0.5", at_least=0.5)]
+    found = made.trial(corners=[judged("old", *before), judged("new", *after)], asked=asks)
+
+    assert [said.partition(" ")[0] for said in sentences(found)] == ["auc_roc", "f1_score", "recall", "precision"]
+    assert [one.where[2] for one in moved(found)] == ["auc_roc", "recall", "precision", "f1_score", "accuracy"]
+
+
+def test_what_is_told_comes_before_what_moved_further_by_luck() -> None:
+    told, luck = figure(0.9, metric="recall"), figure(0.9, low=0.89, high=0.91)
+    then = (figure(0.85, metric="recall"), figure(0.8, low=0.69, high=0.91))
+
+    found = made.trial(corners=[judged("old", told, luck), judged("new", *then)], asked=[])
+
+    assert [(one.where[2], one.told) for one in moved(found)] == [("recall", True), ("auc_roc", False)]
+
+
+def test_a_sentence_names_three_other_places_and_the_dataset_that_is_none_of_the_training_rows() -> None:
+    places = [f"plan = {number}" for number in range(6)]
+    before = [figure(0.9, slice=place, dataset="holiday") for place in places]
+    after = [figure(0.5 + number / 100, slice=place, dataset="holiday") for number, place in enumerate(places)]
+
+    (said,) = sentences(made.trial(corners=[judged("old", *before), judged("new", *after)]))
+
+    assert said.startswith("auc_roc of plan = 0 on holiday became worse")
+    assert said.endswith("Worse too: plan = 1 on holiday, plan = 2 on holiday, plan = 3 on holiday and 2 more.")

@@ -101,7 +101,7 @@ def test_a_step_that_dies_is_a_failure_and_a_missing_approval_is_none(instance: 
     assert failures(instance, runs[0]) == ["ZeroDivisionError: no rows"]
     assert failures(instance, runs[1]) == failures(instance, runs[2]) == []
     assert found(instance, "gate", runs[0]) == Recorded(
-        state=CheckState.SKIPPED, said="it was planned, and the run did not reach its end"
+        state=CheckState.SKIPPED, said="it was planned, and the run ended before it had a result"
     )
 
 
@@ -113,4 +113,15 @@ def test_a_check_without_a_result_says_whether_it_was_run(instance: dg.DagsterIn
     silent, dead = (materialise(instance, [made]) for made in (check("gate", None), own_that(die)))
 
     assert found(instance, "gate", silent).said == "it was run and gave no result, as one that returns None or False"
-    assert found(instance, "gate", dead).said == "it was planned, and the run did not reach its end"
+    assert found(instance, "gate", dead).said == "it was planned, and the run ended before it had a result"
+
+
+def test_a_run_that_ended_without_the_failure_of_a_step_did_not_succeed(instance: dg.DagsterInstance) -> None:
+    run = instance.get_run_by_id(materialise(instance, []))
+    assert run is not None
+    assert failures(instance, run.run_id) == []
+
+    instance.report_run_canceled(run)
+
+    assert failures(instance, run.run_id) == ["the run ended as CANCELED without the failure of a step"]
+    assert failures(instance, "nobody's") == ["the run ended as nothing without the failure of a step"]

@@ -1,5 +1,6 @@
 """The page and the comment: what they say, and that a stranger's text stays text in them."""
 
+import html
 import json
 import re
 import subprocess
@@ -14,7 +15,18 @@ from ml_platform.cli import app
 from ml_platform.errors import DataError
 from ml_platform.quality import documents
 from ml_platform.quality.comment import MARKER, comment, plain
-from ml_platform.quality.documents import CheckDone, CheckState, GateChange, Outcome, RivalDone, Trial
+from ml_platform.quality.documents import (
+    CheckDone,
+    CheckState,
+    Compared,
+    CurveDone,
+    FigureDone,
+    GateChange,
+    GateDone,
+    Outcome,
+    RivalDone,
+    Trial,
+)
 from ml_platform.quality.page import draw
 from ml_platform.quality.report import collect, read_all
 from ml_platform_tests import html_pages
@@ -43,7 +55,7 @@ def leave(trial: Trial, folder: Path) -> Path:
 
 
 def test_the_page_says_what_was_decided_what_moved_it_and_on_what() -> None:
-    root = html_pages.read(draw([refused()]))
+    root = html_pages.read(draw([refused(changed=["ml_platform/defs/models/visits.py: its code"])]))
     parts, everything = html_pages.sections(root), html_pages.text(root)
 
     assert "visits: REFUSED. Not every gate holds." in everything
@@ -62,6 +74,7 @@ def test_the_page_says_what_was_decided_what_moved_it_and_on_what() -> None:
         "auc_roc of plan = paid became worse: 0.92 before, 0.62 now (-0.3). The cause is the code"
         in html_pages.text(parts["What moved it"])
     )
+    assert "What changed: ml_platform/defs/models/visits.py: its code." in html_pages.text(parts["What moved it"])
     assert "not declared" in html_pages.text(parts["Gates that changed"])
     assert "Slices that moved: plan = paid." in html_pages.text(parts["Slices"])
     assert "1 of 2 expected checks are on record as SUCCEEDED" in html_pages.text(parts["Asset checks"])
@@ -146,6 +159,133 @@ def test_the_comment_is_bounded_and_decisions_come_first() -> None:
     assert re.search(r"\d+ parts more stand in the whole report", said)
     assert all(f"### model&#95;{number}" in said or f"### model_{number}" in said for number in range(3))
     assert len(comment([everywhere("&" * 150)] * 100)) <= 60_000
+
+
+def test_the_comment_holds_decision_cause_and_every_table_of_a_refused_change() -> None:
+    corners = [
+        made.corner(
+            code,
+            "new",
+            [*made.figures(WORSE[code, "new"]), *size],
+            rival=RivalDone(kind="champion", name="version 1", metric="auc_roc", difference=-0.1, low=-0.2, high=-0.05),
+            curves=[CurveDone(name="it", roc=[number / 40 for number in range(41)], calibration=[])],
+        )
+        for code, size in (("old", []), ("new", [SIZE, SIZE.model_copy(update=NO_MEMORY)]))
+    ]
+    files = [f"data/{number}.parquet: its data" for number in range(5)]
+    said = comment([refused(corners=corners, changed=files, compared=COMPARED, notes=["it is a note"])])
+
+    first = said.index("<details>")
+    for words in (
+        "visits: REFUSED. Not every gate holds.",
+        "auc_roc of plan = paid became worse: 0.92 before, 0.62 now (-0.3). The cause is the code",
+        "What changed: data/0.parquet: its data; data/1.parquet: its data; data/2.parquet: its data; and 2 more.",
+        "- it is a note",
+    ):
+        assert html.unescape(said).index(words) < first, words
+    tables = re.findall(r"<summary>visits: (.*)</summary>", said)
+    assert tables == [
+        "gates that changed",
+        "checks without success",
+        "gates",
+        "figures that moved",
+        "time and size",
+        "ROC curves",
+    ]
+    shown = html.unescape(said)
+    assert "| visits/trained_model:f1_score | removed | f1_score >= 0.7 |  | NOT DECLARED |" in shown
+    assert "| visits/trained_model:own | SKIPPED | it gave no result |" in shown
+    assert "| auc_roc >= 0.8 | PASS | 0.9 [0.88, 0.92] | 0.9 [0.88, 0.92] | it is 0.9 |" in shown
+    assert "| auc_roc of plan = paid | 0.92 | 0.62 | worse: code |" in shown
+    assert "| the model file, in MB | 7 | not told |" in shown
+    assert "| memory of that process, in MiB | not told | not told |" in shown
+    assert [line.count(",") for line in said.splitlines() if line.startswith("    line [")] == [20, 20]
+    assert "Of this change, then the base." in said
+
+
+SIZE = FigureDone(metric="model_size_mb", value=7.0, low=6.0)
+NO_MEMORY = {"metric": "resident_memory_mib", "value": None}
+COMPARED = Compared(
+    name="auc_roc_compared",
+    condition="auc_roc at most 0.02 behind",
+    metric="auc_roc",
+    margin=0.02,
+    minimum_gain=None,
+    confidence=0.95,
+    least_rows=30,
+)
+
+
+def test_the_comparison_shows_what_was_gained_and_over_whom() -> None:
+    gate = GateDone(name="auc_roc_compared", condition="auc_roc compared", value=-0.1, outcome="FAIL", why="too far")
+    rival = RivalDone(kind="champion", name="version 1", metric="auc_roc", difference=-0.1, low=-0.2, high=-0.05)
+    end = made.corner("new", "new", [], gates=[gate], rival=rival)
+
+    said = html.unescape(comment([made.trial(corners=[end], compared=COMPARED)]))
+
+    assert "| auc_roc compared | FAIL | gains -0.1 [-0.2, -0.05] | over the champion, version 1 | too far |" in said
+    assert "ROC curves" not in said
+
+
+def test_a_change_that_moved_nothing_says_why() -> None:
+    same = made.trial(corners=[made.corner(code, "new", [], model_digest="c" * 64) for code in ("old", "new")])
+    corners = made.trial().corners
+
+    assert "Nothing: the model is the same to the byte." in comment([same])
+    assert "Nothing became worse by more than luck" in comment([made.trial()])
+    assert "the base was not judged" in comment([made.trial(corners=corners[1:])])
+    assert "this change was not judged" in comment([made.trial(corners=corners[:1])])
+    tables = comment([made.trial()])
+    assert not any(words in tables for words in ("gates that changed", "without success", "figures that moved"))
+    assert comment([]) == f"{MARKER}\n\n## Quality gates\n\nNo model is affected by this change.\n"
+    assert "No model is affected" not in tables
+
+
+def test_the_four_corners_are_shown_where_the_data_changed_too() -> None:
+    places = [(code, data) for code in ("old", "new") for data in ("old", "new")]
+    four = {place: {"": 0.9 if place == ("old", "old") else 0.6} for place in places}
+    partly = made.trial(four)
+
+    said = html.unescape(comment([partly.model_copy(update={"corners": partly.corners[:2] + partly.corners[3:]})]))
+
+    heads = "old code, old data | new code, old data | old code, new data | new code, new data"
+    assert f"| figure | {heads} | cause |" in said
+    assert "| auc_roc of all rows | 0.9 | not told | 0.6 | 0.6 | worse: unknown |" in said
+
+
+def test_long_lists_are_cut_and_say_by_how_much() -> None:
+    many = [f"problem {number}" for number in range(30)]
+    changes = [GateChange(check=f"visits:{number}", kind="changed", before="a", after="b") for number in range(30)]
+    names = [f"metric_{number}" for number in range(9)]
+    corners = [
+        made.corner(code, "new", [f for name in names for f in made.figures({"": value}, metric=name)])
+        for code, value in (("old", 0.2), ("new", 0.9))
+    ]
+
+    said = comment([refused(problems=many, changes=changes, corners=corners)])
+
+    assert "- problem 19\n- and 10 more" in said
+    assert "problem 20" not in said
+    assert said.count("| changed |") == 20
+    assert "\n\nand 10 more" in said
+    assert said.count(" became worse: ") == 5
+    assert "- and 4 more" in said
+
+
+def test_what_cannot_be_printed_and_breaks_of_lines_are_neither_kept_nor_lost() -> None:
+    assert plain("a\u202eb\n\n# c") == "a&#65533;b &#35;&#8203; c"
+
+
+def test_once_a_part_was_left_out_no_later_one_is_kept() -> None:
+    """Behind a gap they would read as if they belonged to the model before."""
+    long, short = refused(problems=["x" * 300] * 20, model="long"), made.trial(model="short")
+    assert len(comment([short], most=5_000)) < 4_000
+
+    said = comment([made.trial(model="mails"), long, short], most=5_000)
+
+    assert "### mails" in said
+    assert "### long: REFUSED" in said
+    assert "short" not in said
 
 
 # What trials left, and what they did not

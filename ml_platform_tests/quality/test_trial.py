@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import pytest
 from ml_platform.demo import exports
 from ml_platform.errors import ConfigurationError
 from ml_platform.quality import trial
-from ml_platform.quality.documents import CheckState, Outcome, Trial, read
+from ml_platform.quality.documents import CheckDone, CheckState, Corner, GateChange, Outcome, Trial, read
 from ml_platform.quality.gate_changes import FILE, changes_of
+from ml_platform.quality.lives import Code
 from ml_platform.quality.moved import sentences
 from ml_platform.quality.trial import problems_of_gates, problems_of_golden, try_change
 from ml_platform_tests.quality import made
@@ -79,6 +81,9 @@ def test_a_gate_that_does_not_pass_or_was_not_applied_is_a_problem(outcome: str)
 
     assert problems_of_gates(judged, {**DECLARES, "comparison": None}) == []
     assert problems_of_gates(judged, DECLARES) == ["gate auc_roc_compared was not applied"]
+    assert problems_of_gates(judged.model_copy(update={"gates": []}), {**DECLARES, "comparison": None}) == [
+        "gate auc_roc was not applied"
+    ]
     assert problems_of_gates(refused, {**DECLARES, "comparison": None}) == [
         f"gate auc_roc >= 0.8 is {outcome}: it is 0.9"
     ]
@@ -91,6 +96,78 @@ def test_a_golden_dataset_that_was_asked_for_must_have_been_judged() -> None:
     assert problems_of_golden(judged, DECLARES, "easter") == [
         "the golden dataset 'easter' was not judged; the model declares holiday"
     ]
+
+
+def side(*names: str, there: bool = True, declares: bool = True) -> Any:
+    checks = [{"asset": ["visits", "trained_model"], "name": name} for name in names]
+    code = Code(folder=Path(), words="code")
+    return trial._Side(code=code, there=there, declares={"checks": checks} if declares else {})
+
+
+def required(old: Any, new: Any, *done: CheckDone, corners: Sequence[Corner] = ()) -> tuple[list[str], Any]:
+    """Return the problems of a trial in which these checks were run, and the state of each that is expected."""
+    trying = trial._Trying("visits", "", Path(), Path(), lambda _: None)
+    trying.found.checks, trying.found.corners = list(done), list(corners)
+    trying._require_checks(old, new, {})
+    return trying.found.problems, {check.check.partition(":")[2]: check.state for check in trying.found.checks}
+
+
+@pytest.mark.fault("C5")
+def test_every_check_of_both_sides_must_have_a_success() -> None:
+    succeeded = CheckDone(check="visits/trained_model:auc_roc", state=CheckState.SUCCEEDED)
+    silent = CheckDone(check="visits/trained_model:own", state=CheckState.SKIPPED, said="it gave no result")
+
+    assert required(side("auc_roc"), side("auc_roc"), succeeded) == ([], {"auc_roc": CheckState.SUCCEEDED})
+    assert required(side(), side("auc_roc", "own"), succeeded, silent)[0] == [
+        "the check visits/trained_model:own is SKIPPED: it gave no result"
+    ]
+    assert required(side(), side("auc_roc", "own"), succeeded)[0] == [
+        "the check visits/trained_model:own is MISSING: it was not run"
+    ]
+    # A removal is told among the changes, and is a problem there.
+    assert required(side("auc_roc", "own"), side("auc_roc"), succeeded) == (
+        [],
+        {"auc_roc": CheckState.SUCCEEDED, "own": CheckState.REMOVED},
+    )
+    assert required(side("own"), side(there=False, declares=False))[1] == {"own": CheckState.REMOVED}
+    # Of a file that does not import nobody knows what it would have declared.
+    assert required(side("own"), side(declares=False)) == (
+        ["the check visits/trained_model:own is MISSING"],
+        {"own": CheckState.MISSING},
+    )
+
+
+@pytest.mark.fault("C5")
+def test_the_check_of_a_gate_is_told_once_where_this_changes_verdict_told_it() -> None:
+    failed = CheckDone(check="visits/trained_model:auc_roc", state=CheckState.FAILED, said="too low")
+    judged = {code: made.corner(code, "new", []) for code in ("old", "new")}
+    (gate,) = judged["old"].gates
+    refused = {"gates": [gate.model_copy(update={"outcome": "FAIL"})]}
+    ours, theirs = ([judged[code].model_copy(update=refused)] for code in ("new", "old"))
+
+    assert required(side(), side("auc_roc"), failed, corners=ours)[0] == []
+    for other in (theirs, list(judged.values())):
+        assert required(side(), side("auc_roc"), failed, corners=other)[0] == [
+            "the check visits/trained_model:auc_roc is FAILED: too low"
+        ]
+
+
+def test_a_change_of_the_gates_is_a_problem_until_it_is_declared() -> None:
+    trying = trial._Trying("visits", "", Path(), Path(), lambda _: None)
+    trying.found.changes = [
+        GateChange(check="visits:split", kind="changed", before="entity", after="time"),
+        GateChange(check="visits:base", kind="not compared", before="no rows"),
+        GateChange(check="visits:golden/holiday", kind="removed", before="sha256 0", declared="it is over"),
+    ]
+
+    trying._require_declared_changes()
+
+    meant = f"If that is meant, say so in {FILE}."
+    assert trying.found.problems == [
+        f"visits:split is changed: entity, now time. {meant}",
+        f"visits:base: the candidate met no champion of the base, for no rows. {meant}",
+    ]
+    assert trying.found.notes == ["visits:golden/holiday is removed: sha256 0. Declared: it is over"]
 
 
 def test_what_a_wide_contract_loses_still_fits_a_document() -> None:
@@ -119,6 +196,7 @@ def test_a_model_file_that_does_not_import_is_red_and_named(root: Path) -> None:
 
     assert found.outcome is Outcome.BROKEN
     assert found.problems[0].endswith("ModuleNotFoundError: No module named 'no_such_module'")
+    assert found.changed == [f"{CHURN}: its code"]
     assert len(states(found)) == len(found.checks) > 15
     assert set(states(found).values()) == {CheckState.MISSING}
 
@@ -231,7 +309,7 @@ def test_an_authors_own_check_counts_only_with_a_record(answer: str, root: Path)
     # Nothing stands behind it: it was judged, and there is no version.
     assert found.corner("new", "new") is not None
     assert states(found) == {OWN_CHECK: CheckState.SKIPPED, STAGED: CheckState.SKIPPED}
-    assert f"the check {STAGED} is SKIPPED: it was planned, and the run did not reach its end" in found.problems
+    assert f"the check {STAGED} is SKIPPED: it was planned, and the run ended before it had a result" in found.problems
 
 
 @pytest.mark.soak

@@ -26,6 +26,8 @@ from pathlib import Path
 from ml_platform import memory
 group, megabytes, gives_way = sys.argv[1:]
 Path(group, "cgroup.procs").write_text("0")
+# What started it may have run a training itself, and processes inherit whether they go first.
+memory.SCORE.write_text("0")
 if gives_way == "yes":
     memory.die_first()
 taken = b"x" * (int(megabytes) * 2**20)

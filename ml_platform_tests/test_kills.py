@@ -26,10 +26,11 @@ EVERY_STEP = [
     ("ml_platform.stages.registry:Registry.record_run", "after"),
     ("mlflow:MlflowClient.create_model_version", "after"),
 ]
+# `test_ledger.py` stops a promotion at every call; these are whole lives.
 IN_PROMOTION = [
-    ("ml_platform.database:Database.append_to_ledger", "before"),
+    pytest.param("ml_platform.database:Database.append_to_ledger", "before", marks=pytest.mark.soak),
     ("ml_platform.database:Database.append_to_ledger", "after"),
-    ("mlflow:MlflowClient.set_registered_model_alias", "before"),
+    pytest.param("mlflow:MlflowClient.set_registered_model_alias", "before", marks=pytest.mark.soak),
 ]
 
 

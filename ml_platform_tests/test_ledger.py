@@ -6,10 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -305,6 +306,20 @@ def test_a_model_whose_ledger_and_log_are_gone_is_still_verified(platform: Platf
 # Two promotions at once, in two processes
 
 
+def short(call: str) -> str:
+    """Return the name of a call in the name of a test."""
+    return call.rpartition(":")[2]
+
+
+def in_turn(calls: Iterable[str]) -> list[Any]:
+    """Return each call with one kind of database, in turn; with the other one it is a soak."""
+    return [
+        pytest.param(kind, call, marks=[] if (number + turn) % 2 == 0 else [pytest.mark.soak])
+        for number, call in enumerate(calls)
+        for turn, kind in enumerate(("sqlite", "postgresql"))
+    ]
+
+
 @contextmanager
 def promote_in_a_process(platform: Platform, candidate: str, stop_at: str = "") -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "ml_platform_tests.promoting", str(platform.settings.home), candidate, stop_at]
@@ -318,9 +333,10 @@ def promote_in_a_process(platform: Platform, candidate: str, stop_at: str = "") 
 
 @pytest.mark.fault("P7")
 @pytest.mark.parametrize(
-    "stop_at",
-    ["ml_platform.database:Database.append_to_ledger", "mlflow:MlflowClient.set_registered_model_alias"],
-    ids=["before the ledger", "before the alias"],
+    ("database_url", "stop_at"),
+    in_turn(["ml_platform.database:Database.append_to_ledger", "mlflow:MlflowClient.set_registered_model_alias"]),
+    indirect=["database_url"],
+    ids=short,
 )
 def test_while_one_process_promotes_the_other_gets_a_conflict(deployment: Platform, stop_at: str) -> None:
     promoted(deployment)
@@ -353,7 +369,7 @@ EVERY_CALL = [
 
 
 @pytest.mark.fault("P2")
-@pytest.mark.parametrize("call", EVERY_CALL, ids=lambda call: call.rpartition(":")[2])
+@pytest.mark.parametrize(("database_url", "call"), in_turn(EVERY_CALL), indirect=["database_url"], ids=short)
 def test_a_promotion_that_is_killed_at_any_call_is_finished_by_who_comes_next(deployment: Platform, call: str) -> None:
     first = promoted(deployment)
     version = fakes.staged_version(deployment, lineage=rows("killed"))

@@ -28,7 +28,7 @@ in_a_browser = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module", params=["folder", "s3"])
+@pytest.fixture(scope="module", params=["folder", pytest.param("s3", marks=pytest.mark.soak)])
 def servers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     """The stack, started once for each kind of landing zone."""
     folder = tmp_path_factory.mktemp(request.param)

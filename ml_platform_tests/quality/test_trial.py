@@ -21,6 +21,7 @@ from ml_platform.quality.gate_changes import FILE, changes_of
 from ml_platform.quality.lives import Code
 from ml_platform.quality.moved import sentences
 from ml_platform.quality.trial import problems_of_gates, problems_of_golden, try_change
+from ml_platform.settings import PROJECT_ROOT
 from ml_platform_tests.quality import made
 
 CHURN = "ml_platform/defs/models/churn.py"
@@ -231,6 +232,30 @@ def test_a_schema_that_is_broken_is_red(root: Path) -> None:
     assert states(found)["churn/validated_batches:values"] is CheckState.FAILED
     assert states(found)[REMOVED] is CheckState.MISSING
     assert any("does not take the rows of churn" in problem for problem in found.problems)
+
+
+@pytest.mark.soak
+@pytest.mark.fault("C5")
+def test_what_stands_around_the_gates_is_read_from_a_models_file(root: Path, tmp_path: Path) -> None:
+    made.edit(
+        root,
+        CHURN,
+        ("account_length: int = pa.Field(ge=0, le=1_000)", "account_length: int = pa.Field(ge=0)"),
+        ('customers["number_customer_service_calls"] >= 4', 'customers["number_customer_service_calls"] >= 40'),
+        ('approval="automatic",', 'approval="automatic",\n    split="time",\n    least_rows=2,'),
+        ("min_new_rows=100", "min_new_rows=1"),
+    )
+    trying = trial._Trying("churn", "", tmp_path, tmp_path / "log", lambda _: None)
+
+    old, new = (trying.side(Code(folder=folder, words="code")) for folder in (PROJECT_ROOT, root))
+    found = changes_of("churn", old.declares, new.declares, {})
+
+    assert {change.check: change.kind for change in found} == {
+        "churn:split": "changed",
+        "churn:least_rows": "loosened",
+        "churn:baseline": "changed",
+        "churn:contract/account_length": "loosened",
+    }
 
 
 @pytest.mark.soak

@@ -27,11 +27,8 @@ QUALITY = "quality-gates.yml"
 
 @pytest.fixture
 def repository(tmp_path: Path) -> dict[str, Any]:
-    """A repository as this one, but for the bound on a prediction's time: how busy the machine is is not asked."""
-    folder = tmp_path / "repository"
-    workflow_files.snapshot(folder)
-    changed(folder, CHURN, "at_most=100)", "at_most=60_000)")
-    return {"repository": folder, "commit": commit(folder, "a patient base")}
+    """A repository as this one."""
+    return workflow_files.snapshot(tmp_path / "repository")
 
 
 def runner_of(repository: dict[str, Any], folder: Path, **options: Any) -> Runner:

@@ -141,6 +141,7 @@ def test_what_cannot_be_done_is_said_in_one_message(
     assert done.stderr.count("error:") == 1
 
 
+@pytest.mark.soak
 def test_an_unreachable_mlflow_fails_the_run_and_promotes_nothing(platform: Platform, tmp_path: Path) -> None:
     (tmp_path / "dagster.yaml").write_text((ROOT / "dagster.yaml").read_text())
     environment = {

@@ -107,6 +107,7 @@ def test_a_version_is_made_again_and_nothing_else_is_changed(platform: Platform)
     assert found.predictions > staging.GOLDEN_ROWS
 
 
+@pytest.mark.soak
 def test_a_pipeline_that_nobody_seeded_is_named(platform: Platform) -> None:
     champion(platform, declared.unseeded)
 
@@ -274,6 +275,7 @@ def test_of_a_process_that_died_the_exception_is_named(stderr: str, said: str) -
     assert reproduction._why(stderr).endswith(said)
 
 
+@pytest.mark.soak
 def test_golden_answers_that_were_changed_show(platform: Platform) -> None:
     champion(platform)
     file = platform.candidate_folder(candidate(platform)) / staging.GOLDEN_ANSWERS

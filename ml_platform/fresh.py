@@ -5,18 +5,25 @@ to a file, whose last line explains a death.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ml_platform.errors import ModelError, ModelTimeoutError
 
 LAST_WORDS = 4_096
+# What a server's workers have: one thread each, since they are as many as cores. What is timed for a gate has it too:
+# threads that wait for one another on a busy machine answer a hundred times later.
+AS_SERVED: Mapping[str, str] = MappingProxyType({"OMP_NUM_THREADS": "1"})
+AS_HERE: Mapping[str, str] = MappingProxyType({})
 
 
-def ask(module: str, arguments: list[str], *, seconds: float) -> Any:
+def ask(module: str, arguments: list[str], *, seconds: float, environment: Mapping[str, str] = AS_HERE) -> Any:
     """Run a module of ours in a fresh process and return what it answered.
 
     Parameters
@@ -26,6 +33,8 @@ def ask(module: str, arguments: list[str], *, seconds: float) -> Any:
     arguments : list of str
     seconds : float
         After so many it is killed.
+    environment : mapping of str to str
+        Variables that it has instead of this process's own.
 
     Returns
     -------
@@ -40,7 +49,8 @@ def ask(module: str, arguments: list[str], *, seconds: float) -> Any:
     """
     with tempfile.TemporaryDirectory() as folder:
         answer_file, words = Path(folder) / "answer.json", Path(folder) / "stderr"
-        status = _run([sys.executable, "-m", module, *arguments, str(answer_file)], words, seconds)
+        command = [sys.executable, "-m", module, *arguments, str(answer_file)]
+        status = _run(command, words, seconds, {**os.environ, **environment})
         if status != 0 or not answer_file.is_file():
             raise ModelError(f"The fresh process of {module} ended with status {status}: {_last_line(words)}")
         return json.loads(answer_file.read_text())
@@ -53,7 +63,7 @@ def answer(file: Path, value: Any) -> None:
     temporary.replace(file)
 
 
-def _run(command: list[str], words: Path, seconds: float) -> int:
+def _run(command: list[str], words: Path, seconds: float, environment: Mapping[str, str]) -> int:
     with words.open("wb") as stderr:
         try:
             done = subprocess.run(  # noqa: S603 - our own interpreter and module
@@ -61,6 +71,7 @@ def _run(command: list[str], words: Path, seconds: float) -> int:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
+                env=environment,
                 timeout=seconds,
                 check=False,
             )

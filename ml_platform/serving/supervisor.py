@@ -37,6 +37,7 @@ from ml_platform.errors import (
     RegistryError,
     StorageError,
 )
+from ml_platform.fresh import AS_SERVED
 from ml_platform.monitoring.alerts import Alert, send, write_log
 from ml_platform.records import now
 from ml_platform.serving import copies, deciding, metrics
@@ -496,7 +497,8 @@ def serve(platform: Platform, model: str, **options: Any) -> None:
     """
     import uvloop
 
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    for name, value in AS_SERVED.items():
+        os.environ.setdefault(name, value)
 
     async def run() -> None:
         await Supervisor(platform, model, **options).run()

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from ml_platform.fresh import AS_SERVED
 from ml_platform.serving.channel import Channel, Message
 from ml_platform.serving.counts import Counts, total
 from ml_platform.serving.worker import WorkerTask
@@ -125,8 +126,7 @@ class Workforce:
                 [sys.executable, "-m", PROGRAM, task.argument],
                 pass_fds=(task.listening, task.channel),
                 stdin=subprocess.DEVNULL,
-                # One thread a process: workers are as many as cores, and do more so than with two threads each.
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={**os.environ, **AS_SERVED},
                 # An interrupt at the terminal reaches the supervisor, which lets them answer what they accepted.
                 start_new_session=True,
             )

@@ -99,7 +99,7 @@ def server_problem(model_file: Path, candidate: Candidate, golden: Path, most_ms
     slowest = most_ms
     for _ in range(TRIES):
         try:
-            found = fresh.ask(SERVER, arguments, seconds=TIMEOUT_SECONDS)
+            found = fresh.ask(SERVER, arguments, seconds=TIMEOUT_SECONDS, environment=fresh.AS_SERVED)
         except ModelError as error:
             return f"its server: {error}"
         if found and not _same(found, expected):

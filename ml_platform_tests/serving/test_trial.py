@@ -73,6 +73,20 @@ def test_a_server_that_answers_otherwise_is_not_believed(
     assert problem == "its answers behind the server differ from those that were gated"
 
 
+def test_a_version_is_timed_with_the_threads_of_a_servers_worker(
+    judged: tuple[Platform, Candidate, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, candidate, folder = judged
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+    monkeypatch.setattr(staging, "SERVER", "ml_platform_tests.threads")
+
+    problem = staging.server_problem(folder / MODEL_FILE, candidate, folder, ENOUGH_MS)
+
+    assert problem is not None
+    assert problem.endswith("threads: 1")
+
+
 def test_a_version_that_passes_through_the_server_is_staged(judged: tuple[Platform, Candidate, Path]) -> None:
     platform, candidate, _ = judged
 

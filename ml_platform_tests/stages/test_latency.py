@@ -231,6 +231,17 @@ def test_a_model_that_raises_or_dies_is_a_typed_error_that_says_so(
         latency.measure(*odd_models.store(tmp_path, Odd(what)), records)
 
 
+def test_a_model_is_timed_with_the_threads_of_a_servers_worker(
+    records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+    monkeypatch.setattr(latency, "PROGRAM", "ml_platform_tests.threads")
+
+    with pytest.raises(ModelError, match=r"threads: 1$"):
+        latency.measure(tmp_path / "model.skops", "0" * 64, records)
+
+
 @pytest.mark.usefixtures("trusting")
 def test_what_a_model_writes_is_not_taken_for_the_answer(records: Path, tmp_path: Path) -> None:
     found = latency.measure(*odd_models.store(tmp_path, Odd("writes", seconds=0.01)), records, warm_seconds=0.3)

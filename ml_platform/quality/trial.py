@@ -102,8 +102,9 @@ def try_change(model: str, base: str, root: Path, out: Path, *, golden: str = ""
     commit, stem = start_of(base, root), f"{model}-{golden}" if golden else model
     head, words = provenance.code_revision(None, root), COMMIT.sub(lambda found: found[0][:12], base)
     out.mkdir(parents=True, exist_ok=True)
-    for stale in out.glob(f"{stem}[.-]*"):
-        stale.unlink()
+    # By name: what another golden dataset's trial left begins alike.
+    for stale in (f"{stem}.json", f"{stem}.log", *(f"{stem}-{name}" for name in PICTURES)):
+        (out / stale).unlink(missing_ok=True)
     with provenance.checked_out(commit, root) as tree, tempfile.TemporaryDirectory(prefix="ml-platform-") as folder:
         trying = _Trying(model, golden, Path(folder).resolve(), out / f"{stem}.log", say)
         old, new = (

@@ -192,9 +192,15 @@ def test_what_a_wide_contract_loses_still_fits_a_document() -> None:
 @pytest.mark.fault("C5")
 def test_a_model_file_that_does_not_import_is_red_and_named(root: Path) -> None:
     made.edit(root, CHURN, ("import pandas as pd\n", "import pandas as pd\nimport no_such_module\n"))
+    out = root.parent / "out"
+    out.mkdir()
+    for name in ("churn-curves.png", "churn-holiday.json"):
+        (out / name).write_text("of an earlier trial")
 
     found = tried(root)
 
+    # What this trial leaves anew is gone, what that of a golden dataset left is not.
+    assert sorted(path.name for path in out.iterdir()) == ["churn-holiday.json", "churn.json", "churn.log"]
     assert found.outcome is Outcome.BROKEN
     assert found.problems[0].endswith("ModuleNotFoundError: No module named 'no_such_module'")
     assert found.changed == [f"{CHURN}: its code"]

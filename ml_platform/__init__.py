@@ -1,1 +1,1 @@
-"""From a dropped file to a champion in the registry, with evidence that anyone can check."""
+"""From a data file to a champion in the registry, with evidence that can be verified."""

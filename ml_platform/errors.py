@@ -1,77 +1,77 @@
-"""Every error that the platform raises on purpose.
+"""The errors that the platform raises on purpose.
 
 ::
 
     PlatformError
-    ├── ConfigurationError        a setting, a path or a ModelSpec that cannot work
-    │   └── PortInUseError        a server's port is taken
-    ├── StorageError              a disk is full, read-only or broken: nothing was stored
-    ├── LandingZoneError          the landing zone is missing, unreadable or holds what it must not
-    │   └── ArrivalChangedError   a file is no longer the one that was found
-    ├── DataError                 rows that cannot be used
-    │   ├── UnreadableFileError   bytes that are no table of a known format
-    │   │   └── TooLargeError     more bytes or rows than this deployment or the model takes
-    │   └── DatasetError          a dataset version that is missing, empty or not what was pinned
-    │       └── ForgottenError    a dataset version that lost rows because a person's data was forgotten
-    ├── ModelError                a model that must not be used
-    │   ├── DigestMismatchError   the bytes are not the bytes that were recorded
-    │   ├── UntrustedModelError   the file asks for types outside the platform's trust list
-    │   ├── ModelTimeoutError     a model that gave no answer in time
-    │   ├── PredictionError       a model that raised, or said what is no finite number
-    │   ├── UncompiledError       a pipeline with a part that is not known to the compiler
-    │   └── OutOfMemoryError      a pipeline whose fit asked for more memory than there is
-    ├── EvidenceError             a step was asked for without the evidence that it needs
-    │   ├── ApprovalNeededError   the evidence holds and a person has to approve it
-    │   └── IrreproducibleError   a version that cannot be made again here
-    ├── ApprovalRefusedError      who approves could not be authenticated, or does not count
-    ├── TrialError                a step of trying a change that could not be done
-    ├── RequestError              a request for predictions that cannot be answered as it stands
-    ├── BusyError                 more requests wait than are taken
-    ├── ConflictError             somebody else changed the same thing first
-    │   ├── RolloutUnderWayError  traffic is on its way to the champion: the next one has to wait
-    │   └── SecondDaemonError     a daemon runs for this deployment already
-    ├── AlertError                an alert that could not be sent
-    ├── OutsideError              GitHub or a deployed Dagster refused, or did not answer
-    ├── RefusedWebhookError       a message that is not from the registry
-    ├── AdminError                a server's admin port that refused, or did not answer
-    ├── LedgerError               the ledger is not what was written into it
-    ├── DatabaseUnavailableError  the platform's database could not be reached
-    └── RegistryError             MLflow refused
-        ├── RegistryUnavailableError   MLflow could not be reached
-        └── MissingInRegistryError     MLflow answers, and a version or its bytes are not there
+    ├── ConfigurationError            a setting, a path or a model's declaration cannot work
+    │   └── PortInUseError            a server's port is in use
+    ├── StorageError                  the disk is full, read-only or broken
+    ├── LandingZoneError              the landing zone is missing or unreadable, or a file in it is not allowed
+    │   └── ArrivalChangedError       a file of the landing zone changed or vanished after it was listed
+    ├── DataError                     rows that cannot be used
+    │   ├── UnreadableFileError       a data file is not a table of a supported format
+    │   │   └── TooLargeError         a file has more bytes or rows than the deployment or the model allows
+    │   └── DatasetError              a dataset version is missing, empty or differs from the pinned one
+    │       └── ForgottenError        a dataset version lost rows to an erasure, so that it cannot be reproduced
+    ├── ModelError                    a model cannot be used
+    │   ├── DigestMismatchError       a model file does not have the recorded digest
+    │   ├── UntrustedModelError       a model file contains types outside the platform's trust list
+    │   ├── ModelTimeoutError         a model did not answer in time
+    │   ├── PredictionError           a model raised an error, or predicted a number that is not finite
+    │   ├── UnsupportedPipelineError  a pipeline has a step that the compiler does not support
+    │   └── OutOfMemoryError          fitting a pipeline needs more memory than there is, or than a run may use
+    ├── EvidenceError                 a step lacks the evidence that it requires
+    │   ├── ApprovalNeededError       a version has the evidence and waits for an approval
+    │   └── IrreproducibleError       a version cannot be reproduced here
+    ├── ApprovalRefusedError          an approver is not authenticated, or may not approve this version
+    ├── ChangeComparisonError         a step of comparing a code change failed
+    ├── RequestError                  a request for predictions is invalid
+    ├── BusyError                     the server's queue is full
+    ├── ConflictError                 another process changed the same record first
+    │   ├── RolloutUnderWayError      a rollout is in progress
+    │   └── SecondDaemonError         a daemon runs for this deployment already
+    ├── AlertError                    an alert could not be sent
+    ├── RemoteServiceError            GitHub or a deployed Dagster refused a request, or did not answer
+    ├── RefusedWebhookError           a webhook is not from the registry
+    ├── AdminError                    a server's admin port refused a request, or did not answer
+    ├── LedgerError                   the ledger was changed outside the platform
+    ├── DatabaseUnavailableError      the platform's database is unreachable
+    └── RegistryError                 MLflow refused a request
+        ├── RegistryUnavailableError  MLflow is unreachable
+        └── MissingInRegistryError    MLflow answers, but a version or its files are missing
 
-A message says what was wrong, where, and what to do. The command line prints it as it is and exits with 2; a
-failed gate or a quarantined arrival is a result and exits with 1.
+A message says what is wrong, where, and what to do. The command line prints it and exits with 2. A failed gate or a
+quarantined arrival is a result, not an error: the command line exits with 1.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-MOST_PROBLEMS = 10
+MAX_PROBLEMS = 10
 
 
 class PlatformError(Exception):
-    """The root: catch this to catch everything that the platform raises on purpose."""
+    """The base class of every error that the platform raises on purpose."""
 
 
 class ConfigurationError(PlatformError):
-    """A setting, a path or a ModelSpec that cannot work."""
+    """A setting, a path or a model's declaration cannot work."""
 
 
 class PortInUseError(ConfigurationError):
-    """A server's port is taken."""
+    """A server's port is in use."""
 
 
 class StorageError(PlatformError):
-    """A disk is full, read-only or broken: nothing was stored."""
+    """The disk is full, read-only or broken; nothing was stored."""
 
 
 class LandingZoneError(PlatformError):
-    """The landing zone is missing, unreadable or holds what it must not."""
+    """The landing zone is missing or unreadable, or a file in it is not allowed."""
 
 
 class ArrivalChangedError(LandingZoneError):
-    """A file is no longer the one that was found."""
+    """A file of the landing zone changed or vanished after it was listed."""
 
 
 class DataError(PlatformError):
@@ -79,79 +79,79 @@ class DataError(PlatformError):
 
 
 class UnreadableFileError(DataError):
-    """Bytes that are no table of a known format."""
+    """A data file is not a table of a supported format."""
 
 
 class TooLargeError(UnreadableFileError):
-    """More bytes or rows than this deployment or the model takes."""
+    """A file has more bytes or rows than the deployment or the model allows."""
 
 
 class DatasetError(DataError):
-    """A dataset version that is missing, empty or not what was pinned."""
+    """A dataset version is missing, empty or differs from the pinned one."""
 
 
 class ForgottenError(DatasetError):
-    """A dataset version that lost rows because a person's data was forgotten: it cannot be reproduced."""
+    """A dataset version lost rows to an erasure, so that it cannot be reproduced."""
 
 
 class ModelError(PlatformError):
-    """A model that must not be used."""
+    """A model cannot be used."""
 
 
 class DigestMismatchError(ModelError):
-    """The bytes are not the bytes that were recorded."""
+    """A model file does not have the recorded digest."""
 
 
 class UntrustedModelError(ModelError):
-    """The file asks for types outside the platform's trust list."""
+    """A model file contains types outside the platform's trust list."""
 
 
 class ModelTimeoutError(ModelError):
-    """A model that gave no answer in time."""
+    """A model did not answer in time."""
 
 
 class PredictionError(ModelError):
-    """A model that raised, or said what is no finite number."""
+    """A model raised an error, or predicted a number that is not finite."""
 
 
-class UncompiledError(ModelError):
-    """A pipeline with a part that is not known to the compiler: it is asked with DataFrames."""
+class UnsupportedPipelineError(ModelError):
+    """A pipeline has a step that the compiler does not support; it predicts through DataFrames."""
 
 
 class OutOfMemoryError(ModelError):
-    """A pipeline whose fit asked for more memory than there is, or than a run may have."""
+    """Fitting a pipeline needs more memory than there is, or than a run may use."""
 
 
 class EvidenceError(PlatformError):
-    """A step was asked for without the evidence that it needs."""
+    """A step lacks the evidence that it requires."""
 
 
 class ApprovalNeededError(EvidenceError):
-    """The evidence holds and a person has to approve it."""
+    """A version has the evidence and waits for an approval."""
 
 
 class IrreproducibleError(EvidenceError):
-    """A version that cannot be made again here; the message says what is not as it was."""
+    """A version cannot be reproduced here; the message names the difference."""
 
 
 class ApprovalRefusedError(PlatformError):
-    """Who approves could not be authenticated, or does not count."""
+    """An approver is not authenticated, or may not approve this version."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RequestProblem:
-    """One thing that is wrong with a request for predictions.
+    """One violation of the request contract.
 
     Parameters
     ----------
     rule : str
-        What was asked, as the rest of a sentence: ``must be at least 0``.
+        The broken rule, as the end of a sentence: ``must be at least 0``.
     field : str or None
-        Of which field; ``None`` where it is the request as a whole.
+        The field's name; ``None`` for the whole request or record.
     value : str, int, float, bool or None
-        What was received, shortened; ``None`` also where nothing was.
+        The value received, shortened; ``None`` for null or no value.
     record : int or None
-        Number of the record, from 0; ``None`` where it is not about one.
+        The record's position, from 0; ``None`` for the whole request.
     """
 
     rule: str
@@ -160,21 +160,22 @@ class RequestProblem:
     record: int | None = None
 
     def __str__(self) -> str:
-        of = f"{self.field!r} " if self.field else ""
-        where = "" if self.record is None else f"record {self.record}: "
-        got = "" if self.value is None else f". Got {self.value!r} instead"
-        return f"{where}{of}{self.rule}{got}"
+        record = "" if self.record is None else f"record {self.record}: "
+        field = f"{self.field!r} " if self.field else ""
+        value = "" if self.value is None else f". Got {self.value!r} instead"
+        return f"{record}{field}{self.rule}{value}"
 
 
 class RequestError(PlatformError):
-    """A request for predictions that cannot be answered as it stands.
+    """A request for predictions is invalid.
 
     Parameters
     ----------
     status : int
-        Of HTTP: 400 no JSON of a known form, 413 too much, 422 a field that breaks a rule.
+        HTTP status: 400 for a body that is not JSON of a known form, 413 for one that is too large, 422 for a field
+        that breaks a rule.
     problems : sequence of RequestProblem
-        The first `MOST_PROBLEMS` that were found, at least one.
+        The first violations, at least one and at most `MAX_PROBLEMS`.
     """
 
     def __init__(self, status: int, problems: Sequence[RequestProblem]) -> None:
@@ -184,41 +185,41 @@ class RequestError(PlatformError):
 
 
 class BusyError(PlatformError):
-    """More requests wait than are taken: come back a little later."""
+    """The server's queue is full; retry later."""
 
 
-class TrialError(PlatformError):
-    """A step of trying a change that could not be done."""
+class ChangeComparisonError(PlatformError):
+    """A step of comparing a code change failed."""
 
 
 class ConflictError(PlatformError):
-    """Somebody else changed the same thing first."""
+    """Another process changed the same record first."""
 
 
 class RolloutUnderWayError(ConflictError):
-    """Traffic is on its way to the champion: the next one has to wait."""
+    """A rollout is in progress; the next champion waits until it ends."""
 
 
 class SecondDaemonError(ConflictError):
-    """A daemon runs for this deployment already: two would each ask for the same runs."""
+    """A daemon runs for this deployment already; two would request each run twice."""
 
 
 class AlertError(PlatformError):
-    """An alert that could not be sent."""
+    """An alert could not be sent."""
 
 
 class AdminError(PlatformError):
-    """A server's admin port that refused, or did not answer."""
+    """A server's admin port refused a request, or did not answer."""
 
 
-class OutsideError(PlatformError):
-    """GitHub or a deployed Dagster refused, or did not answer.
+class RemoteServiceError(PlatformError):
+    """GitHub or a deployed Dagster refused a request, or did not answer.
 
     Parameters
     ----------
     message : str
     status : int or None
-        The HTTP status of its refusal; ``None`` if it gave no answer.
+        HTTP status of the response; ``None`` without a response.
     """
 
     def __init__(self, message: str, status: int | None = None) -> None:
@@ -227,29 +228,49 @@ class OutsideError(PlatformError):
 
     @property
     def may_pass(self) -> bool:
-        """Whether asking again may help: there was no answer, or a server's own trouble."""
+        """True if a retry may help: there was no response, or a server error."""
         return self.status is None or self.status >= 500
 
 
 class RefusedWebhookError(PlatformError):
-    """A message that is not from the registry."""
+    """A webhook is not from the registry."""
 
 
 class LedgerError(PlatformError):
-    """The ledger is not what was written into it."""
+    """The ledger was changed outside the platform."""
 
 
 class DatabaseUnavailableError(PlatformError):
-    """The platform's database could not be reached."""
+    """The platform's database is unreachable."""
 
 
 class RegistryError(PlatformError):
-    """MLflow refused."""
+    """MLflow refused a request."""
 
 
 class RegistryUnavailableError(RegistryError):
-    """MLflow could not be reached."""
+    """MLflow is unreachable."""
 
 
 class MissingInRegistryError(RegistryError):
-    """MLflow answers, and a version or its bytes are not there."""
+    """MLflow answers, but a version or its files are missing."""
+
+
+MAX_CHARACTERS = 1_000
+
+
+def printable(text: str) -> str:
+    """Return text without control characters, which could change a terminal, cut to `MAX_CHARACTERS` characters."""
+    return "".join(letter if letter.isprintable() else " " for letter in text[:MAX_CHARACTERS])
+
+
+def one_line(error: BaseException) -> str:
+    """Describe an error of foreign code in one line of printable text, of at most `MAX_CHARACTERS` characters.
+
+    An error whose own ``__str__`` fails is described by its class.
+    """
+    try:
+        text = f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 - code of the author's, which may raise anything
+        text = type(error).__name__
+    return printable(text)

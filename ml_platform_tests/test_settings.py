@@ -4,17 +4,10 @@ import pytest
 from pydantic import ValidationError
 
 from ml_platform.errors import ConfigurationError
-from ml_platform.settings import (
-    PROJECT_ROOT,
-    GithubRun,
-    Settings,
-    read_github_run,
-    read_settings,
-    require_dagster_home,
-)
+from ml_platform.settings import PROJECT_ROOT, GithubRun, Settings, read_github_run, read_settings, require_dagster_home
 
 
-def test_everything_stands_under_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_settings_paths_default_to_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ML_PLATFORM_HOME", str(tmp_path))
 
     settings = read_settings()
@@ -29,17 +22,17 @@ def test_everything_stands_under_the_home(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert settings.tracking_is_local
 
 
-def test_without_environment_the_home_is_the_repositorys_var(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_home_defaults_to_var_in_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ML_PLATFORM_HOME")
 
     assert read_settings().home == PROJECT_ROOT / "var"
 
 
-def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_settings_read_every_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ML_PLATFORM_LANDING_ZONE", str(tmp_path / "dropped"))
     monkeypatch.setenv("ML_PLATFORM_DATABASE_URL", "postgresql://host/platform")
     monkeypatch.setenv("ML_PLATFORM_CODE_REVISION", "v1")
-    monkeypatch.setenv("ML_PLATFORM_MOST_BYTES", "1000")
+    monkeypatch.setenv("ML_PLATFORM_MAX_FILE_BYTES", "1000")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
 
     settings = read_settings()
@@ -47,13 +40,13 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert settings.landing == str(tmp_path / "dropped")
     assert settings.database == "postgresql://host/platform"
     assert settings.code_revision == "v1"
-    assert settings.most_bytes == 1000
+    assert settings.max_file_bytes == 1000
     assert settings.tracking_uri == "http://mlflow:5000"
     assert not settings.tracking_is_local
 
 
 @pytest.mark.parametrize("variable", ["ML_PLATFORM_DATABASE_URL", "MLFLOW_TRACKING_URI"])
-def test_an_empty_address_means_the_default(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+def test_settings_empty_address_means_default(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     default = read_settings()
     monkeypatch.setenv(variable, "")
 
@@ -63,22 +56,22 @@ def test_an_empty_address_means_the_default(monkeypatch: pytest.MonkeyPatch, var
 
 
 @pytest.mark.parametrize("variable", ["ML_PLATFORM_HOME", "ML_PLATFORM_LANDING_ZONE"])
-def test_a_relative_path_is_refused_by_the_name_of_its_variable(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
-    monkeypatch.setenv(variable, "some/where")
+def test_settings_relative_path_error_names_variable(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "some/folder")
 
-    with pytest.raises(ConfigurationError, match=rf"{variable}.*absolute path.*'some/where'"):
+    with pytest.raises(ConfigurationError, match=rf"{variable}.*absolute path.*'some/folder'"):
         read_settings()
 
 
-@pytest.mark.parametrize("address", ["s3://bucket", "s3://my-bucket/", "s3://my.bucket/some/where"])
-def test_the_landing_zone_can_be_in_a_bucket(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+@pytest.mark.parametrize("address", ["s3://bucket", "s3://my-bucket/", "s3://my.bucket/some/folder"])
+def test_settings_landing_zone_accepts_bucket(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("ML_PLATFORM_LANDING_ZONE", address)
 
     assert read_settings().landing == address
 
 
 @pytest.mark.parametrize("address", ["s3://", "s3:///x", "s3://bucket//x", "s3://bucket/../x", "http://x/y", "s3://B_"])
-def test_an_address_that_is_no_landing_zone_is_refused(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+def test_settings_invalid_landing_zone_is_refused(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("ML_PLATFORM_LANDING_ZONE", address)
 
     with pytest.raises(ConfigurationError, match=r"ML_PLATFORM_LANDING_ZONE.*absolute path or s3://bucket/prefix"):
@@ -86,14 +79,14 @@ def test_an_address_that_is_no_landing_zone_is_refused(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("variable", ["ML_PLATFORM_HOMES", "ML_PLATFORM_MLFLOW_TRACKING_URI", "ML_PLATFORM_"])
-def test_a_variable_that_does_not_exist_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+def test_settings_unknown_variable_error_lists_known_ones(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setenv(variable, "/somewhere")
 
-    with pytest.raises(ConfigurationError, match=rf"{variable} is not known. Known are .*'ML_PLATFORM_HOME'"):
+    with pytest.raises(ConfigurationError, match=rf"{variable} is not known.*'ML_PLATFORM_HOME'"):
         read_settings()
 
 
-def test_a_password_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_hide_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ML_PLATFORM_DATABASE_URL", "postgresql://me:hunter2@host/platform")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@mlflow")
 
@@ -104,18 +97,18 @@ def test_a_password_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "hunter2" not in f"{settings!r} {settings!s} {settings.model_dump()} {settings.model_dump_json()}"
 
 
-def test_settings_cannot_be_changed_once_read(tmp_path: Path) -> None:
+def test_settings_are_frozen(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     with pytest.raises(ValidationError, match="frozen"):
         settings.home = tmp_path / "elsewhere"  # type: ignore[misc]
 
 
-def test_a_setting_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+def test_settings_unknown_field_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="landing_zoo"):
         Settings(landing_zoo=tmp_path)  # type: ignore[call-arg]
 
 
-def test_dagster_home_is_the_folder_of_dagster_yaml(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_dagster_home_with_dagster_yaml_is_returned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "dagster.yaml").touch()
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
 
@@ -123,32 +116,30 @@ def test_dagster_home_is_the_folder_of_dagster_yaml(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("value", "problem"), [("", "is not set"), ("some/where", "absolute path"), ("/", "no dagster.yaml")]
+    ("value", "problem"), [("", "is not set"), ("some/folder", "absolute path"), ("/", "no dagster.yaml")]
 )
-def test_a_dagster_home_that_would_forget_runs_is_refused(
-    monkeypatch: pytest.MonkeyPatch, value: str, problem: str
-) -> None:
+def test_dagster_home_unusable_value_is_refused(monkeypatch: pytest.MonkeyPatch, value: str, problem: str) -> None:
     monkeypatch.setenv("DAGSTER_HOME", value)
 
     with pytest.raises(ConfigurationError, match=rf"DAGSTER_HOME.*{problem}.*export DAGSTER_HOME="):
         require_dagster_home()
 
 
-def test_a_dagster_home_that_nobody_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dagster_home_unset_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
 
     with pytest.raises(ConfigurationError, match="is not set"):
         require_dagster_home()
 
 
-def test_a_deployment_that_takes_no_byte_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ML_PLATFORM_MOST_BYTES", "0")
+def test_settings_max_file_bytes_zero_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ML_PLATFORM_MAX_FILE_BYTES", "0")
 
-    with pytest.raises(ConfigurationError, match=r"ML_PLATFORM_MOST_BYTES.*greater than or equal to 1"):
+    with pytest.raises(ConfigurationError, match=r"ML_PLATFORM_MAX_FILE_BYTES.*greater than or equal to 1"):
         read_settings()
 
 
-def test_a_job_on_github_is_known_by_what_its_runner_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_github_run_is_read_from_runner_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ML_PLATFORM_GITHUB_ENVIRONMENT", "production")
     assert read_github_run(read_settings()) is None
     for name, value in {"ACTIONS": "true", "ACTOR": "ada", "RUN_ID": "17"}.items():
@@ -159,3 +150,27 @@ def test_a_job_on_github_is_known_by_what_its_runner_sets(monkeypatch: pytest.Mo
     assert run == GithubRun(actor="ada", triggering_actor="ada", run_id="17", environment="production", reviewer="")
     monkeypatch.setenv("GITHUB_ACTIONS", "false")
     assert read_github_run(read_settings()) is None
+
+
+@pytest.mark.parametrize("name", ["PORT", "SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "UI_PORT_80_TCP_ADDR"])
+def test_settings_ignore_kubernetes_service_variables(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = read_settings()
+    monkeypatch.setenv(f"ML_PLATFORM_{name}", "tcp://10.0.0.1:8080")
+
+    assert read_settings() == before
+
+
+@pytest.mark.parametrize("name", ["ML_PLATFORM_HOMES", "ml_platform_databse_url", "ML_PLATFORM_PORTS"])
+def test_settings_unknown_variable_is_refused_in_any_case(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "x")
+
+    with pytest.raises(ConfigurationError, match=f"{name} is not known"):
+        read_settings()
+
+
+@pytest.mark.parametrize("days", ["1e9", "inf", "0"])
+def test_settings_retention_out_of_range_is_refused(days: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ML_PLATFORM_PREDICTION_RETENTION_DAYS", days)
+
+    with pytest.raises(ConfigurationError, match="ML_PLATFORM_PREDICTION_RETENTION_DAYS"):
+        read_settings()

@@ -47,11 +47,11 @@ def pull_request(owner: str, branch: str, sha: str) -> int | None:
 
 
 def own_comment(number: int) -> int | None:
-    """Return the comment that this job wrote before; one that a person wrote with its mark is none."""
+    """Return the id of this job's earlier comment, None without one. Other users' comments do not count."""
     for page in range(1, PAGES + 1):
         comments = ask("GET", f"issues/{number}/comments?per_page={PAGE}&page={page}")
         for written in comments:
-            # GitHub names nobody where an account is gone.
+            # The comment of a deleted account has no user.
             login = (written["user"] or {}).get("login")
             if login == BOT and (written["body"] or "").startswith(MARK):
                 return int(written["id"])
@@ -64,10 +64,10 @@ def comment(report: Path) -> str:
     """Return the comment: GitHub's word first, then the report as the pull request's own code wrote it."""
     conclusion, url, sha = (os.environ[name] for name in ("CONCLUSION", "RUN_URL", "HEAD_SHA"))
     head = f"{MARK}\n**Quality gates: {conclusion}** for {sha[:12]} ([run]({url}))\n\n"
-    return head + (text_of(report) or "No report was made: look at the run.")
+    return head + (read_report_text(report) or "No report was made: look at the run.")
 
 
-def text_of(report: Path) -> str:
+def read_report_text(report: Path) -> str:
     """Return the report's text; empty where there is none."""
     # A link could lead to a file of the runner.
     if report.is_symlink() or not report.is_file():
@@ -77,12 +77,12 @@ def text_of(report: Path) -> str:
     # Nothing inside can pass for another report's mark. A comment that is not closed goes on to the end, as it would on
     # the page.
     text = re.sub(r"<!--.*?(-->|\Z)", "", text, flags=re.DOTALL).replace("<!--", "&lt;!--").lstrip()
-    text = nobody_called(text)
+    text = neutralise_mentions(text)
     return text if len(text) <= MOST else text[:MOST] + "\n\n… cut: the rest is in the run's summary."
 
 
-def nobody_called(text: str) -> str:
-    """Return a text that calls nobody: GitHub looks for names after an @ in what was rendered, whoever wrote it how."""
+def neutralise_mentions(text: str) -> str:
+    """Return a text without mentions: GitHub notifies each name after an @ in the rendered comment."""
     text = re.sub(
         r"&(#[0-9]+|#[xX][0-9a-fA-F]+|commat);?",
         lambda found: "@" if html.unescape(found[0]) == "@" else found[0],

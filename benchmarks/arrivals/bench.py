@@ -1,4 +1,4 @@
-"""How long one tick of the arrival sensor takes, and its memory, with many files waiting in a folder or in a bucket.
+"""Time and memory of one tick of the arrival sensor, with many files waiting in a folder or in a bucket.
 
     python benchmarks/arrivals/bench.py [FILES] [folder|manifests|bucket|bucket-manifests]
 
@@ -20,9 +20,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import dagster as dg
 
-from ml_platform.pipeline import PlatformResource, model_definitions
-from ml_platform.workflows import Platform
-from ml_platform_tests import fakes, s3
+from ml_platform.orchestration.resources import PlatformResource
+from ml_platform.pipeline import model_definitions
+from ml_platform.platform import Platform
+from ml_platform_tests.support import fakes, s3_server
 
 PAGE = 1_000
 MANIFEST = json.dumps({"size": 0, "sha256": "0" * 64}).encode()
@@ -90,7 +91,7 @@ def tick(instance: dg.DagsterInstance, cursor: str | None) -> tuple[Any, str | N
 
 
 def main() -> None:
-    """Measure one tick with so many files waiting in one kind of zone."""
+    """Measure ticks with a number of files waiting in one kind of landing zone."""
     files = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
     kind = sys.argv[2] if len(sys.argv) > 2 else "folder"
     manifests, in_bucket = "manifests" in kind, kind.startswith("bucket")
@@ -101,7 +102,7 @@ def main() -> None:
             here, there = multiprocessing.Pipe()
             server = multiprocessing.get_context("spawn").Process(target=serve, args=(files, manifests, there))
             server.start()
-            os.environ |= s3.environment(f"http://127.0.0.1:{here.recv()}")
+            os.environ |= s3_server.environment(f"http://127.0.0.1:{here.recv()}")
             os.environ["ML_PLATFORM_LANDING_ZONE"] = "s3://landing/zone"
         else:
             fill(fakes.landing(platform) / "visits", files, manifests)

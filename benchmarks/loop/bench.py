@@ -1,4 +1,4 @@
-"""CPU of the main job against a plain script that does the same steps; see README.md."""
+"""CPU and wall time of the main job against a plain script that does the same steps; see README.md."""
 
 import argparse
 import os
@@ -9,8 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ml_platform.demo import exports
-from ml_platform.stages.registry import prepare_store
+from ml_platform.devtools.demo_data import exports
+from ml_platform.storage.mlflow_registry import prepare_store
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -36,9 +36,9 @@ def platform_run(folder: Path, number: int, environment: dict[str, str]) -> tupl
 
 
 def empty_mlflow(folder: Path, name: str) -> str:
-    """Return the address of an MLflow database that has been through its migrations, which are nobody's steps.
+    """Return the address of an empty MLflow database whose migrations have run: neither side's time includes them.
 
-    Each run has its own: the anchor of a ledger in MLflow refuses any other ledger.
+    Each run has its own, since MLflow holds the anchor of one ledger and refuses any other ledger.
     """
     prepare_store(f"sqlite:///{folder}/empty.db")
     shutil.copy(folder / "empty.db", folder / f"{name}.db")
@@ -55,30 +55,30 @@ def plain_run(folder: Path, number: int, environment: dict[str, str]) -> tuple[f
 
 
 def main() -> None:
-    """Run the pairs and print a line each, then the median of their ratios."""
+    """Run the pairs and print a line each, then the medians of their ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=5)
-    pairs = parser.parse_args().pairs
+    parser.add_argument("--warm-up-pairs", type=int, default=1, help="pairs to run first, without counting them")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-loop-") as name:
         folder = Path(name)
         shutil.copy(ROOT / "dagster.yaml", folder)
-        environment = {
-            **os.environ,
-            "DAGSTER_HOME": name,
-            "OMP_NUM_THREADS": "1",
-        }
+        environment = {**os.environ, "DAGSTER_HOME": name, "OMP_NUM_THREADS": "1"}
         ratios = []
-        for number in range(pairs + 1):
-            platform, wall = platform_run(folder, number, environment)
-            plain, plain_wall = plain_run(folder, number, environment)
-            label = "warm-up" if number == 0 else f"pair {number}"
+        for number in range(1 - options.warm_up_pairs, options.pairs + 1):
+            cpu, wall = platform_run(folder, number, environment)
+            plain_cpu, plain_wall = plain_run(folder, number, environment)
+            label = f"pair {number}" if number > 0 else "warm-up"
             print(
-                f"{label}: platform {platform:.2f} CPU s ({wall:.1f} s), plain {plain:.2f} CPU s ({plain_wall:.1f} s), "
-                f"ratio {platform / plain:.2f}",
+                f"{label}: platform {cpu:.2f} CPU s in {wall:.1f} s, "
+                f"plain {plain_cpu:.2f} CPU s in {plain_wall:.1f} s, "
+                f"ratio CPU {cpu / plain_cpu:.2f} wall {wall / plain_wall:.2f}",
                 flush=True,
             )
-            ratios += [platform / plain] if number else []
-        print(f"ratio {statistics.median(ratios):.2f}")
+            if number > 0:
+                ratios.append((cpu / plain_cpu, wall / plain_wall))
+        cpus, walls = zip(*ratios, strict=True)
+        print(f"ratio CPU {statistics.median(cpus):.2f} wall {statistics.median(walls):.2f}")
 
 
 if __name__ == "__main__":

@@ -18,11 +18,18 @@ from typing import Any
 
 import pandas as pd
 
-from ml_platform import demo, workflows
-from ml_platform.defs.models.churn import CATEGORIES, churn
+from ml_platform.data.ingest import publish_batches, store_raw_batches
+from ml_platform.data.landing import waiting_arrivals
+from ml_platform.data.pin import pin_dataset
+from ml_platform.devtools import demo_data
+from ml_platform.evaluation.judge import judge_candidate
 from ml_platform.model_spec import Gate, ModelSpec
+from ml_platform.models.churn import CATEGORIES, churn
+from ml_platform.platform import Platform
+from ml_platform.release.promote import promote_version
+from ml_platform.release.register import register_candidate, stage_version
 from ml_platform.settings import Settings
-from ml_platform.workflows import Platform
+from ml_platform.training.train import train_candidate
 
 HERE = Path(__file__).resolve().parent
 BIN = Path(sys.executable).parent
@@ -52,20 +59,20 @@ def champion(home: Path, spec: ModelSpec) -> Path:
     """Take the demonstration's customers to a champion in a home; return the folder that MLflow serves."""
     landing = home / "landing" / spec.name
     landing.mkdir(parents=True)
-    for name, data in demo.exports().items():
+    for name, data in demo_data.exports().items():
         (landing / name).write_bytes(data)
     platform = Platform(Settings(home=home))
-    keys = [arrival.key for arrival in workflows.waiting_arrivals(platform, spec.name)]
-    workflows.keep_raw_batches(platform, spec.name, keys)
-    workflows.publish_batches(platform, spec, keys)
-    workflows.pin_dataset(platform, spec)
-    candidate = workflows.train_candidate(platform, spec, reason="manual: benchmark")
-    found = workflows.judge_candidate(platform, spec, candidate).parity
+    keys = [arrival.key for arrival in waiting_arrivals(platform, spec.name)]
+    store_raw_batches(platform, spec.name, keys)
+    publish_batches(platform, spec, keys)
+    pin_dataset(platform, spec)
+    candidate = train_candidate(platform, spec, reason="manual: benchmark")
+    found = judge_candidate(platform, spec, candidate).parity
     print(f"parity: {'agrees to the bit' if found.passed else found.why}", flush=True)
     candidate = platform.database.candidate(candidate.id)
-    workflows.register_candidate(platform, spec, candidate)
-    workflows.stage_version(platform, candidate)
-    workflows.promote_version(platform, spec, candidate, reason="manual: benchmark", actor="benchmark")
+    register_candidate(platform, spec, candidate)
+    stage_version(platform, candidate)
+    promote_version(platform, spec, candidate, reason="manual: benchmark", actor="benchmark")
     platform.database.close()
     (model,) = (path.parent for path in platform.settings.artifacts.rglob("MLmodel"))
     return model
@@ -73,7 +80,9 @@ def champion(home: Path, spec: ModelSpec) -> Path:
 
 def bodies(spec: ModelSpec) -> list[str]:
     """Return requests of one record each, as MLflow's own client writes a DataFrame."""
-    rows = pd.concat([pd.read_parquet(_buffer(data)) for data in demo.exports().values()])[spec.features].head(BODIES)
+    rows = pd.concat([pd.read_parquet(_buffer(data)) for data in demo_data.exports().values()])[spec.features].head(
+        BODIES
+    )
     return [json.dumps({"dataframe_split": rows.iloc[[n]].to_dict(orient="split")}) for n in range(len(rows))]
 
 
@@ -143,16 +152,16 @@ def ask(port: int, options: argparse.Namespace, file: Path, process: int) -> dic
     return {**found, "cpu_ms": (cpu_seconds(process) - before) / found["all_requests"] * 1e3}
 
 
-def shown(name: str, found: dict[str, float]) -> str:
+def describe(name: str, found: dict[str, float]) -> str:
     return (
         f"{name:>22}: {found['requests_a_second']:8.0f} requests/s, p50 {found['p50_ms']:7.2f} ms, "
-        f"p99 {found['p99_ms']:7.2f} ms, most {found['most_ms']:7.1f} ms, {found['failed']:.0f} failed, "
+        f"p99 {found['p99_ms']:7.2f} ms, most {found['max_ms']:7.1f} ms, {found['failed']:.0f} failed, "
         f"{found['cpu_ms']:.2f} CPU ms a request"
     )
 
 
 def commands(model: Path) -> dict[str, tuple[list[str], int]]:
-    """Return how each server is started, with its port."""
+    """Return the command and the port of each server."""
     ours, theirs = free_port(), free_port()
     options = ["--workers", "1", "--host", "127.0.0.1", "--port", str(theirs)]
     return {
@@ -172,13 +181,15 @@ def compare(name: str, spec: ModelSpec, options: argparse.Namespace, folder: Pat
     home = folder / name.replace(" ", "-")
     model, file = champion(home, spec), home / "bodies.json"
     file.write_text(json.dumps(bodies(spec)))
-    environment = {**os.environ, "ML_PLATFORM_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    # `mlflow models serve` starts uvicorn by its name.
+    path = f"{BIN}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    environment = {**os.environ, "PATH": path, "ML_PLATFORM_HOME": str(home), "OMP_NUM_THREADS": "1"}
     rates = dict[str, list[float]]()
     for _ in range(options.rounds):
         for server_name, (command, port) in commands(model).items():
             with server(command, port, environment, home / "servers.log") as (process, ready):
                 found = ask(port, options, file, process)
-            print(f"{name}, {shown(server_name, found)}, ready after {ready:.1f} s", flush=True)
+            print(f"{name}, {describe(server_name, found)}, ready after {ready:.1f} s", flush=True)
             rates.setdefault(server_name, []).append(found["requests_a_second"])
     ours, theirs = (statistics.median(rates[one]) for one in ("ml-platform serve", "mlflow models serve"))
     print(f"{name}: {ours / theirs:.1f} times the requests a second", flush=True)

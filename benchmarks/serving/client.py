@@ -64,7 +64,7 @@ class Client(asyncio.Protocol):
             self.done.set_exception(exc or ConnectionResetError("the server closed the connection"))
 
 
-def request_of(body: str) -> bytes:
+def build_request(body: str) -> bytes:
     data = body.encode()
     head = "POST /invocations HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     return f"{head}content-length: {len(data)}\r\n\r\n".encode() + data
@@ -72,7 +72,7 @@ def request_of(body: str) -> bytes:
 
 async def measure(port: int, clients: int, seconds: float, bodies: list[str]) -> dict[str, float]:
     """Return requests a second, percentiles of the latency in milliseconds, and answers other than 200."""
-    requests = [request_of(body) for body in bodies]
+    requests = [build_request(body) for body in bodies]
     loop, start = asyncio.get_running_loop(), time.perf_counter()
     warm = start + min(1.0, seconds / 4)  # what comes before is not counted
     made = [Client(requests, number * 7, start + seconds, warm) for number in range(clients)]
@@ -85,7 +85,7 @@ async def measure(port: int, clients: int, seconds: float, bodies: list[str]) ->
         "requests_a_second": len(times) / took,
         "p50_ms": times[len(times) // 2] * 1e3,
         "p99_ms": times[int(len(times) * 0.99)] * 1e3,
-        "most_ms": times[-1] * 1e3,
+        "max_ms": times[-1] * 1e3,
         "requests": len(times),
         "all_requests": sum(one.count for one in made),
         "failed": sum(one.failed for one in made),

@@ -161,7 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--bad-every", type=int, default=20, help="so many rows to one that breaks a rule")
+    parser.add_argument("--bad-every", type=int, default=20, help="one row in this number breaks a rule")
     parser.add_argument("--without-great-expectations", action="store_true")
     options = parser.parse_args()
     path = write(options.rows, options.bad_every)

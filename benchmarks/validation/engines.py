@@ -13,7 +13,7 @@ RULES = ("at least 1", "0 or more", "0 to 99", "there", "a plan", "a state", "1 
 
 
 class Answer(NamedTuple):
-    """What one engine said and how long it took, in seconds since its imports were done.
+    """Result of one engine, and its time in seconds after its imports.
 
     Parameters
     ----------
@@ -51,11 +51,11 @@ def platform(path: Path) -> Answer:
     """Ask the platform, and read the keys of the failing rows."""
     import polars as pl
 
-    from ml_platform.stages import validation
+    from ml_platform.data.validation import validate
 
     spec = orders_spec()
     watch = Watch()
-    report = validation.validate_file(path, spec, named=sys.maxsize)
+    report = validate.validate_file(path, spec, named=sys.maxsize)
     seconds, cpu = watch.read()
     # Findings carry a row's place in the file. Its key columns are read for those who want them.
     assert report.bad is not None
@@ -117,7 +117,7 @@ def orders_spec() -> Any:
     return ModelSpec(
         name="orders",
         description="What is measured.",
-        table=Orders,
+        contract=Orders,
         pipeline=lambda: None,
         entity="number",
         event_time="at",

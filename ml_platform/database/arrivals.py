@@ -7,16 +7,17 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from ml_platform.database.storage import Storage
+from ml_platform.database.engine import DatabaseEngine
 from ml_platform.database.tables import arrivals, releases, this_arrival
-from ml_platform.records import Arrival, BatchResult, Outcome, RawBatch, Release, now
+from ml_platform.records.canonical import now
+from ml_platform.records.data import Arrival, BatchResult, Outcome, RawBatch, Release
 
 
-class ArrivalRecords(Storage):
+class ArrivalRecords(DatabaseEngine):
     """Records of arrivals, their outcomes and their releases."""
 
     def record_raw_batch(self, batch: RawBatch) -> None:
-        """Store where an arrival's bytes are kept; saying it twice changes nothing."""
+        """Store the path of an arrival's bytes; storing it twice changes nothing."""
         arrival = batch.arrival
         row = {
             **asdict(arrival),
@@ -31,15 +32,15 @@ class ArrivalRecords(Storage):
                 connection.execute(arrivals.insert().values(**row, found_at=now()))
 
     def raw_batches(self, model: str, keys: Iterable[str]) -> list[RawBatch]:
-        """Return the arrivals whose bytes are kept, among the keys given, in the order they came."""
+        """Return the raw batches of some keys in the order of their arrival; keys without one are left out."""
         return self._raw_batches(sa.and_(arrivals.c.model == model, arrivals.c.key.in_(list(keys))))
 
-    def raw_batches_of(self, model: str) -> list[RawBatch]:
-        """Return all arrivals whose bytes are kept, in the order they came."""
+    def list_raw_batches(self, model: str) -> list[RawBatch]:
+        """Return all raw batches in the order of their arrival."""
         return self._raw_batches(arrivals.c.model == model)
 
     def unhandled_batches(self, model: str) -> list[RawBatch]:
-        """Return the arrivals whose bytes are kept and that have no outcome yet, in the order they came."""
+        """Return the raw batches that have no outcome yet, in the order of their arrival."""
         return self._raw_batches(sa.and_(arrivals.c.model == model, arrivals.c.outcome.is_(None)))
 
     def _raw_batches(self, condition: sa.ColumnElement[bool]) -> list[RawBatch]:
@@ -58,13 +59,13 @@ class ArrivalRecords(Storage):
         ]
 
     def uses_raw(self, model: str, path: str) -> bool:
-        """Whether an arrival's kept bytes stand at a path."""
+        """Return True if an arrival's bytes are stored at a path."""
         query = sa.select(arrivals.c.key).where(arrivals.c.model == model, arrivals.c.raw_path == path).limit(1)
         with self._transaction() as connection:
             return connection.scalar(query) is not None
 
     def record_outcome(self, result: BatchResult) -> None:
-        """Store what became of an arrival; an outcome that is already there stays as it is."""
+        """Store the outcome of an arrival; an outcome that is already stored stays."""
         row = {
             "outcome": result.outcome.value,
             "rows": result.rows,
@@ -80,9 +81,23 @@ class ArrivalRecords(Storage):
             connection.execute(arrivals.update().where(unhandled).values(row))
 
     def outcomes(self, model: str, keys: Iterable[str]) -> list[BatchResult]:
-        """Return what became of the handled arrivals among the keys given, in the order they were handled."""
+        """Return the outcomes of the arrivals with some keys, in the order of handling; none for an open arrival."""
         wanted = set(keys)
-        return [_batch_result(row) for row in self.arrival_outcomes(model) if row["key"] in wanted]
+        return [
+            BatchResult(
+                arrival=_arrival(row),
+                sha256=row["sha256"],
+                outcome=Outcome(row["outcome"]),
+                rows=row["rows"],
+                quarantined_rows=row["quarantined_rows"],
+                dataset_version=row["dataset_version"],
+                reason=row["reason"],
+                rules=json.loads(row["rules"]),
+                examples=json.loads(row["examples"]),
+            )
+            for row in self.arrival_outcomes(model)
+            if row["key"] in wanted
+        ]
 
     def known_arrivals(self, model: str) -> set[str]:
         """Return the keys of all arrivals that have an outcome."""
@@ -91,14 +106,14 @@ class ArrivalRecords(Storage):
             return set(connection.scalars(query))
 
     def arrival_outcomes(self, model: str) -> list[dict[str, Any]]:
-        """Return every handled arrival with its outcome, oldest first, as plain rows."""
+        """Return every arrival with an outcome as a plain row, oldest first."""
         query = sa.select(arrivals).where(arrivals.c.model == model, arrivals.c.outcome.is_not(None))
         query = query.order_by(arrivals.c.recorded_at, arrivals.c.key)
         with self._transaction() as connection:
             return [dict(row._mapping) for row in connection.execute(query)]
 
-    def publication_of(self, model: str, sha256: str) -> str | None:
-        """Return the key of the arrival whose equal bytes were published; ``None`` if there is none."""
+    def find_publication(self, model: str, sha256: str) -> str | None:
+        """Return the key of the published arrival with the same bytes; ``None`` if there is none."""
         query = sa.select(arrivals.c.key).where(
             arrivals.c.model == model,
             arrivals.c.sha256 == sha256,
@@ -108,28 +123,28 @@ class ArrivalRecords(Storage):
             return connection.scalar(query)
 
     def newest_publication(self, model: str) -> int | None:
-        """Return the newest table version that an arrival was published in; ``None`` before the first."""
-        came = sa.select(arrivals.c.dataset_version).where(arrivals.c.model == model)
+        """Return the newest table version with a published arrival; ``None`` before the first."""
+        published = sa.select(arrivals.c.dataset_version).where(arrivals.c.model == model)
         released = sa.select(releases.c.dataset_version).where(releases.c.model == model)
-        query = sa.select(sa.func.max(sa.union_all(came, released).subquery().c.dataset_version))
+        query = sa.select(sa.func.max(sa.union_all(published, released).subquery().c.dataset_version))
         with self._transaction() as connection:
             version: int | None = connection.scalar(query)
             return version
 
     def rows_published_after(self, model: str, version: int | None) -> int:
-        """Count the rows that were published after a table version; after the beginning where it is ``None``."""
+        """Count the rows that were published after a table version; all published rows if it is ``None``."""
         since = -1 if version is None else version
-        at_once = arrivals.c.rows - arrivals.c.quarantined_rows - arrivals.c.released_rows
-        came = sa.select(sa.func.sum(at_once)).where(
+        at_first = arrivals.c.rows - arrivals.c.quarantined_rows - arrivals.c.released_rows
+        published = sa.select(sa.func.sum(at_first)).where(
             arrivals.c.model == model,
             arrivals.c.outcome == Outcome.PUBLISHED.value,
             arrivals.c.dataset_version > since,
         )
-        later = sa.select(sa.func.sum(releases.c.rows)).where(
+        released = sa.select(sa.func.sum(releases.c.rows)).where(
             releases.c.model == model, releases.c.dataset_version > since
         )
         with self._transaction() as connection:
-            return int(connection.scalar(came) or 0) + int(connection.scalar(later) or 0)
+            return int(connection.scalar(published) or 0) + int(connection.scalar(released) or 0)
 
     def releases(self, model: str, arrival: str) -> list[Release]:
         """Return the releases of one arrival, oldest first."""
@@ -139,7 +154,7 @@ class ArrivalRecords(Storage):
         return [Release(**row._mapping) for row in rows]
 
     def record_release(self, release: Release, result: BatchResult) -> None:
-        """Store a release and what became of its arrival, together; saying it twice changes nothing."""
+        """Store a release with its arrival's new outcome in one transaction; storing it twice changes nothing."""
         this = sa.and_(releases.c.model == release.model, releases.c.arrival == release.arrival)
         known = sa.select(releases.c.number).where(this, releases.c.number == release.number)
         row = {
@@ -160,17 +175,3 @@ class ArrivalRecords(Storage):
 
 def _arrival(row: Mapping[str, Any]) -> Arrival:
     return Arrival(**{name: row[name] for name in Arrival.__dataclass_fields__})
-
-
-def _batch_result(row: dict[str, Any]) -> BatchResult:
-    return BatchResult(
-        arrival=_arrival(row),
-        sha256=row["sha256"],
-        outcome=Outcome(row["outcome"]),
-        rows=row["rows"],
-        quarantined_rows=row["quarantined_rows"],
-        dataset_version=row["dataset_version"],
-        reason=row["reason"],
-        rules=json.loads(row["rules"]),
-        examples=json.loads(row["examples"]),
-    )

@@ -6,13 +6,16 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from ml_platform.database.storage import Storage
+from ml_platform.database.engine import DatabaseEngine
 from ml_platform.database.tables import candidates, datasets, ledger, registrations, verdicts
 from ml_platform.errors import ConflictError, EvidenceError, ForgottenError
-from ml_platform.records import Candidate, DatasetVersion, Lineage, Registration, Verdict, now
+from ml_platform.records.canonical import now
+from ml_platform.records.data import DatasetVersion
+from ml_platform.records.ledger import Registration
+from ml_platform.records.verdict import Candidate, Lineage, Verdict
 
 
-class CandidateRecords(Storage):
+class CandidateRecords(DatabaseEngine):
     """Records of dataset versions, candidates, verdicts and registrations."""
 
     def record_dataset(self, dataset: DatasetVersion) -> None:
@@ -21,9 +24,9 @@ class CandidateRecords(Storage):
         Raises
         ------
         ConflictError
-            The version is pinned already under another digest: its rows have changed.
+            The version is already pinned under another digest: its rows have changed.
         ForgottenError
-            They have because someone was forgotten.
+            Its rows have changed because a person's data was erased.
         """
         with self._transaction() as connection:
             query = sa.select(datasets.c.digest, datasets.c.forgotten_at).where(
@@ -32,12 +35,14 @@ class CandidateRecords(Storage):
             digest, forgotten_at = connection.execute(query).first() or (None, None)
             if digest is None:
                 connection.execute(datasets.insert().values(**asdict(dataset), pinned_at=now()))
+            # guard: erased-dataset
             elif forgotten_at is not None:
                 raise ForgottenError(
                     f"Version {dataset.version} of the dataset of {dataset.model!r} lost rows on "
-                    f"{forgotten_at:%Y-%m-%d} because a person's data was forgotten: it cannot be reproduced. "
+                    f"{forgotten_at:%Y-%m-%d} because a person's data was erased: it cannot be reproduced. "
                     f"Train on a newer version: ml-platform retrain {dataset.model}."
                 )
+            # guard: changed-dataset
             elif digest != dataset.digest:
                 raise ConflictError(
                     f"Version {dataset.version} of the dataset of {dataset.model!r} was pinned with digest "
@@ -45,19 +50,19 @@ class CandidateRecords(Storage):
                 )
 
     def newest_dataset(self, model: str) -> DatasetVersion | None:
-        """Return the dataset version that was pinned last; ``None`` before the first."""
+        """Return the highest dataset version that is pinned; ``None`` before the first."""
         query = sa.select(datasets).where(datasets.c.model == model).order_by(datasets.c.version.desc()).limit(1)
         row = self._row(query)
         return DatasetVersion(**{k: row[k] for k in ("model", "version", "digest", "rows")}) if row else None
 
     def dataset_before(self, dataset: DatasetVersion) -> DatasetVersion | None:
-        """Return the newest dataset version that was pinned with a lower number; ``None`` before the second."""
+        """Return the highest pinned dataset version below this one; ``None`` if there is none."""
         earlier = sa.and_(datasets.c.model == dataset.model, datasets.c.version < dataset.version)
         row = self._row(sa.select(datasets).where(earlier).order_by(datasets.c.version.desc()).limit(1))
         return DatasetVersion(**{k: row[k] for k in ("model", "version", "digest", "rows")}) if row else None
 
     def record_candidate(self, candidate: Candidate) -> None:
-        """Store a candidate; its identifier must be new."""
+        """Store a candidate with a new identifier."""
         fields = {**asdict(candidate), **asdict(candidate.lineage)}
         del fields["lineage"]
         version = candidate.lineage.dataset_version
@@ -67,12 +72,12 @@ class CandidateRecords(Storage):
             connection.execute(candidates.insert().values(fields))
 
     def link_mlflow_run(self, candidate: str, run_id: str) -> None:
-        """Remember which MLflow run shows a candidate."""
+        """Store the identifier of a candidate's MLflow run."""
         with self._transaction() as connection:
             connection.execute(candidates.update().where(candidates.c.id == candidate).values(mlflow_run_id=run_id))
 
     def record_served(self, candidate: str, digest: str) -> None:
-        """Remember the digest of the list of the files that a server needs of a candidate."""
+        """Store the digest of the list of files that a server needs of a candidate."""
         with self._transaction() as connection:
             connection.execute(candidates.update().where(candidates.c.id == candidate).values(served_digest=digest))
 
@@ -90,13 +95,13 @@ class CandidateRecords(Storage):
         return _candidate(row)
 
     def candidates_by_id(self, identifiers: Sequence[str]) -> list[Candidate]:
-        """Return the candidates that are known of some identifiers, in the order of their training."""
+        """Return the candidates with some identifiers in the order of training; unknown identifiers are left out."""
         query = sa.select(candidates).where(candidates.c.id.in_(identifiers)).order_by(candidates.c.trained_at)
         with self._transaction() as connection:
             return [_candidate(dict(row._mapping)) for row in connection.execute(query)]
 
     def newest_candidate(self, model: str, run_id: str | None = None) -> Candidate | None:
-        """Return the candidate that was trained last, by one Dagster run where it is named; ``None`` if none was."""
+        """Return the candidate that was trained last, by any or by one Dagster run; ``None`` if there is none."""
         query = sa.select(candidates).where(candidates.c.model == model)
         if run_id is not None:
             query = query.where(candidates.c.run_id == run_id)
@@ -106,8 +111,8 @@ class CandidateRecords(Storage):
     def newest_settled_candidate(self, model: str) -> Candidate | None:
         """Return the newest candidate that was refused or is named in the ledger; ``None`` if there is none.
 
-        One that waits for an approval is named there too. One that passed its gates and got no further, or was never
-        judged, is not settled: its run died.
+        The ledger also names a candidate that waits for an approval. A candidate that passed its gates and has no
+        entry, or was never judged, is not settled: its run was interrupted.
         """
         refused = sa.select(verdicts.c.candidate).where(verdicts.c.passed.is_(False))
         named = sa.select(ledger.c.candidate)
@@ -116,14 +121,14 @@ class CandidateRecords(Storage):
         row = self._row(query.order_by(candidates.c.trained_at.desc()).limit(1))
         return _candidate(row) if row else None
 
-    def candidates_of(self, model: str, dataset_version: int) -> int:
+    def count_candidates(self, model: str, dataset_version: int) -> int:
         """Count the candidates that were trained on a dataset version."""
         of_version = sa.and_(candidates.c.model == model, candidates.c.dataset_version == dataset_version)
         with self._transaction() as connection:
             return int(connection.scalar(sa.select(sa.func.count()).where(of_version)) or 0)
 
     def record_verdict(self, verdict: Verdict) -> None:
-        """Store a verdict under its digest; storing the same again changes nothing."""
+        """Store a verdict under its digest; storing it twice changes nothing."""
         with self._transaction() as connection:
             if connection.scalar(sa.select(verdicts.c.digest).where(verdicts.c.digest == verdict.digest)) is None:
                 connection.execute(
@@ -142,13 +147,15 @@ class CandidateRecords(Storage):
         Raises
         ------
         EvidenceError
-            The stored document does not have the digest that it was stored under, or is no verdict.
+            The stored document has another digest than it was stored under, or is not a verdict.
         """
         query = sa.select(verdicts).where(verdicts.c.candidate == candidate).order_by(verdicts.c.judged_at.desc())
         row = self._row(query.limit(1))
+        # guard: no-stored-verdict
         if row is None:
             return None
-        verdict = _read(row["document"], candidate)
+        verdict = _read_verdict(row["document"], candidate)
+        # guard: stored-verdict-digest
         if verdict.digest != row["digest"]:
             raise EvidenceError(
                 f"The verdict on candidate {candidate!r} has been changed since it was stored: digest "
@@ -157,17 +164,17 @@ class CandidateRecords(Storage):
         return verdict
 
     def verdict_under(self, digest: str) -> Verdict:
-        """Return the verdict that is stored under a digest, which it has.
+        """Return the verdict that is stored under a digest.
 
         Raises
         ------
         EvidenceError
-            There is none, or the stored document has another digest or is no verdict.
+            There is none, or the stored document has another digest or is not a verdict.
         """
         row = self._row(sa.select(verdicts).where(verdicts.c.digest == digest))
         if row is None:
             raise EvidenceError(f"There is no verdict {digest[:12]}. Judge its candidate again.")
-        verdict = _read(row["document"], row["candidate"])
+        verdict = _read_verdict(row["document"], row["candidate"])
         if verdict.digest != digest:
             raise EvidenceError(
                 f"The verdict {digest[:12]} has been changed since it was stored: its digest is {verdict.digest[:12]}. "
@@ -176,43 +183,44 @@ class CandidateRecords(Storage):
         return verdict
 
     def record_registration(self, registration: Registration) -> None:
-        """Remember the number that a candidate has in the registry; saying it twice changes nothing."""
-        if self.registration_of(registration.candidate) is None:
+        """Store a candidate's version number in the registry; storing it twice changes nothing."""
+        if self.find_registration(registration.candidate) is None:
             with self._transaction() as connection:
                 connection.execute(registrations.insert().values(asdict(registration)))
 
-    def registration_of(self, candidate: str) -> Registration | None:
-        """Return a candidate's number in the registry; ``None`` if it has none."""
+    def find_registration(self, candidate: str) -> Registration | None:
+        """Return the registration of a candidate; ``None`` if it has none."""
         row = self._row(sa.select(registrations).where(registrations.c.candidate == candidate))
         return _registration(row) if row else None
 
     def registration(self, model: str, version: int) -> Registration | None:
-        """Return the registration of a version; ``None`` if there is none of that number."""
+        """Return the registration of a version number; ``None`` if there is none."""
         this = sa.and_(registrations.c.model == model, registrations.c.version == version)
         row = self._row(sa.select(registrations).where(this))
         return _registration(row) if row else None
 
     def newest_registered(self, model: str) -> Registration | None:
-        """Return the version of the candidate that was trained last; ``None`` if none is registered."""
+        """Return the registration of the candidate that was trained last; ``None`` if none is registered."""
         return self._newest(registrations.c.model == model)
 
     def newest_staged(self, model: str) -> Registration | None:
-        """Return the newest of the versions that passed their integration tests; ``None`` if none did."""
+        """Return the newest registration that passed its integration tests; ``None`` if none did."""
         return self._newest(sa.and_(registrations.c.model == model, registrations.c.staged_at.is_not(None)))
 
     def _newest(self, condition: sa.ColumnElement[bool]) -> Registration | None:
-        # By training and not by number: an old version that was deleted in MLflow comes back under a high one.
+        # Ordered by training, not by number: an old version that was deleted in MLflow is registered again under a new
+        # number.
         joined = sa.select(registrations).join(candidates, candidates.c.id == registrations.c.candidate)
         newest = joined.where(condition).order_by(candidates.c.trained_at.desc(), registrations.c.version.desc())
         row = self._row(newest.limit(1))
         return _registration(row) if row else None
 
     def version_numbers(self, model: str) -> set[int]:
-        """Return every number that a version has or had here: none of them may ever name another candidate."""
+        """Return every version number in use or in the ledger; none of them may be given to another candidate."""
         registered = sa.select(registrations.c.version).where(registrations.c.model == model)
-        said = sa.select(ledger.c.version).where(ledger.c.model == model)
+        recorded = sa.select(ledger.c.version).where(ledger.c.model == model)
         with self._transaction() as connection:
-            return {*connection.scalars(registered), *connection.scalars(said)}
+            return {*connection.scalars(registered), *connection.scalars(recorded)}
 
     def mark_staged(self, registration: Registration) -> None:
         """Record that a version passed its integration tests."""
@@ -224,18 +232,25 @@ class CandidateRecords(Storage):
             )
 
     def is_staged(self, registration: Registration) -> bool:
-        """Whether a version passed its integration tests."""
+        """Return True if a version passed its integration tests."""
         row = self._row(sa.select(registrations).where(registrations.c.candidate == registration.candidate))
         return bool(row and row["staged_at"])
 
 
-def _read(document: str, candidate: str) -> Verdict:
+def _read_verdict(document: str, candidate: str) -> Verdict:
     try:
-        return Verdict.from_document(document)
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        verdict = Verdict.from_document(document)
+        same = verdict.document == document
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise EvidenceError(
             f"The verdict on candidate {candidate!r} cannot be read: {error}. Judge the candidate again."
         ) from error
+    if not same:
+        raise EvidenceError(
+            f"The verdict on candidate {candidate!r} is not in its canonical form: it was changed since it was stored. "
+            "Judge the candidate again."
+        )
+    return verdict
 
 
 def _candidate(row: dict[str, Any]) -> Candidate:

@@ -1,4 +1,4 @@
-"""The tables, as SQLAlchemy knows them; the migrations make them."""
+"""The tables for SQLAlchemy; the migrations create them."""
 
 from datetime import UTC, datetime
 
@@ -6,17 +6,17 @@ import sqlalchemy as sa
 
 
 class UtcDateTime(sa.TypeDecorator[datetime]):
-    """A time that is aware and in UTC on both sides, in SQLite too, which keeps no zone."""
+    """A timezone-aware time in UTC, also in SQLite, which stores no zone."""
 
     impl = sa.DateTime
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:  # noqa: ARG002
-        """Store naive UTC."""
+        """Return the time as stored: UTC without a zone."""
         return value.astimezone(UTC).replace(tzinfo=None) if value else None
 
     def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:  # noqa: ARG002
-        """Hand out aware UTC."""
+        """Return a stored time, timezone-aware in UTC."""
         return value.replace(tzinfo=UTC) if value else None
 
 
@@ -182,5 +182,5 @@ retraining_slots = sa.Table(
 
 
 def this_arrival(model: str, key: str) -> sa.ColumnElement[bool]:
-    """Return the condition on `arrivals` that one of a model's arrivals meets."""
+    """Return the condition on `arrivals` that selects one arrival of a model."""
     return sa.and_(arrivals.c.model == model, arrivals.c.key == key)

@@ -1,4 +1,4 @@
-"""Traffic: its plans, who serves, and what servers counted of each plan's versions."""
+"""Traffic plans, the servers that follow them, and the servers' counts for each version."""
 
 import json
 from datetime import datetime
@@ -6,30 +6,30 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from ml_platform.database.storage import Storage
+from ml_platform.database.engine import DatabaseEngine
 from ml_platform.database.tables import candidates, ledger, servers, traffic_figures, traffic_plans
 from ml_platform.errors import ConflictError
-from ml_platform.records import canonical_json, now
-from ml_platform.traffic import ServerBeat, TrafficFigures, TrafficPlan
+from ml_platform.records.canonical import canonical_json, now
+from ml_platform.records.traffic import ServerHeartbeat, TrafficPlan, TrafficStats
 
 
-class TrafficRecords(Storage):
-    """Plans, servers and figures of traffic."""
+class TrafficRecords(DatabaseEngine):
+    """Records of traffic plans, servers and traffic figures."""
 
     def traffic_plan(self, model: str) -> TrafficPlan | None:
-        """Return the newest plan; ``None`` if none was ever made."""
+        """Return the newest plan; ``None`` before the first."""
         newest = sa.select(traffic_plans.c.document).where(traffic_plans.c.model == model)
         row = self._row(newest.order_by(traffic_plans.c.sequence.desc()).limit(1))
         return TrafficPlan.from_document(row["document"]) if row else None
 
     def traffic_mark(self, model: str) -> tuple[object, ...]:
-        """Return what changes whenever something changes that a server obeys: ledger, plan, files to be served."""
-        said = sa.select(ledger.c.sequence, ledger.c.digest).where(ledger.c.model == model)
+        """Return a value that changes with the ledger, the traffic plan or the served files, which servers follow."""
+        entries = sa.select(ledger.c.sequence, ledger.c.digest).where(ledger.c.model == model)
         plan = sa.select(traffic_plans.c.sequence, traffic_plans.c.decision).where(traffic_plans.c.model == model)
         named = sa.select(ledger.c.candidate).where(ledger.c.model == model)
         served = sa.select(candidates.c.id, candidates.c.served_digest).where(candidates.c.id.in_(named))
         with self._transaction() as connection:
-            head = connection.execute(said.order_by(ledger.c.sequence.desc()).limit(1)).first()
+            head = connection.execute(entries.order_by(ledger.c.sequence.desc()).limit(1)).first()
             newest = connection.execute(plan.order_by(traffic_plans.c.sequence.desc()).limit(1)).first()
             files = connection.execute(served.order_by(candidates.c.id)).all()
         return (head and tuple(head), newest and tuple(newest), tuple(tuple(row) for row in files))
@@ -41,7 +41,7 @@ class TrafficRecords(Storage):
         ----------
         model : str
         salt : str or None
-            Of one rollout; ``None`` takes all.
+            Salt of one rollout; ``None`` selects all rollouts.
         """
         newest = sa.select(traffic_plans.c.document).where(traffic_plans.c.model == model)
         with self._transaction() as connection:
@@ -50,7 +50,7 @@ class TrafficRecords(Storage):
         return [plan for plan in plans if salt in {None, plan.salt}]
 
     def append_traffic_plan(self, plan: TrafficPlan) -> None:
-        """Store a plan, if nobody stored one since its maker looked (compare and set).
+        """Store a plan if it follows the newest one (compare and set).
 
         Raises
         ------
@@ -64,27 +64,27 @@ class TrafficRecords(Storage):
             try:
                 if plan.sequence == follows:
                     connection.execute(traffic_plans.insert().values(**row, made_at=plan.since))
-            except sa.exc.IntegrityError:  # PostgreSQL lets two writers look at once
+            except sa.exc.IntegrityError:  # in PostgreSQL two writers can read the same newest plan
                 follows += 1
         if plan.sequence != follows:
             raise ConflictError(
                 f"The traffic plan of {plan.model!r} changed meanwhile: the next one has the sequence {follows}. Got "
-                f"{plan.sequence} instead. Look at `ml-platform traffic {plan.model}` and try again."
+                f"{plan.sequence} instead. Check `ml-platform rollout status {plan.model}` and try again."
             )
 
-    def beat(self, beat: ServerBeat) -> None:
-        """Record that a server is alive and what it serves; the newest beat of a server replaces those before."""
+    def beat(self, beat: ServerHeartbeat) -> None:
+        """Store a server's heartbeat, which replaces its earlier one."""
         key = {"model": beat.model, "name": beat.server}
         values = {"admin_address": beat.admin_address, "document": canonical_json(beat.says), "seen_at": now()}
         self._put(servers, key, values)
 
-    def servers(self, model: str, since: datetime) -> list[ServerBeat]:
-        """Return the newest beat of every server that was alive after a time, by name."""
+    def servers(self, model: str, since: datetime) -> list[ServerHeartbeat]:
+        """Return the newest heartbeat of every server that sent one after a time, by name."""
         alive = sa.select(servers).where(servers.c.model == model, servers.c.seen_at > since)
         with self._transaction() as connection:
             rows = connection.execute(alive.order_by(servers.c.name)).all()
         return [
-            ServerBeat(
+            ServerHeartbeat(
                 model=model,
                 server=row.name,
                 admin_address=row.admin_address,
@@ -94,17 +94,17 @@ class TrafficRecords(Storage):
             for row in rows
         ]
 
-    def count_traffic(self, figures: TrafficFigures) -> None:
-        """Store what one server counted of one version since a plan began; the newest figures replace those before."""
+    def count_traffic(self, figures: TrafficStats) -> None:
+        """Store a server's counts for a version under a plan, which replace its earlier ones."""
         key = {"model": figures.model, "plan": figures.plan, "server": figures.server, "version": figures.version}
         self._put(traffic_figures, key, {"document": figures.document, "counted_at": now()})
 
-    def traffic_figures(self, model: str, plan: int) -> list[TrafficFigures]:
-        """Return what all servers counted under one plan, one row a server and version."""
+    def traffic_figures(self, model: str, plan: int) -> list[TrafficStats]:
+        """Return the counts of all servers under one plan, one record for each server and version."""
         counted = sa.select(traffic_figures.c.document)
         counted = counted.where(traffic_figures.c.model == model, traffic_figures.c.plan == plan)
         with self._transaction() as connection:
-            return [TrafficFigures.from_document(document) for document in connection.scalars(counted)]
+            return [TrafficStats.from_document(document) for document in connection.scalars(counted)]
 
     def _put(self, table: sa.Table, key: dict[str, Any], values: dict[str, Any]) -> None:
         this = sa.and_(*(table.c[name] == value for name, value in key.items()))

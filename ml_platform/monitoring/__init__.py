@@ -1,1 +1,1 @@
-"""What tells people that something is wrong: no Dagster."""
+"""Monitoring without Dagster: alerts and the prediction log."""

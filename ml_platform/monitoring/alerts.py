@@ -1,12 +1,12 @@
-"""Alerts: into the log always, and to an Alertmanager where the deployment names one."""
+"""Alerts: always written to the log, and sent to Alertmanager if the deployment has one."""
 
 import json
 import logging
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ml_platform.errors import AlertError
+from ml_platform.errors import AlertError, RemoteServiceError
+from ml_platform.system import http_client
 
 log = logging.getLogger("ml_platform.alerts")
 
@@ -15,16 +15,16 @@ SECONDS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Alert:
-    """Something that a person should look at.
+    """A problem that needs a person's attention.
 
     Parameters
     ----------
     name : str
-        Of the rule that fired; what alerts are grouped by.
+        Name of the rule that fired; alerts are grouped by it.
     summary : str
-        One sentence for whoever is woken.
+        One sentence for the person on call.
     labels : dict of str
-        What it is about. Alerts of one name and the same labels are one alert.
+        Subject of the alert, for instance model and version. Alerts with the same name and labels are one alert.
     """
 
     name: str
@@ -33,42 +33,36 @@ class Alert:
 
 
 def write_log(alerts: Sequence[Alert]) -> None:
-    """Write alerts into the log ``ml_platform.alerts``."""
+    """Write alerts to the log ``ml_platform.alerts``."""
     for alert in alerts:
         log.error("%s: %s", alert.name, alert.summary, extra={"labels": alert.labels})
 
 
 def send(alerts: Sequence[Alert], alertmanager: str | None) -> None:
-    """Post firing alerts to Alertmanager (API v2), which takes the same alert again as the same.
+    """Send firing alerts to Alertmanager (API v2). Sending an alert again renews it.
 
     Parameters
     ----------
     alerts : sequence of Alert
-        They resolve by themselves when they are no longer sent, after Alertmanager's ``resolve_timeout``.
+        Alertmanager resolves an alert that is no longer sent, after its ``resolve_timeout``.
     alertmanager : str or None
-        Its address, for instance ``http://127.0.0.1:9093``; ``None`` sends nothing.
+        Address of Alertmanager, for instance ``http://127.0.0.1:9093``; ``None`` sends nothing.
 
     Raises
     ------
     AlertError
-        It did not take them.
+        Alertmanager did not accept the alerts.
     """
     if alertmanager is None or not alerts:
         return
-    posted = [
+    body = [
         {"labels": {"alertname": alert.name, **alert.labels}, "annotations": {"summary": alert.summary}}
         for alert in alerts
     ]
-    request = urllib.request.Request(  # noqa: S310 - the settings take http and https only
-        f"{alertmanager.rstrip('/')}/api/v2/alerts",
-        data=json.dumps(posted).encode(),
-        headers={"Content-Type": "application/json"},
-    )
     try:
-        with urllib.request.urlopen(request, timeout=SECONDS):  # noqa: S310
-            pass
-    except OSError as error:
+        http_client.send(f"{alertmanager.rstrip('/')}/api/v2/alerts", json.dumps(body).encode(), seconds=SECONDS)
+    except RemoteServiceError as error:
         raise AlertError(
-            f"Alertmanager did not take {len(posted)} alerts: {error}. Check ML_PLATFORM_ALERTMANAGER_URL. "
-            "They stand in the log."
+            f"Alertmanager did not accept {len(body)} alerts: {error} Check ML_PLATFORM_ALERTMANAGER_URL. "
+            "The alerts are in the log."
         ) from error

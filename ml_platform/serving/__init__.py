@@ -1,1 +1,1 @@
-"""The prediction server: it obeys the traffic plan and serves what the ledger names, bytes verified; no Dagster."""
+"""The prediction server: it follows the traffic plan and serves verified versions from the ledger; no Dagster."""

@@ -1,8 +1,8 @@
-"""What a host's workers are to serve, as the supervisor leaves it for them in one file.
+"""The desired state of a host's workers: the versions to serve, written to one file by the supervisor.
 
-``state.json`` is written whole or not at all, and is on the disk before anybody is told of it: a host that restarts
-while database and MLflow are down goes on with it. Nothing in it is believed further than its digests: what a worker
-loads must have them.
+``state.json`` is written atomically and synced to disk before the workers are notified, so a host that restarts while
+database and MLflow are down continues with it. The file proves nothing by itself: a worker loads only model files that
+match the digests in it.
 """
 
 import json
@@ -11,29 +11,29 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ml_platform import durable
 from ml_platform.errors import StorageError
-from ml_platform.records import canonical_json
-from ml_platform.traffic import Mode, TrafficPlan
+from ml_platform.records.canonical import canonical_json
+from ml_platform.records.traffic import Mode, TrafficPlan
+from ml_platform.storage import atomic_files
 
 STATE_FILE = "state.json"
-# The sequence of a plan that no database holds: that of a rollback which the ledger has not heard of yet.
+# Sequence of a plan that is not in the database: that of a rollback which is not in the ledger yet.
 OVERRIDE = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServedVersion:
-    """A version with what proves its files.
+    """A version and the digests that verify its files.
 
     Parameters
     ----------
     version : int
     candidate : str
-        Names the folder of its kept copy.
+        Names the folder of the local copy.
     model_digest : str
-        Hex sha256 of the model's file, as the verdict that the ledger names says.
+        Hex sha256 of the model's file, from the verdict that the ledger names.
     served_digest : str
-        Hex sha256 of the list of the files that a server needs, each with its own.
+        Hex sha256 of the list of the files that a server needs, which contains each file's sha256.
     """
 
     version: int
@@ -44,28 +44,30 @@ class ServedVersion:
 
 @dataclass(frozen=True, kw_only=True)
 class DesiredState:
-    """What a host is to serve.
+    """The versions that a host has to serve, and the traffic plan between them.
 
     Parameters
     ----------
     model : str
     revision : int
-        Counts what was written to the file; a worker says which one it obeys.
+        Number of the file's contents, one higher after each write; workers report the revision that they serve.
     plan : TrafficPlan
     arms : mapping of int to ServedVersion
-        What must be loaded: the versions of the plan whose files are here, and what a rollback would return to.
+        Versions to load: those of the plan whose files are on this host, and the target of a rollback.
     known : tuple of ServedVersion
-        The champions that stand before the present one, the newest last, whose files are here: a rollback may go there.
+        Earlier champions whose files are on this host, the newest last: possible targets of a rollback.
     deadline_ms : float
-        How long a successor may take before the stable version answers in its place.
+        Time that a successor has to answer before the stable version answers instead, in milliseconds.
     ledger_head : tuple of (int, str)
-        Sequence and digest of the last entry that was seen of the ledger.
+        Sequence and digest of the ledger's last entry when this state was made.
     decision : int
         Sequence of the ledger's entry that made the champion.
     stale : str
-        Why this may be out of date; empty if it is not.
+        Reason why this state may be out of date; empty if it is not.
     override : str
-        The rollback of the journal that this follows and the ledger does not say yet; empty if there is none.
+        Id of the journal's rollback that this state follows and the ledger does not contain yet; empty if none.
+    problems : mapping of int to str
+        Reason why a version cannot be loaded, by version.
     """
 
     model: str
@@ -82,11 +84,11 @@ class DesiredState:
 
     @property
     def champion(self) -> int:
-        """The version that traffic is on its way to, or has arrived at."""
+        """The version that gets all traffic now, or will when the rollout ends."""
         return self.plan.successor if self.plan.successor is not None else self.plan.stable
 
     def same_as(self, other: "DesiredState") -> bool:
-        """Whether two states ask for the same, whatever their revisions are."""
+        """Return True if two states differ at most in their revision."""
         return replace(self, revision=0) == replace(other, revision=0)
 
     @property
@@ -96,28 +98,28 @@ class DesiredState:
             {
                 **asdict(self),
                 "plan": json.loads(self.plan.document),
-                "arms": {str(version): asdict(arm) for version, arm in self.arms.items()},
+                "arms": {str(version): asdict(served) for version, served in self.arms.items()},
                 "problems": {str(version): problem for version, problem in self.problems.items()},
             }
         )
 
     @classmethod
     def from_document(cls, text: str) -> "DesiredState":
-        """Read a state back from its canonical JSON."""
+        """Parse a state from its canonical JSON."""
         fields: dict[str, Any] = json.loads(text)
         sequence, digest = fields["ledger_head"]
-        read = {
+        parsed = {
             "plan": TrafficPlan.from_document(json.dumps(fields["plan"])),
-            "arms": {int(version): ServedVersion(**arm) for version, arm in fields["arms"].items()},
-            "known": tuple(ServedVersion(**one) for one in fields["known"]),
+            "arms": {int(version): ServedVersion(**served) for version, served in fields["arms"].items()},
+            "known": tuple(ServedVersion(**served) for served in fields["known"]),
             "ledger_head": (int(sequence), str(digest)),
             "problems": {int(version): problem for version, problem in fields["problems"].items()},
         }
-        return cls(**{**fields, **read})
+        return cls(**{**fields, **parsed})
 
 
-def overridden(state: DesiredState, target: ServedVersion, *, journal: str, reason: str, actor: str) -> DesiredState:
-    """Return the state in which one version answers everything, because somebody rolled back to it."""
+def override_plan(state: DesiredState, target: ServedVersion, *, journal: str, reason: str, actor: str) -> DesiredState:
+    """Return the state after a rollback: the target version gets all traffic."""
     plan = replace(
         state.plan,
         sequence=OVERRIDE,
@@ -133,23 +135,23 @@ def overridden(state: DesiredState, target: ServedVersion, *, journal: str, reas
 
 
 def write_state(folder: Path, state: DesiredState) -> None:
-    """Leave a state for the workers of a host; it is on the disk when this returns.
+    """Write a state for a host's workers; it is synced to disk when this returns.
 
     Raises
     ------
     StorageError
-        It could not be written; the one before is still there.
+        The file could not be written; the previous state is still there.
     """
-    durable.write(folder / STATE_FILE, state.document.encode())
+    atomic_files.write(folder / STATE_FILE, state.document.encode())
 
 
 def read_state(folder: Path) -> DesiredState | None:
-    """Return the state that was left in a folder; ``None`` where there is none.
+    """Read the state in a folder; ``None`` if there is no file.
 
     Raises
     ------
     StorageError
-        The file is not what the platform wrote.
+        The file cannot be read, or was not written by the platform.
     """
     path = folder / STATE_FILE
     try:
@@ -158,5 +160,6 @@ def read_state(folder: Path) -> DesiredState | None:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise StorageError(
-            f"{path} is not what the platform wrote: {error}. Remove it: the server makes it again from the ledger."
+            f"Could not read the server's state in {path}: {error}. Delete the file: the server writes it again from "
+            "the ledger."
         ) from error

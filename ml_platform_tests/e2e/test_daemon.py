@@ -14,19 +14,20 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from ml_platform import workflows
+from ml_platform.data.ingest import publish_batches, store_raw_batches
+from ml_platform.data.landing import land_files, waiting_arrivals
 from ml_platform.errors import SecondDaemonError
-from ml_platform.liveness import last_words
-from ml_platform.one_daemon import LEFT, LOCK, require_no_daemon
-from ml_platform.settings import Settings
-from ml_platform.workflows import Platform
-from ml_platform_tests import fakes
-from ml_platform_tests.e2e.servers import ROOT, parquet, wait_for
-from ml_platform_tests.small_location import SPECS, TRIGGERS
+from ml_platform.orchestration.daemon_lock import LEFT, LOCK, require_no_daemon
+from ml_platform.orchestration.run_monitoring import exit_reason
+from ml_platform.platform import Platform
+from ml_platform.settings import PROJECT_ROOT, Settings
+from ml_platform_tests.support import fakes
+from ml_platform_tests.support.daemon_location import SPECS, TRIGGERS
+from ml_platform_tests.support.dev_servers import parquet, wait_for
 
 FAILURE = dg.DagsterRunStatus.FAILURE
-# What a daemon does in a tick that takes files, in this order. One test dies at two of these calls, a longer one at
-# all: behind the first the files have partitions and no run, before the second they have a run that is not queued.
+# A daemon's calls in a tick that publishes files, in this order. One test kills it at one of them, a longer one at all:
+# after the first, the files have partitions and no run; before the second, they have a run that is not queued.
 ADD, SUBMIT = (f"dagster:DagsterInstance.{call}" for call in ("add_dynamic_partitions", "submit_run"))
 IN_A_TICK = [(ADD, "before"), (ADD, "after"), (SUBMIT, "before"), (SUBMIT, "after")]
 
@@ -34,11 +35,11 @@ pytestmark = pytest.mark.e2e
 
 
 class Stack:
-    """A deployment in a folder: its code server, daemons that are started on it, and a look at both from outside."""
+    """A deployment in a folder: its code server, daemons started on it, and their state as seen from outside."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        (folder / "dagster.yaml").write_text((ROOT / "dagster.yaml").read_text())
+        (folder / "dagster.yaml").write_text((PROJECT_ROOT / "dagster.yaml").read_text())
         self.instance = dg.DagsterInstance.from_config(str(folder))
         socket = folder / "code.sock"
         server = f"{{socket: {socket}, location_name: small}}"
@@ -46,14 +47,14 @@ class Stack:
         self.platform = Platform(Settings(home=folder / "var", code_revision="0" * 40))
         for model in SPECS:
             self.platform.zone.prepare(model)
-        location = ["--module-name", "ml_platform_tests.small_location", "--location-name", "small"]
+        location = ["--module-name", "ml_platform_tests.support.daemon_location", "--location-name", "small"]
         self.log, self.processes = folder / "log", list[subprocess.Popen[bytes]]()
         self.server = self.start("dagster", "api", "grpc", *location, "--socket", socket)
         wait_for("the code server", socket.exists)
 
     def start(self, *command: Any, pass_fds: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:
         home = {"DAGSTER_HOME": self.folder, "ML_PLATFORM_HOME": self.folder / "var"}
-        more = {"ML_PLATFORM_CODE_REVISION": "0" * 40, "ML_PLATFORM_TRAINING_MEMORY": str(2**30)}
+        more = {"ML_PLATFORM_CODE_REVISION": "0" * 40, "ML_PLATFORM_TRAINING_MEMORY_BYTES": str(2**30)}
         with self.log.open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-W", "ignore", "-m", *map(str, command)],
@@ -83,21 +84,21 @@ class Stack:
             process.wait()
 
     def drop(self, name: str, first: int, model: str = "visits") -> None:
-        """Let a file with its manifest appear."""
-        workflows.land_files(self.platform, model, {name: parquet(fakes.visits(100, first=first))})
+        """Drop a file with its manifest."""
+        land_files(self.platform, model, {name: parquet(fakes.visits(100, first=first))})
 
     def publish(self, model: str) -> None:
-        """Let a model have rows to be trained on."""
+        """Publish rows for a model."""
         self.drop("a.parquet", 1, model)
-        keys = [arrival.key for arrival in workflows.waiting_arrivals(self.platform, model)]
-        workflows.keep_raw_batches(self.platform, model, keys)
-        workflows.publish_batches(self.platform, SPECS[model], keys)
+        keys = [arrival.key for arrival in waiting_arrivals(self.platform, model)]
+        store_raw_batches(self.platform, model, keys)
+        publish_batches(self.platform, SPECS[model], keys)
 
     def outcomes(self) -> dict[str, str]:
         return {row["name"]: row["outcome"] for row in self.platform.database.arrival_outcomes("visits")}
 
     def has_ticked_since(self, moment: float) -> bool:
-        """Whether the sensor that takes files looked once more, and was done."""
+        """Return True if the arrival sensor has finished a tick since."""
         (state,) = [s for s in self.instance.all_instigator_state() if s.name == TRIGGERS["visits"]]
         ticks = self.instance.get_ticks(state.instigator_origin_id, state.selector_id, after=moment)
         return any(tick.end_timestamp for tick in ticks)
@@ -122,15 +123,15 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             started.stop()
 
 
-def die_within_ticks(stack: Stack, ticks: list[tuple[str, str]]) -> set[str]:
-    """Let one daemon after the other die in a tick, and more files appear; return the names of all files."""
+def kill_within_ticks(stack: Stack, ticks: list[tuple[str, str]]) -> set[str]:
+    """Drop a file and kill a daemon in a tick, one after the other; return the names of all files."""
     dropped = set()
     for number, (where, when) in enumerate(ticks):
         name = f"{len(ticks)}-{number}.parquet"
         stack.drop(name, first=10_000 * len(ticks) + 1_000 * number)
         dropped.add(name)
-        died = stack.start("ml_platform_tests.dying_daemon", where, when, "workspace.yaml")
-        assert died.wait(60) == -signal.SIGKILL, stack.log.read_text()[-3_000:]
+        daemon = stack.start("ml_platform_tests.support.killed_daemon", where, when, "workspace.yaml")
+        assert daemon.wait(60) == -signal.SIGKILL, stack.log.read_text()[-3_000:]
     return dropped
 
 
@@ -138,25 +139,23 @@ def die_within_ticks(stack: Stack, ticks: list[tuple[str, str]]) -> set[str]:
 @pytest.mark.parametrize(
     "ticks", [IN_A_TICK[2:3], pytest.param(IN_A_TICK, marks=pytest.mark.soak)], ids=["one call", "every call"]
 )
-def test_a_daemon_that_is_killed_within_a_tick_loses_and_doubles_no_file(
-    stack: Stack, ticks: list[tuple[str, str]]
-) -> None:
-    dropped = die_within_ticks(stack, ticks)
+def test_killed_daemon_publishes_each_file_once(stack: Stack, ticks: list[tuple[str, str]]) -> None:
+    dropped = kill_within_ticks(stack, ticks)
 
     with stack.daemon():
         wait_for("every outcome", lambda: dropped <= set(stack.outcomes()))
-        wait_for("a tick that asks for nothing more, or for too much", partial(stack.has_ticked_since, time.time()))
+        wait_for("one more tick", partial(stack.has_ticked_since, time.time()))
 
-    # Each was published by the only run that was asked to.
-    found = [row for row in stack.platform.database.arrival_outcomes("visits") if row["name"] in dropped]
-    assert sorted(row["name"] for row in found) == sorted(dropped)
-    assert {row["outcome"] for row in found} == {"published"}
+    # Each was published by one run.
+    rows = [row for row in stack.platform.database.arrival_outcomes("visits") if row["name"] in dropped]
+    assert sorted(row["name"] for row in rows) == sorted(dropped)
+    assert {row["outcome"] for row in rows} == {"published"}
     ranges = [run.tags["dagster/asset_partition_range_start"] for run in stack.runs("visits_ingest")]
     assert len(set(ranges)) == len(ranges)
 
 
 @pytest.mark.fault("P6")
-def test_a_second_daemon_leaves_and_says_why(stack: Stack) -> None:
+def test_second_daemon_exits_with_a_message(stack: Stack) -> None:
     before, (reads, writes) = stack.instance.get_daemon_heartbeats(), os.pipe()
     with stack.platform.database.locked(LOCK) as held:
         assert held
@@ -173,20 +172,20 @@ def test_a_second_daemon_leaves_and_says_why(stack: Stack) -> None:
 
 
 @pytest.mark.fault("P4", "P6")
-def test_a_run_that_takes_all_memory_is_red_and_its_neighbours_go_on(stack: Stack) -> None:
+def test_run_out_of_memory_fails_alone(stack: Stack) -> None:
     stack.publish("doomed")
     stack.drop("neighbour.parquet", first=1)
 
     with stack.daemon() as daemon:
-        red = wait_for("the red run", partial(stack.failed, "doomed"))
+        failed = wait_for("the failed run", partial(stack.failed, "doomed"))
         wait_for("the neighbour's outcome", lambda: "neighbour.parquet" in stack.outcomes())
         with pytest.raises(SecondDaemonError):
             require_no_daemon(stack.platform)
         assert (daemon.poll(), stack.server.poll()) == (None, None)
 
-    said = last_words(stack.instance, red.run_id)
-    assert "was terminated by signal 9 (SIGKILL)" in said
-    assert "running out of memory" in said
+    reason = exit_reason(stack.instance, failed.run_id)
+    assert "was terminated by signal 9 (SIGKILL)" in reason
+    assert "running out of memory" in reason
     assert stack.outcomes()["neighbour.parquet"] == "published"
     assert stack.platform.database.newest_candidate("doomed") is None
     assert stack.platform.database.ledger("doomed") == []

@@ -1,4 +1,4 @@
-"""The README's path as a stranger walks it, in a home of its own."""
+"""The README's steps, in a new home."""
 
 import json
 import os
@@ -11,21 +11,24 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from ml_platform.defs.models.churn import churn
+from ml_platform.models.churn import churn
+from ml_platform.settings import PROJECT_ROOT
+from ml_platform_tests.docs.pages import shown_output, without_figures
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 BIN = Path(sys.executable).parent
 
 pytestmark = pytest.mark.e2e
 
 
 class Deployment:
-    """A folder with dagster.yaml and nothing else, and the commands that people call there."""
+    """A folder with dagster.yaml and nothing else, and the commands to call there."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        (folder / "dagster.yaml").write_text((ROOT / "dagster.yaml").read_text())
+        (folder / "dagster.yaml").write_text((PROJECT_ROOT / "dagster.yaml").read_text())
         self.environment = {**os.environ, "DAGSTER_HOME": str(folder), "ML_PLATFORM_HOME": str(folder / "var")}
+
+    demo = ""
 
     def call(self, *command: str) -> subprocess.CompletedProcess[str]:
         program = [str(BIN / command[0]), *command[1:]]
@@ -34,8 +37,8 @@ class Deployment:
         )
 
     def status(self) -> dict[str, Any]:
-        found: list[dict[str, Any]] = json.loads(self.call("ml-platform", "status", "--json").stdout)
-        return found[0]
+        models: list[dict[str, Any]] = json.loads(self.call("ml-platform", "status", "--json").stdout)
+        return models[0]
 
     def champion_in_mlflow(self) -> Any:
         address = f"sqlite:///{self.folder}/var/mlflow.db"
@@ -48,10 +51,11 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
     made = Deployment(tmp_path_factory.mktemp("deployment"))
     done = made.call("ml-platform", "demo")
     assert done.returncode == 0, done.stderr
+    made.demo = done.stdout + done.stderr
     return made
 
 
-def test_the_demo_ends_with_a_champion_that_mlflow_finds(deployment: Deployment) -> None:
+def test_demo_makes_a_champion_in_mlflow(deployment: Deployment) -> None:
     status, version = deployment.status(), deployment.champion_in_mlflow()
 
     assert int(version.version) == status["champion"] >= 1
@@ -61,17 +65,38 @@ def test_the_demo_ends_with_a_champion_that_mlflow_finds(deployment: Deployment)
     assert {f"ml_platform.{name}" for name in lineage} <= {name for name, value in version.tags.items() if value}
 
 
-def test_the_champion_is_explained_by_who_asked_and_what_went_into_it(deployment: Deployment) -> None:
+@pytest.mark.parametrize(
+    ("page", "command"),
+    [
+        ("README.md", "make demo"),
+        ("docs/tutorial.md", "make demo"),
+        ("docs/tutorial.md", "ml-platform explain champion churn"),
+        ("docs/tutorial.md", "ml-platform ledger verify"),
+        ("docs/how-to/operations.md", "ml-platform reconcile churn"),
+    ],
+)
+def test_output_of_a_page_is_current(deployment: Deployment, page: str, command: str) -> None:
+    shown = shown_output((PROJECT_ROOT / page).read_text(), command)
+    done = None if command == "make demo" else deployment.call(*command.split())
+
+    printed = deployment.demo if done is None else done.stdout + done.stderr
+
+    assert shown
+    lines = {without_figures(line) for line in printed.splitlines()}
+    assert [line for line in shown if without_figures(line) not in lines] == []
+
+
+def test_explanation_names_requester_and_arrivals(deployment: Deployment) -> None:
     done = deployment.call("ml-platform", "explain", "champion", "churn", "--json")
 
-    said = json.loads(done.stdout)
-    assert said["ledger"]["verifies"] is True
-    assert said["candidate"]["asked_for_by"].startswith(f"{pwd.getpwuid(os.getuid()).pw_name}@")
-    assert len(said["dataset"]["arrivals"]) == 5
-    assert sum(arrival["rows"] for arrival in said["dataset"]["arrivals"]) == 5_000
+    explanation = json.loads(done.stdout)
+    assert explanation["ledger"]["verifies"] is True
+    assert explanation["candidate"]["asked_for_by"].startswith(f"{pwd.getpwuid(os.getuid()).pw_name}@")
+    assert len(explanation["dataset"]["arrivals"]) == 5
+    assert sum(arrival["rows"] for arrival in explanation["dataset"]["arrivals"]) == 5_000
 
 
-def test_a_second_demo_publishes_nothing_twice_and_says_so(deployment: Deployment) -> None:
+def test_second_demo_publishes_nothing_twice(deployment: Deployment) -> None:
     before = deployment.status()
 
     done = deployment.call("ml-platform", "demo")
@@ -81,7 +106,7 @@ def test_a_second_demo_publishes_nothing_twice_and_says_so(deployment: Deploymen
     assert deployment.status() == before
 
 
-def test_the_command_that_ci_uses_makes_a_new_champion(deployment: Deployment) -> None:
+def test_dagster_materialize_makes_a_new_champion(deployment: Deployment) -> None:
     before = deployment.status()["champion"]
 
     select = ["--select", "group:churn", "-m", "ml_platform.definitions"]
@@ -92,7 +117,7 @@ def test_the_command_that_ci_uses_makes_a_new_champion(deployment: Deployment) -
     assert int(deployment.champion_in_mlflow().version) == before + 1
 
 
-def test_shuffled_labels_close_the_gates_and_leave_the_champion(deployment: Deployment) -> None:
+def test_shuffled_labels_fail_and_the_champion_stays(deployment: Deployment) -> None:
     before = deployment.status()["champion"]
 
     done = deployment.call("ml-platform", "demo", "--shuffle-labels")
@@ -108,7 +133,7 @@ def test_shuffled_labels_close_the_gates_and_leave_the_champion(deployment: Depl
     assert int(deployment.champion_in_mlflow().version) == before
 
 
-def test_the_champion_before_is_back_after_a_rollback_and_the_ledger_verifies(deployment: Deployment) -> None:
+def test_rollback_restores_previous_champion_and_ledger_verifies(deployment: Deployment) -> None:
     before = deployment.status()["champion"]
 
     done = deployment.call("ml-platform", "rollback", "churn", "--reason", "a test")

@@ -1,4 +1,4 @@
-"""`make soak`: what takes longer than a test may. The stack is killed at random moments; nothing is lost or doubled."""
+"""`make soak`: the stack is killed at random moments; no file is lost and none is published twice."""
 
 import os
 import random
@@ -15,21 +15,21 @@ import dagster as dg
 import pandas as pd
 import pytest
 
-from ml_platform import demo
-from ml_platform.defs.models.churn import churn
-from ml_platform.stages import datasets
-from ml_platform.stages.registry import Registry
-from ml_platform_tests.e2e import servers as files
-from ml_platform_tests.e2e.servers import Bad, Bucket, DropZone, Folder, Servers, wait_for
+from ml_platform.data import datasets
+from ml_platform.devtools import demo_data
+from ml_platform.models.churn import churn
+from ml_platform.storage.mlflow_registry import Registry
+from ml_platform_tests.support import dev_servers as files
+from ml_platform_tests.support.dev_servers import Bad, Bucket, DropZone, Folder, Servers, wait_for
 
 KILLS = int(os.environ.get("KILLS", "20"))
 SEED = int(os.environ.get("SEED", "0"))
 ZONE = os.environ.get("ZONE", "folder")
 CUSTOMERS = 5_000
-# Enough of them after every kill for one more retraining; enough before the first for candidates that pass.
+# Enough rows after each kill for one more retraining; enough before the first kill for candidates that pass.
 ROWS, EXPORTS_A_KILL = 35, 3
 BAD = (files.without_a_column, files.out_of_range, files.truncated)
-# Most kills wait until one of these steps is under way, and then for a part of these seconds.
+# Most kills wait for one of these steps, and then for a part of these seconds.
 AIMS = {
     "": 25.0,
     "churn_ingest: churn__raw_batches": 1.0,
@@ -46,18 +46,18 @@ pytestmark = [pytest.mark.e2e, pytest.mark.soak, pytest.mark.timeout(7_200)]
 
 
 def descendants(pid: int) -> list[int]:
-    """Return a process and all that it started, directly or not, as /proc shows them."""
+    """Return a process and all its descendants, as listed in /proc."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rpartition(")")[2].split()
         except OSError:
-            continue  # it ended while we looked
+            continue  # it ended meanwhile
         children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
-    found = [pid]
-    for parent in found:
-        found += children.get(parent, [])
-    return found
+    tree = [pid]
+    for parent in tree:
+        tree += children.get(parent, [])
+    return tree
 
 
 def send(number: signal.Signals, processes: list[int]) -> None:
@@ -69,17 +69,17 @@ def send(number: signal.Signals, processes: list[int]) -> None:
 
 
 def kill_the_stack(servers: Servers) -> None:
-    """Stop the whole tree before any of it dies: what is started meanwhile would get away, and so would its parent."""
+    """Stop the whole tree before killing any of it: processes started meanwhile would survive."""
     stopped: list[int] = []
-    while (found := descendants(servers.process.pid)) != stopped:
-        send(signal.SIGSTOP, found)
-        stopped = found
+    while (tree := descendants(servers.process.pid)) != stopped:
+        send(signal.SIGSTOP, tree)
+        stopped = tree
     send(signal.SIGKILL, stopped)
     servers.process.wait(30)
 
 
 class Stack:
-    """A deployment that is started, killed and started again, and a look at its runs from outside."""
+    """A deployment that is started, killed and restarted, and its runs as seen from outside."""
 
     def __init__(self, folder: Path, zone: DropZone) -> None:
         self.folder, self.zone = folder, zone
@@ -88,23 +88,23 @@ class Stack:
         self.killed = set[str]()
 
     def live(self, *statuses: dg.DagsterRunStatus) -> list[dg.DagsterRun]:
-        """Return the runs in these states but for those that died with a stack before."""
+        """Return the runs in these states, without those that were killed with an earlier stack."""
         runs = self.instance.get_runs(dg.RunsFilter(statuses=list(statuses)))
         return [run for run in runs if run.run_id not in self.killed]
 
-    def require_it_goes_on(self) -> None:
+    def require_running(self) -> None:
         ended = self.servers.process.poll()
         assert ended is None, f"the stack ended with status {ended}: {self.servers.log.read_text()[-2_000:]}"
 
     def is_under_way(self, step: str) -> bool:
-        self.require_it_goes_on()
+        self.require_running()
         return any(self.step_of(run) == step for run in self.live(dg.DagsterRunStatus.STARTED))
 
     def unfinished(self) -> list[dg.DagsterRun]:
         return [run for run in self.instance.get_runs() if not run.is_finished]
 
     def step_of(self, run: dg.DagsterRun) -> str:
-        """Return the job and the step that a run is in, or the state that it is in before or between its steps."""
+        """Return the job and the current step of a run, or its state before or between its steps."""
         step = ""
         for record in self.instance.all_logs(run.run_id):
             if record.dagster_event and record.dagster_event.is_step_start:
@@ -117,14 +117,14 @@ class Stack:
 
     def wait_for_the_moment(self, moments: random.Random) -> None:
         aim = moments.choices(list(AIMS), weights=ODDS)[0]
-        # A step may never come, where a gate failed for instance: the kill does.
+        # A step may never start, for example after a failed gate; the kill does not wait longer.
         deadline = time.monotonic() + LONGEST_AIM
         while aim and time.monotonic() < deadline and not self.is_under_way(aim):
             time.sleep(0.2)
         time.sleep(moments.uniform(0, AIMS[aim]))
 
     def kill(self) -> list[str]:
-        """Kill everything; return the steps that were under way."""
+        """Kill everything; return the steps that were in progress."""
         kill_the_stack(self.servers)
         live = self.live(dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED)
         self.killed |= {run.run_id for run in live}
@@ -134,21 +134,21 @@ class Stack:
         self.servers = Servers(self.folder, self.zone)
 
     def is_at_rest(self, arrivals: int) -> bool:
-        """Whether every file has its outcome, a champion stands, and no run is left or due."""
-        self.require_it_goes_on()
+        """Return True if every file has an outcome, there is a champion, and no run is left or due."""
+        self.require_running()
         done = len(self.servers.outcomes()) >= arrivals and self.servers.champion() is not None
         return done and not self.unfinished() and not self.is_retraining_due()
 
     def is_retraining_due(self) -> bool:
         newest = self.servers.database.newest_candidate("churn")
         version = newest.lineage.dataset_version if newest else None
-        return self.servers.database.rows_published_after("churn", version) >= churn.min_new_rows
+        return self.servers.database.rows_published_after("churn", version) >= churn.retraining.min_new_rows
 
 
 def customers(first: int, number: int) -> pd.DataFrame:
-    """Return customers `first`, counted from 0, and those after, whom no other file has."""
-    rows = pd.read_parquet(demo.DATA).iloc[first : first + number]
-    times = pd.date_range(demo.START, periods=len(rows), freq="min", unit="us")
+    """Return `number` customers from `first` on, counted from 0; no other file has them."""
+    rows = pd.read_parquet(demo_data.DATA).iloc[first : first + number]
+    times = pd.date_range(demo_data.START, periods=len(rows), freq="min", unit="us")
     return rows.assign(customer=range(first + 1, first + number + 1), observed_at=times)
 
 
@@ -157,7 +157,7 @@ def first_file() -> bytes:
 
 
 def good_files(kill: int) -> dict[str, bytes]:
-    """Return what is dropped before a kill: each of the customers left over in one of all these files."""
+    """Return the files dropped before a kill; each remaining customer is in one of all these files."""
     numbers = range(kill * EXPORTS_A_KILL, (kill + 1) * EXPORTS_A_KILL)
     start = CUSTOMERS - KILLS * EXPORTS_A_KILL * ROWS
     return {f"export-{n:03}.parquet": files.parquet(customers(start + n * ROWS, ROWS)) for n in numbers}
@@ -187,17 +187,15 @@ def stack(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.fault("P3", "P5")
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="without /proc the stack's processes are not found")
-def test_killing_the_stack_at_random_moments_loses_and_doubles_nothing(
-    stack: Stack, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_killed_stack_publishes_each_file_once(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
     moments = random.Random(SEED)  # noqa: S311 - moments, not secrets
     good, bad, hit = {"first.parquet"}, dict[str, Bad](), list[str]()
     stack.zone.drop("first.parquet", first_file())
     for kill in range(KILLS):
-        dropped, spoilt = good_files(kill), bad_file(kill)
-        for name, data in {**dropped, **{name: file.data for name, file in spoilt.items()}}.items():
+        dropped, rejected = good_files(kill), bad_file(kill)
+        for name, data in {**dropped, **{name: file.data for name, file in rejected.items()}}.items():
             stack.zone.drop(name, data)
-        good, bad = good | set(dropped), bad | spoilt
+        good, bad = good | set(dropped), bad | rejected
         stack.wait_for_the_moment(moments)
         now = stack.kill()
         hit += now
@@ -207,7 +205,7 @@ def test_killing_the_stack_at_random_moments_loses_and_doubles_nothing(
         stack.start_again()
 
     began = time.monotonic()
-    wait_for("rest", partial(stack.is_at_rest, len(good) + len(bad)), seconds=900)
+    wait_for("the end of all runs", partial(stack.is_at_rest, len(good) + len(bad)), seconds=900)
     with capsys.disabled():
         sys.stdout.write(f"\nat rest {time.monotonic() - began:.0f} s after the last start; {len(hit)} runs were hit")
         sys.stdout.write("".join(f"\n{number:4} {step}" for step, number in Counter(hit).most_common()) + "\n")
@@ -231,7 +229,7 @@ def require_each_file_once(stack: Stack, good: set[str], bad: dict[str, Bad]) ->
 
 
 def require_one_champion(stack: Stack) -> None:
-    """Of the ledger: nothing was promoted twice, and the alias in the registry is its last entry."""
+    """Check the ledger: no candidate was promoted twice, and the registry's alias is its last entry."""
     history = stack.servers.database.history("churn")
     verdicts = [entry.verdict_digest for entry in history]
     assert len(set(verdicts)) == len(verdicts)

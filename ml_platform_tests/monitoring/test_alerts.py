@@ -5,7 +5,7 @@ import pytest
 
 from ml_platform.errors import AlertError
 from ml_platform.monitoring.alerts import Alert, send, write_log
-from ml_platform_tests import fakes
+from ml_platform_tests.support import fakes
 
 ALERT = Alert(name="TickFailed", summary="403 from the landing zone", labels={"sensor": "visits_arrivals"})
 
@@ -24,12 +24,15 @@ def test_alertmanager_gets_name_labels_and_summary() -> None:
     ]
 
 
-def test_an_alert_that_is_not_taken_is_an_error() -> None:
-    with fakes.Alertmanager(status=500).running() as address, pytest.raises(AlertError, match="did not take 1 alerts"):
+def test_send_rejected_alert_is_an_error() -> None:
+    with (
+        fakes.Alertmanager(status=500).running() as address,
+        pytest.raises(AlertError, match="did not accept 1 alerts"),
+    ):
         send([ALERT], address)
 
 
-def test_a_server_that_is_not_there_is_an_error_without_its_password() -> None:
+def test_send_unreachable_server_error_hides_password() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -1,1 +1,1 @@
-"""Tests of the stages, one file each."""
+"""Tests of the prediction server, one file per module."""

@@ -1,4 +1,4 @@
-"""What waits becomes one call; one bad record costs nobody else an answer."""
+"""Tests of batching: queued requests become one call, and an invalid record fails alone."""
 
 import asyncio
 import threading
@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from ml_platform.errors import BusyError, PredictionError
-from ml_platform.predictor import Answers
-from ml_platform.request_contract import Record
-from ml_platform.serving.batching import Batcher
+from ml_platform.inference.predictor import Answers
+from ml_platform.inference.request_contract import Record
+from ml_platform.serving.worker.batching import Batcher
 
-BAD, ODD, FEW = -1, -2, -3
+RAISES, NAN, MISSING = -1, -2, -3
 
 
 class Model:
-    """Says half of each record's only value; `gate` holds a call back, `calls` are their sizes."""
+    """Scores each record as half of its only value; a closed `gate` blocks calls, `calls` has their sizes."""
 
     def __init__(self) -> None:
         self.calls = list[int]()
@@ -29,17 +29,17 @@ class Model:
         self.entered.set()
         assert self.gate.wait(20)
         values = [record[0] for record in records]
-        if BAD in values:
+        if RAISES in values:
             raise KeyError("no such plan")
-        scores = [float("nan") if value == ODD else value / 2 for value in values if value != FEW]
+        scores = [float("nan") if value == NAN else value / 2 for value in values if value != MISSING]
         return Answers(scores, values)
 
 
-async def held(model: Model, batcher: Batcher) -> "asyncio.Task[Answers]":
-    """Ask one record and return once the model is at it, held back."""
+async def start_blocked_call(model: Model, batcher: Batcher) -> "asyncio.Task[Answers]":
+    """Request a prediction of one record, and return when the model is blocked in it."""
     model.gate.clear()
     model.entered.clear()
-    task = asyncio.create_task(batcher.ask([(0,)]))
+    task = asyncio.create_task(batcher.predict([(0,)]))
     await asyncio.to_thread(model.entered.wait, 20)
     return task
 
@@ -50,11 +50,11 @@ def run(body: Callable[[Model], Coroutine[Any, Any, None]]) -> Model:
     return model
 
 
-def test_an_idle_model_is_asked_at_once_and_a_busy_one_for_all_that_waits() -> None:
+def test_requests_to_a_busy_model_become_one_call() -> None:
     async def body(model: Model) -> None:
         batcher = Batcher(model.predict)
-        first = await held(model, batcher)
-        others = [asyncio.create_task(batcher.ask([(n,), (n + 1,)])) for n in range(1, 20)]
+        first = await start_blocked_call(model, batcher)
+        others = [asyncio.create_task(batcher.predict([(n,), (n + 1,)])) for n in range(1, 20)]
         await asyncio.sleep(0)
         assert batcher.waiting == 38
         model.gate.set()
@@ -65,96 +65,97 @@ def test_an_idle_model_is_asked_at_once_and_a_busy_one_for_all_that_waits() -> N
     assert run(body).calls == [1, 38]
 
 
-def test_requests_of_one_turn_of_the_loop_go_together() -> None:
+def test_concurrent_requests_become_one_call() -> None:
     async def body(model: Model) -> None:
         batcher = Batcher(model.predict)
-        await asyncio.gather(*(batcher.ask([(n,)]) for n in range(8)))
+        await asyncio.gather(*(batcher.predict([(n,)]) for n in range(8)))
         await batcher.close()
 
     assert run(body).calls == [8]
 
 
-def test_a_call_is_bounded_also_for_a_long_request() -> None:
+def test_long_request_is_split_into_several_calls() -> None:
     async def body(model: Model) -> None:
-        batcher = Batcher(model.predict, most_in_a_call=4)
-        first = await held(model, batcher)
-        asked = [asyncio.create_task(batcher.ask([(n,)] * size)) for n, size in enumerate((3, 2, 10, 1))]
+        batcher = Batcher(model.predict, max_records_per_call=4)
+        first = await start_blocked_call(model, batcher)
+        tasks = [asyncio.create_task(batcher.predict([(n,)] * size)) for n, size in enumerate((3, 2, 10, 1))]
         await asyncio.sleep(0)
         model.gate.set()
         await first
-        assert [len(answers.scores) for answers in await asyncio.gather(*asked)] == [3, 2, 10, 1]
+        assert [len(answers.scores) for answers in await asyncio.gather(*tasks)] == [3, 2, 10, 1]
         await batcher.close()
 
     assert run(body).calls == [1, 3, 2, 4, 4, 2, 1]
 
 
-@pytest.mark.parametrize(("bad", "said"), [(BAD, "KeyError"), (ODD, "finite"), (FEW, "must answer 1 records")])
-def test_a_record_that_the_model_cannot_answer_fails_alone(bad: int, said: str) -> None:
+@pytest.mark.parametrize(("bad", "message"), [(RAISES, "KeyError"), (NAN, "finite"), (MISSING, "each of 1 records")])
+def test_record_that_fails_does_not_fail_others(bad: int, message: str) -> None:
     async def body(model: Model) -> None:
         batcher = Batcher(model.predict)
-        found = await asyncio.gather(*(batcher.ask([(n,)]) for n in (1, 2, bad, 3)), return_exceptions=True)
-        assert [one.predictions for one in found if isinstance(one, Answers)] == [[1], [2], [3]]
-        assert isinstance(found[2], PredictionError)
-        assert said in str(found[2])
-        assert await batcher.ask([(4,)]) == Answers([2.0], [4])
+        results = await asyncio.gather(*(batcher.predict([(n,)]) for n in (1, 2, bad, 3)), return_exceptions=True)
+        assert [result.predictions for result in results if isinstance(result, Answers)] == [[1], [2], [3]]
+        assert isinstance(results[2], PredictionError)
+        assert message in str(results[2])
+        assert await batcher.predict([(4,)]) == Answers([2.0], [4])
         await batcher.close()
 
     assert run(body).calls == [4, 1, 1, 1, 1, 1]
 
 
-def test_one_of_several_classes_that_is_not_finite_fails() -> None:
+def test_multiclass_score_that_is_not_finite_fails() -> None:
     async def body(_: Model) -> None:
         batcher = Batcher(lambda records: Answers([[0.5, float("inf")]] * len(records), [0] * len(records)))
         with pytest.raises(PredictionError, match="finite"):
-            await batcher.ask([(1,)])
+            await batcher.predict([(1,)])
         await batcher.close()
 
     run(body)
 
 
-def test_more_than_may_wait_is_refused_and_nothing_is_lost() -> None:
+def test_full_queue_refuses_and_loses_no_request() -> None:
     async def body(model: Model) -> None:
-        batcher = Batcher(model.predict, most_waiting=3)
-        first = await held(model, batcher)
-        waiting = [asyncio.create_task(batcher.ask([(n,)])) for n in (1, 2, 3)]
+        batcher = Batcher(model.predict, max_waiting=3)
+        first = await start_blocked_call(model, batcher)
+        waiting = [asyncio.create_task(batcher.predict([(n,)])) for n in (1, 2, 3)]
         await asyncio.sleep(0)
-        with pytest.raises(BusyError, match="3 do"):
-            await batcher.ask([(4,)])
+        with pytest.raises(BusyError, match="3 are waiting"):
+            await batcher.predict([(4,)])
         model.gate.set()
         assert [(await task).predictions for task in (first, *waiting)] == [[0], [1], [2], [3]]
-        assert (await batcher.ask([(n,) for n in range(9)])).predictions == list(range(9))  # nobody waits: taken
+        # An empty queue accepts a request of any size.
+        assert (await batcher.predict([(n,) for n in range(9)])).predictions == list(range(9))
         await batcher.close()
 
     run(body)
 
 
-def test_who_gives_up_is_not_asked_for() -> None:
+def test_cancelled_request_is_not_predicted() -> None:
     async def body(model: Model) -> None:
         batcher = Batcher(model.predict)
-        first = await held(model, batcher)
-        impatient = asyncio.create_task(batcher.ask([(1,)]))
-        patient = asyncio.create_task(batcher.ask([(2,), (2,)]))
+        first = await start_blocked_call(model, batcher)
+        cancelled = asyncio.create_task(batcher.predict([(1,)]))
+        kept = asyncio.create_task(batcher.predict([(2,), (2,)]))
         await asyncio.sleep(0)
-        impatient.cancel()
+        cancelled.cancel()
         first.cancel()
         model.gate.set()
-        assert (await patient).predictions == [2, 2]
+        assert (await kept).predictions == [2, 2]
         assert batcher.waiting == 0
         await batcher.close()
 
     assert run(body).calls == [1, 2]
 
 
-def test_closing_answers_what_was_asked_and_takes_nothing_more() -> None:
+def test_close_answers_queued_requests_and_refuses_new() -> None:
     async def body(model: Model) -> None:
         batcher = Batcher(model.predict)
-        first = await held(model, batcher)
-        second = asyncio.create_task(batcher.ask([(1,)]))
+        first = await start_blocked_call(model, batcher)
+        second = asyncio.create_task(batcher.predict([(1,)]))
         await asyncio.sleep(0)
         closing = asyncio.create_task(batcher.close())
         await asyncio.sleep(0)
         with pytest.raises(BusyError):
-            await batcher.ask([(2,)])
+            await batcher.predict([(2,)])
         assert not closing.done()
         model.gate.set()
         await closing
@@ -163,7 +164,7 @@ def test_closing_answers_what_was_asked_and_takes_nothing_more() -> None:
     run(body)
 
 
-def test_closing_an_idle_one_ends_at_once() -> None:
+def test_close_of_idle_batcher_returns_at_once() -> None:
     async def body(model: Model) -> None:
         await Batcher(model.predict).close()
 

@@ -1,0 +1,117 @@
+"""The command line: a thin layer over the package. Only commands that launch a run import Dagster.
+
+Exit status: 0 success; 1 the command finished, but something was refused (a gate failed, a file was quarantined);
+2 the command failed: its message names the cause and the next step.
+"""
+
+import logging
+import sys
+import traceback
+from collections.abc import Callable
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from ml_platform.cli import automation, ci, data, lifecycle, local, predict, serve, status, traffic
+from ml_platform.cli.common import FAILED, progress
+from ml_platform.errors import PlatformError
+
+Command = Callable[..., None]
+
+
+def _build_group(text: str, commands: dict[str, Command]) -> typer.Typer:
+    group = typer.Typer(help=text, no_args_is_help=True)
+    for name, command in commands.items():
+        group.command(name)(command)
+    return group
+
+
+# Commands by help panel, in the order of `ml-platform --help`.
+PANELS: dict[str, dict[str, Command | typer.Typer]] = {
+    "Data": {
+        "land": data.land,
+        "ingest": data.ingest,
+        "quarantine": _build_group(
+            "Show quarantined data; release rows that pass now.",
+            {"show": data.quarantine_show, "release": data.quarantine_release},
+        ),
+        "forget": data.forget,
+    },
+    "Lifecycle": {
+        "models": automation.models,
+        "status": status.status,
+        "retrain": lifecycle.retrain,
+        "approve": lifecycle.approve,
+        "reconcile": lifecycle.reconcile,
+    },
+    "Serving": {
+        "serve": serve.serve,
+        "predict": predict.predict,
+        "rollout": _build_group(
+            "Show a champion's rollout or wait for it to finish.",
+            {"status": traffic.rollout_status, "wait": traffic.rollout_wait},
+        ),
+        "rollback": traffic.rollback,
+    },
+    "Governance": {
+        "history": status.history,
+        "explain": _build_group(
+            "Explain why a version is or is not champion.",
+            {"champion": status.explain_champion, "version": status.explain_version},
+        ),
+        "reproduce": lifecycle.reproduce,
+        "ledger": _build_group(
+            "Verify the record of approvals, promotions and rollbacks.", {"verify": status.ledger_verify}
+        ),
+    },
+    "CI": {
+        "ci": _build_group(
+            "Run quality gates on a change or a registered version.",
+            {"affected": ci.affected, "compare": ci.compare, "report": ci.report, "check-version": ci.check_version},
+        ),
+        "webhook-server": automation.webhook_server,
+    },
+    "Local": {"demo": local.demo, "dev": local.dev},
+}
+
+
+class _PanelOrder(TyperGroup):
+    def list_commands(self, ctx: object) -> list[str]:  # noqa: ARG002 - typer's signature
+        """Return commands in the order of `PANELS`; typer lists sub-apps first."""
+        return [name for commands in PANELS.values() for name in commands]
+
+
+app = typer.Typer(
+    cls=_PanelOrder,
+    help="Train, evaluate, promote and serve models, with verifiable evidence for each decision.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for panel, commands in PANELS.items():
+    for name, command in commands.items():
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name, rich_help_panel=panel)
+        else:
+            app.command(name, rich_help_panel=panel)(command)
+
+
+class _Progress(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        progress.print(f"  {record.getMessage()}", markup=False)
+
+
+def main() -> None:
+    """Run the command line; print a platform error as one message and exit with status 2."""
+    logger = logging.getLogger("ml_platform")
+    logger.addHandler(_Progress())
+    logger.setLevel(logging.INFO)
+    try:
+        app()
+    except PlatformError as error:
+        Console(stderr=True, style="red", highlight=False).print(f"error: {error}", markup=False, soft_wrap=True)
+        sys.exit(FAILED)
+    except Exception:  # noqa: BLE001 - a bug: print the traceback; exit status 1 would mean "refused"
+        traceback.print_exc()
+        sys.exit(FAILED)

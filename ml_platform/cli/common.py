@@ -1,0 +1,39 @@
+"""Consoles, options, arguments and exit statuses that commands share."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ml_platform.errors import ConfigurationError
+from ml_platform.models import discovery
+
+progress = Console(stderr=True, highlight=False, soft_wrap=True)
+# Files and logs have no width: 160 columns keep the rows of tables on one line.
+output = Console(highlight=False, width=None if sys.stdout and sys.stdout.isatty() else 160)
+
+Model = Annotated[str, typer.Argument(help="Model name, e.g. churn.")]
+Version = Annotated[int, typer.Argument(help="Version number in the registry.")]
+Reason = Annotated[str, typer.Option(help="Reason, stored in the ledger.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+REFUSED = 1
+FAILED = 2
+FIRST = 10
+
+
+@contextlib.contextmanager
+def working(message: str) -> Iterator[None]:
+    """Print the current work, with a spinner on a terminal."""
+    progress.print(message, style="bold")
+    with progress.status(message) if progress.is_terminal else contextlib.nullcontext():
+        yield
+
+
+def require_model(model: str) -> None:
+    """Raise ConfigurationError for an undeclared model, without importing any model."""
+    models = discovery.names()
+    if model not in models:
+        raise ConfigurationError(f"There is no model {model!r}. Declared models: {', '.join(models) or 'none'}.")

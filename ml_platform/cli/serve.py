@@ -1,0 +1,30 @@
+"""`ml-platform serve`: the prediction server of one model."""
+
+import logging
+from typing import Annotated
+
+import typer
+
+from ml_platform.cli.common import Model
+
+
+def serve(
+    model: Model,
+    port: Annotated[int, typer.Option(help="Port of the prediction API; 0 selects a free port.")] = 8080,
+    admin_port: Annotated[int, typer.Option(help="Port of the admin API; 0 selects a free port.")] = 8081,
+    workers: Annotated[int, typer.Option(help="Number of worker processes.", min=1, max=256)] = 1,
+    host: Annotated[str, typer.Option(help="Address to bind both ports to.")] = "127.0.0.1",
+) -> None:
+    """Serve a model's predictions over HTTP.
+
+    The ledger and the traffic plan select the versions. Request formats: MLflow's and the Open Inference Protocol's.
+    """
+    from ml_platform.platform import Platform
+    from ml_platform.serving.supervisor import supervisor
+
+    # A server's log lines have timestamps; progress messages of other commands have none.
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    logger = logging.getLogger("ml_platform")
+    logger.handlers.clear()
+    logger.setLevel(logging.INFO)
+    supervisor.serve(Platform(), model, host=host, port=port, admin_port=admin_port, workers=workers, say=typer.echo)

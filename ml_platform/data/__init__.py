@@ -1,0 +1,1 @@
+"""From the landing zone to pinned rows: arrivals, validation, quarantine, datasets."""

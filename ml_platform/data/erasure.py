@@ -1,0 +1,359 @@
+"""Remove one entity's rows from files and from every version of Delta tables.
+
+Entities in text files are compared by the contract's type: ``007`` and ``7.0`` equal ``7`` in a column of integers.
+"""
+
+import contextlib
+import csv
+import gzip
+import hashlib
+import hmac
+import io
+import json
+import re
+import uuid
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from ml_platform.data.validation.size_limits import is_note, require_bounded
+from ml_platform.errors import DataError, DatasetError
+from ml_platform.model_spec import ModelSpec
+from ml_platform.settings import MAX_FILE_BYTES
+from ml_platform.storage import atomic_files
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+WITHHELD = "withheld: it quoted rows of a forgotten entity"
+PLAIN_INTEGER = re.compile("-?[0-9]{1,19}")
+LONGEST_INTEGER = 40
+
+
+# Entities
+
+
+def canonical(value: object, spec: ModelSpec) -> str:
+    """Return an entity as text in the canonical form of the entity column's type."""
+    text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    if not _are_numbers(cast("Hashable", spec.contract), spec.entity):
+        return text
+    try:
+        if PLAIN_INTEGER.fullmatch(text):
+            return str(int(text))
+        # The bytes of quarantined files stay, and may have other types: databases export 7 as 7.00, 10^16 as 1e+16.
+        number = Decimal(text.strip())
+        return str(int(number)) if abs(number.adjusted()) < LONGEST_INTEGER and number == int(number) else text
+    except (ArithmeticError, ValueError):
+        return text
+
+
+@cache
+def _are_numbers(table: Any, column: str) -> bool:
+    # Cached: called for every row, and pandera's lookup takes ten times longer than the other work.
+    return "int" in str(table.to_schema().columns[column].dtype).lower()
+
+
+def keyed_digest(key: bytes, model: str, entity: str) -> str:
+    """Return HMAC-SHA256 of an entity's canonical text, by model: the key prevents guessing the entity."""
+    return hmac.new(key, f"{model}\0{entity}".encode(), hashlib.sha256).hexdigest()
+
+
+# Files of rows
+
+
+def read_without_entities(
+    source: Path, spec: ModelSpec, forgotten: Callable[[str], bool], max_bytes: int = MAX_FILE_BYTES
+) -> tuple[bytes, list[int]]:
+    """Read a Parquet, CSV or JSON Lines file without the rows of some entities; text values stay unchanged.
+
+    Parameters
+    ----------
+    forgotten : callable
+        Returns True for the canonical text of an entity to remove.
+
+    Returns
+    -------
+    data : bytes
+        The file without these rows; empty if none was removed.
+    removed : list of int
+        Numbers of the removed rows, from 0.
+
+    Raises
+    ------
+    DataError
+        The file cannot be searched: its format is invalid, it has no entity column, it has more rows than the model
+        allows, or more than `max_bytes` bytes, compressed or decompressed.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if is_note(source):
+        return b"", []
+    search = _Search(spec, forgotten)
+    try:
+        require_bounded(source, spec.max_batch_rows, max_bytes)
+        if source.suffix == ".parquet":
+            rows, written = pq.read_table(source), io.BytesIO()
+            found = [search(value) for value in rows.column(spec.entity).to_pylist()]
+            if any(found):
+                pq.write_table(_rebuild_dictionaries(rows.filter(pa.array([not remove for remove in found]))), written)
+            return written.getvalue(), [number for number, remove in enumerate(found) if remove]
+        data = source.read_bytes()
+        text = (gzip.decompress(data) if source.suffix == ".gz" else data).decode("utf-8-sig")
+        if source.suffix == ".jsonl":
+            lines = [line for line in text.split("\n") if line.strip()]
+            found = [search(json.loads(line).get(spec.entity)) for line in lines]
+            kept = "".join(f"{line}\n" for line, remove in zip(lines, found, strict=True) if not remove)
+            removed = [number for number, remove in enumerate(found) if remove]
+        else:
+            kept, removed = _filter_csv(text, search)
+    except (pa.ArrowException, OSError, EOFError, ValueError, KeyError, AttributeError, csv.Error) as error:
+        raise DataError(f"{source} cannot be searched for values of {spec.entity!r}: {error}.") from error
+    if not removed:
+        return b"", []
+    return (gzip.compress(kept.encode()) if source.suffix == ".gz" else kept.encode()), removed
+
+
+@dataclass(frozen=True)
+class _Search:
+    spec: ModelSpec
+    forgotten: Callable[[str], bool]
+
+    def __call__(self, value: object) -> bool:
+        return value is not None and self.forgotten(canonical(value, self.spec))
+
+
+def _rebuild_dictionaries(rows: "pa.Table") -> "pa.Table":
+    """Rebuild the dictionaries of a table: Arrow would also write the values of removed rows."""
+    import pyarrow.compute as pc
+    import pyarrow.types as types
+
+    for index, field in enumerate(rows.schema):
+        if types.is_dictionary(field.type):
+            plain = pc.cast(rows.column(index), field.type.value_type)
+            rows = rows.set_column(index, field, plain.dictionary_encode().cast(field.type))
+    return rows
+
+
+def _filter_csv(text: str, search: _Search) -> tuple[str, list[int]]:
+    rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
+    if not rows:
+        return "", []
+    columns = [index for index, name in enumerate(rows[0]) if name == search.spec.entity]
+    if not columns:
+        raise KeyError(search.spec.entity)
+    removed = [number for number, row in enumerate(rows[1:]) if any(search(row[c]) for c in columns if c < len(row))]
+    dropped = set(removed)
+    written = io.StringIO(newline="")
+    kept = [rows[0], *(row for number, row in enumerate(rows[1:]) if number not in dropped)]
+    csv.writer(written, lineterminator="\n").writerows(kept)
+    return written.getvalue(), removed
+
+
+# Delta tables
+
+
+@dataclass(frozen=True, kw_only=True)
+class Erased:
+    """Rows removed from all files of a table, and the first version that held one; None if there was none."""
+
+    rows: int
+    since: int | None
+
+
+def first_version_with(table: Path, change: Callable[["pa.Table"], "pa.Table"]) -> int | None:
+    """Return the first version of a table that a change would alter; None if there is none."""
+    altered = set(_changed_files(table, change))
+    for version, commit in enumerate(_commits(table)):
+        actions = [json.loads(line) for line in commit.read_text().splitlines()]
+        if any(action["add"]["path"] in altered for action in actions if action.get("add")):
+            return version
+    return None
+
+
+def erase(table: Path, change: Callable[["pa.Table"], "pa.Table"], arrivals: set[str]) -> int:
+    """Change a table's files in every version; return the number of rows that were removed.
+
+    Versions keep their numbers, and the log always refers to existing files: first each changed file is written under a
+    new name, then the log's entries are replaced, without the statistics that would quote removed values, then the
+    checkpoints, which are copies of entries, are deleted, and then the old files.
+
+    Parameters
+    ----------
+    change : callable
+        Takes a file's rows and returns the changed rows, or the same object if nothing changes.
+    arrivals : set of str
+        Keys of the arrivals whose commits lose their examples of violations.
+    """
+    import pyarrow.parquet as pq
+
+    # Killed writers leave rows, and entries whose statistics quote rows: Delta stages a file under its name with ``#``
+    # and a number, and leaves a link to a commit there.
+    for folder in (table, table / "_delta_log"):
+        for file in folder.glob("*"):
+            if file.is_file() and (file.name.startswith(".") or "#" in file.name):
+                file.unlink()
+    changed = _changed_files(table, change)
+    entries, lost = dict[str, dict[str, Any]](), 0
+    for name, (before, rows) in changed.items():
+        new, written = f"part-{uuid.uuid4()}.parquet", io.BytesIO()
+        pq.write_table(_rebuild_dictionaries(rows), written)
+        atomic_files.write(table / new, written.getvalue())
+        stats = json.dumps({"numRecords": rows.num_rows})
+        entries[name] = {"path": new, "size": (table / new).stat().st_size, "stats": stats}
+        lost += before - rows.num_rows
+    _rewrite_log(table, entries, arrivals)
+    for name in changed:
+        (table / name).unlink()
+    return lost
+
+
+def _changed_files(table: Path, change: Callable[["pa.Table"], "pa.Table"]) -> dict[str, tuple[int, "pa.Table"]]:
+    import pyarrow.parquet as pq
+
+    changed = {}
+    for file in sorted(table.glob("*.parquet")):
+        rows = pq.read_table(file)
+        after = change(rows)
+        if after is not rows:
+            changed[file.name] = (rows.num_rows, after)
+    return changed
+
+
+def _commits(table: Path) -> list[Path]:
+    files = sorted((table / "_delta_log").glob("*.json"))
+    if [int(file.stem) for file in files] != list(range(len(files))):
+        raise DatasetError(
+            f"The log of {table} lacks commits, so its versions cannot be rewritten. Restore the missing files of "
+            f"{table / '_delta_log'} from a backup."
+        )
+    return files
+
+
+def _rewrite_log(table: Path, entries: dict[str, dict[str, Any]], arrivals: set[str]) -> None:
+    for commit in _commits(table):
+        before = commit.read_text()
+        after = "\n".join(_rewrite_action(line, entries, arrivals) for line in before.splitlines()) + "\n"
+        if after.strip() != before.strip():
+            atomic_files.write(commit, after.encode())
+    if entries:
+        (table / "_delta_log" / "_last_checkpoint").unlink(missing_ok=True)
+        for checkpoint in (table / "_delta_log").glob("*.checkpoint*.parquet"):
+            checkpoint.unlink()
+
+
+def _rewrite_action(line: str, entries: dict[str, dict[str, Any]], arrivals: set[str]) -> str:
+    action = json.loads(line)
+    added, removed, commit = action.get("add"), action.get("remove"), action.get("commitInfo", {})
+    if added and added["path"] in entries:
+        added.update(entries[added["path"]])
+        return json.dumps(action)
+    if removed and removed["path"] in entries:
+        new = entries[removed["path"]]
+        removed.update({"path": new["path"], "size": new["size"]})
+        removed.pop("stats", None)
+        return json.dumps(action)
+    if commit.get("arrival") in arrivals and "examples" in (notes := json.loads(commit["notes"])):
+        commit["notes"] = json.dumps({**notes, "examples": {}})
+        return json.dumps(action)
+    return line
+
+
+def make_entity_remover(spec: ModelSpec, entity: str, column: str | None = None) -> Callable[["pa.Table"], "pa.Table"]:
+    """Return the change that removes an entity from a table; ``None`` searches the contract's entity column."""
+    import pyarrow as pa
+
+    def change(rows: "pa.Table") -> "pa.Table":
+        keep = [canonical(value, spec) != entity for value in rows.column(column or spec.entity).to_pylist()]
+        return rows if all(keep) else rows.filter(pa.array(keep, pa.bool_()))
+
+    return change
+
+
+def make_violation_remover(removed: dict[str, set[int]], arrival: str) -> Callable[["pa.Table"], "pa.Table"]:
+    """Return the change that removes the violations of some rows from the quarantine table.
+
+    Violations of a whole file that held such a row are replaced by a note, because they may quote the row.
+
+    Parameters
+    ----------
+    removed : dict
+        Numbers of the rows, by arrival.
+    arrival : str
+        Name of the column with the arrival.
+    """
+    import pyarrow as pa
+
+    def change(table: "pa.Table") -> "pa.Table":
+        before = table.to_pylist()
+        after = [
+            {**row, "rule": WITHHELD, "value": WITHHELD} if row["row"] is None and row[arrival] in removed else row
+            for row in before
+            if row["row"] is None or row["row"] not in removed.get(row[arrival], ())
+        ]
+        return table if after == before else pa.Table.from_pylist(after, schema=table.schema)
+
+    return change
+
+
+# Golden requests of candidates
+
+
+def erase_golden_requests(folder: Path, names: tuple[str, str], features: "pd.DataFrame") -> int:
+    """Remove an entity's requests and their responses from a candidate's golden files; return their number.
+
+    Parameters
+    ----------
+    names : tuple of str
+        Names of the request file and of the response file, which holds lists by name, one item per request.
+    features : DataFrame
+        Every row of the entity.
+    """
+    import pandas as pd
+
+    files = _Pair(folder / names[0], folder / names[1])
+    files.finish()
+    if not files.requests.is_file() or features.empty:
+        return 0
+    requests = pd.read_parquet(files.requests)
+    # A candidate of an older contract has other columns: comparing shared ones removes too many rather than too few.
+    shared = [name for name in requests if name in features]
+    known = set(map(tuple, features[shared].astype(str).to_numpy()))
+    keep = [tuple(row) not in known for row in requests[shared].astype(str).to_numpy()]
+    if not all(keep):
+        answers = json.loads(files.answers.read_text())
+        left = {name: [v for v, kept in zip(values, keep, strict=True) if kept] for name, values in answers.items()}
+        files.replace(requests[keep].to_parquet(index=False), json.dumps(left).encode())
+    return keep.count(False)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Golden requests and responses, replaced together: `finish` completes an interrupted replacement."""
+
+    requests: Path
+    answers: Path
+
+    def replace(self, requests: bytes, answers: bytes) -> None:
+        atomic_files.write(_new(self.answers), answers)
+        atomic_files.write(_new(self.requests), requests)
+        self.finish()
+
+    def finish(self) -> None:
+        """Move new files into place, the responses first, unless a process was killed before it wrote both."""
+        if _new(self.requests).exists():
+            with contextlib.suppress(FileNotFoundError):  # already in place
+                _new(self.answers).replace(self.answers)
+            _new(self.requests).replace(self.requests)
+        for file in (_new(self.answers), _new(self.requests)):
+            for leftover in (file, *atomic_files.find_leftovers(file)):
+                leftover.unlink(missing_ok=True)
+
+
+def _new(file: Path) -> Path:
+    return file.with_name(f"{file.name}.new")

@@ -1,0 +1,187 @@
+"""Store the bytes of arrivals, validate them, and publish or quarantine their rows."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ml_platform.data import arrivals, datasets, erasure, preview
+from ml_platform.data.tombstones import (
+    load_forgotten_filter,
+    refuse_forgotten,
+    remove_forgotten_rows,
+    remove_landed_with_forgotten,
+)
+from ml_platform.data.validation import validate
+from ml_platform.errors import ArrivalChangedError, ConflictError
+from ml_platform.model_spec import ModelSpec
+from ml_platform.platform import Platform
+from ml_platform.records.data import BatchResult, Outcome, RawBatch
+from ml_platform.storage import delta_table
+
+log = logging.getLogger("ml_platform")
+
+
+def store_raw_batches(platform: Platform, model: str, keys: Iterable[str]) -> tuple[list[RawBatch], list[str]]:
+    """Store the bytes of the arrivals with these keys.
+
+    Returns
+    -------
+    batches : list of RawBatch
+        The stored batches, including those of earlier runs.
+    gone : list of str
+        Reasons why keys have no batch: the file was removed, or replaced by a file that is another arrival.
+
+    Raises
+    ------
+    LandingZoneError
+        The landing zone cannot be listed or read. Batches that were already stored remain.
+    """
+    wanted = set(keys)
+    stored = {batch.arrival.key for batch in platform.database.raw_batches(model, wanted)}
+    store = platform.settings.model_home(model) / "raw"
+    gone = []
+    for arrival in arrivals.list_files(platform.zone, model).arrivals:
+        if arrival.key in wanted - stored:
+            try:
+                batch = arrivals.store_bytes(arrival, platform.zone, store, platform.settings.max_file_bytes)
+                platform.database.record_raw_batch(batch)
+            except ArrivalChangedError as error:
+                gone.append(str(error))
+    batches = platform.database.raw_batches(model, wanted)
+    missing = wanted - {batch.arrival.key for batch in batches}
+    gone += [f"{key}: its file is no longer in the landing zone" for key in sorted(missing)]
+    return batches, gone
+
+
+def preview_batch(platform: Platform, spec: ModelSpec, batch: RawBatch) -> preview.Preview | None:
+    """Return the first rows of a stored batch, without erased entities; ``None`` if it cannot be read."""
+    first = preview.preview(Path(batch.path), platform.settings.max_file_bytes)
+    forgotten = load_forgotten_filter(platform, spec)
+    if first is None or forgotten is None:
+        return first
+    head = [row for row in first.head if not forgotten(erasure.canonical(row.get(spec.entity, ""), spec))]
+    return replace(first, head=head)
+
+
+def publish_batches(platform: Platform, spec: ModelSpec, keys: Iterable[str]) -> list[BatchResult]:
+    """Validate the stored batches with these keys and publish or quarantine each.
+
+    Returns
+    -------
+    list of BatchResult
+        The outcome of every arrival with these keys, including those handled earlier.
+    """
+    wanted = set(keys)
+    known = platform.database.known_arrivals(spec.name)
+    for batch in platform.database.raw_batches(spec.name, wanted - known):
+        result = _publish_batch(platform, spec, batch)
+        # Before the outcome is recorded: after a crash in between, the arrival is handled again.
+        remove_landed_with_forgotten(platform, batch)
+        platform.database.record_outcome(result)
+        log.info("%s: %s, %s", batch.arrival.name, result.outcome.value, result.reason)
+    return platform.database.outcomes(spec.name, wanted)
+
+
+def _publish_batch(platform: Platform, spec: ModelSpec, batch: RawBatch) -> BatchResult:
+    if batch.promised_sha256 not in {None, batch.sha256}:
+        sentence = f"its manifest names sha256 {batch.promised_sha256}, and its bytes have {batch.sha256}"
+        reason = f"it was changed or damaged on its way: {sentence}"
+        report = validate.unreadable(reason)
+        _quarantine(platform, batch, report)
+        return _result(batch, Outcome.QUARANTINED, _notes(report), reason)
+    batch = remove_forgotten_rows(platform, spec, batch)
+    twin = platform.database.find_publication(spec.name, batch.sha256)
+    if twin not in {None, batch.arrival.key}:
+        reason = f"its bytes are those of {twin}, which is published"
+        return _result(batch, Outcome.DUPLICATE, {"rows": 0, "quarantined_rows": 0}, reason)
+    done = delta_table.published(platform.rows(spec.name), batch.sha256)
+    if done is not None:
+        if done.notes["quarantined_rows"]:
+            # A process that was killed after its commit quarantined nothing: validate against the version before.
+            before = datasets.read_published_state(platform.rows(spec.name), spec, done.version - 1)
+            _quarantine(platform, batch, _validate(platform, spec, batch, before))
+        return _published(batch, done)
+    for attempt in range(delta_table.ATTEMPTS):
+        try:
+            return _validate_and_publish(platform, spec, batch)
+        except ConflictError:
+            # Another process published since the rows were validated: validate against the new version.
+            if attempt == delta_table.ATTEMPTS - 1:
+                raise
+    raise AssertionError("the loop returns or raises")
+
+
+def _validate_and_publish(platform: Platform, spec: ModelSpec, batch: RawBatch) -> BatchResult:
+    table = platform.rows(spec.name)
+    before = datasets.read_published_state(table, spec)
+    report = _validate(platform, spec, batch, before)
+    notes, key = _notes(report), batch.arrival.key
+    if report.problem is not None:
+        _quarantine(platform, batch, report)
+        return _result(batch, Outcome.QUARANTINED, notes, report.problem)
+    done = delta_table.publish(
+        table, report.valid, arrival=key, sha256=batch.sha256, notes=notes, read_at=before.version
+    )
+    _quarantine(platform, batch, report)
+    return _published(batch, done)
+
+
+def _validate(platform: Platform, spec: ModelSpec, batch: RawBatch, before: datasets.PublishedState) -> validate.Report:
+    # Again: an erasure since the first removal has already made the version that the batch is validated against.
+    batch = remove_forgotten_rows(platform, spec, batch)
+    max_bytes = platform.settings.max_file_bytes
+    return refuse_forgotten(platform, spec, validate.validate_file(Path(batch.path), spec, before.newest, max_bytes))
+
+
+def _published(batch: RawBatch, done: delta_table.Publication) -> BatchResult:
+    good = done.notes["rows"] - done.notes["quarantined_rows"]
+    reason = f"{good:,} rows in version {done.version}"
+    if done.notes["quarantined_rows"]:
+        reason += f", {done.notes['quarantined_rows']:,} quarantined"
+    return _result(batch, Outcome.PUBLISHED, done.notes, reason, done.version)
+
+
+def _notes(report: validate.Report) -> dict[str, Any]:
+    return {
+        "rows": report.rows,
+        "quarantined_rows": report.quarantined_rows,
+        "rules": report.rules,
+        "examples": report.examples,
+    }
+
+
+def _quarantine(platform: Platform, batch: RawBatch, report: validate.Report) -> None:
+    if not report.violations and report.problem is None:
+        return
+    violations = report.violations or [validate.Violation(None, "", "volume", str(report.problem), "")]
+    store_violations(platform, batch, violations, commit=batch.sha256, release=0)
+
+
+def store_violations(
+    platform: Platform, batch: RawBatch, violations: list[validate.Violation], *, commit: str, release: int
+) -> None:
+    """Append an arrival's violations to the quarantine table; a second call with the same `commit` adds nothing."""
+    import pyarrow as pa
+
+    rows = validate.make_violations_table(violations)
+    rows = rows.append_column(delta_table.RELEASE, pa.array([release] * rows.num_rows, pa.int64()))
+    table = platform.quarantine(batch.arrival.model)
+    delta_table.publish(table, rows, arrival=batch.arrival.key, sha256=commit, notes={})
+
+
+def _result(
+    batch: RawBatch, outcome: Outcome, notes: dict[str, Any], reason: str, version: int | None = None
+) -> BatchResult:
+    return BatchResult(
+        arrival=batch.arrival,
+        sha256=batch.sha256,
+        outcome=outcome,
+        rows=notes["rows"],
+        quarantined_rows=notes["quarantined_rows"],
+        dataset_version=version,
+        reason=reason,
+        rules=notes.get("rules", {}),
+        examples=notes.get("examples", {}),
+    )

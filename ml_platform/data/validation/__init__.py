@@ -1,0 +1,1 @@
+"""Decide whether a file is acceptable: size, readability, schema, values."""

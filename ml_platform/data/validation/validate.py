@@ -1,0 +1,414 @@
+"""Validate a batch against a model's contract: valid rows, bad rows and the reasons."""
+
+from collections import Counter
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ml_platform.data.validation.parquet_pages import verify_pages
+from ml_platform.data.validation.size_limits import require_bounded
+from ml_platform.errors import TooLargeError, UnreadableFileError
+from ml_platform.model_spec import ModelSpec
+from ml_platform.settings import MAX_FILE_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    import pandas as pd
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from ml_platform.data.validation.schema_scan import BatchScan, BrokenRule
+
+EXAMPLES = 5
+# Maximum number of rows named per broken rule: enough to explain a batch of ten million bad rows.
+FINDINGS = 1_000
+
+
+class Violation(NamedTuple):
+    """One broken rule; `row` is None if the whole batch breaks it."""
+
+    row: int | None
+    column: str
+    check: str
+    rule: str
+    value: str
+
+    def __str__(self) -> str:
+        """Return the violation as a sentence."""
+        from ml_platform.data.validation.schema_compiler import in_words
+
+        if self.row is None:
+            return self.rule
+        return f"row {self.row}: {self.column} {in_words(self.rule)}: got {self.value}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Result of the validation of one batch.
+
+    Parameters
+    ----------
+    rows : int
+        Number of rows in the batch.
+    whole : list of Violation
+        Violations of the batch as a whole.
+    broken : list of BrokenRule
+        Rules that single rows break, each with its named rows.
+    counts : Counter
+        Exact number of rows that break a rule, by column, data check and rule.
+    problem : str or None
+        Reason for quarantining the whole batch; ``None`` if its valid rows may be published.
+    read : callable
+        Returns all rows, unchanged.
+    bad : ndarray of shape (rows,) or None
+        True for rows that break a rule; ``None`` if no row was checked.
+    """
+
+    rows: int
+    whole: list[Violation] = field(default_factory=list)
+    broken: "list[BrokenRule]" = field(default_factory=list)
+    counts: Counter[tuple[str, str, str]]
+    problem: str | None = None
+    read: "Callable[[], pa.Table]"
+    bad: "NDArray[np.bool_] | None" = None
+
+    @cached_property
+    def violations(self) -> list[Violation]:
+        """A violation for each named row of every broken rule, and one per rule for the number of further rows."""
+        from ml_platform.data.validation.schema_compiler import in_words
+
+        violations = list(self.whole)
+        for broken in self.broken:
+            columns, check = ", ".join(broken.columns), broken.check
+            for row, value in zip(broken.rows, broken.values, strict=True):
+                violations.append(Violation(row, columns, check, broken.name, value))
+            more = broken.count - len(broken.rows)
+            if more and broken.rows:
+                rule = f"{more:,} more rows: {columns} {in_words(broken.name)}"
+                violations.append(Violation(None, columns, check, rule, ""))
+        return violations
+
+    @cached_property
+    def valid(self) -> "pa.Table":
+        """The rows that may be published, unchanged; no rows or columns if the whole batch is quarantined."""
+        import pyarrow as pa
+
+        if self.problem is not None or self.bad is None:
+            return pa.table({})  # not read: such a file may be too large for memory
+        return self.read().filter(pa.array(~self.bad)) if self.bad.any() else self.read()
+
+    @property
+    def quarantined_rows(self) -> int:
+        """Number of rows that must not be published."""
+        return self.rows if self.problem is not None or self.bad is None else int(self.bad.sum())
+
+    @property
+    def rules(self) -> dict[str, dict[str, int]]:
+        """Number of rows that break a rule, by data check and rule."""
+        by_check: dict[str, dict[str, int]] = {}
+        for (_, check, rule), count in self.counts.items():
+            rules = by_check.setdefault(check, {})
+            rules[rule] = rules.get(rule, 0) + count
+        return by_check
+
+    @property
+    def examples(self) -> dict[str, list[str]]:
+        """Up to five violations per data check, as sentences."""
+        by_check: dict[str, list[str]] = {}
+        for violation in self.violations:
+            sentences = by_check.setdefault(violation.check, [])
+            if len(sentences) < EXAMPLES:
+                sentences.append(str(violation))
+        return by_check
+
+
+def read_rows(path: Path, spec: ModelSpec, max_bytes: int = MAX_FILE_BYTES) -> "pa.Table":
+    """Read a Parquet, CSV or JSON Lines file without changing values.
+
+    Parquet files declare their types. Text is parsed by the contract's types: ``007`` stays text in a column of text,
+    and ``1.9`` in a column of integers makes the file unreadable.
+
+    Parameters
+    ----------
+    path : Path
+        Its suffix gives the format.
+    spec : ModelSpec
+        Declares the contract and the maximum number of rows of a batch.
+    max_bytes : int
+        Maximum number of bytes, compressed and decompressed.
+
+    Raises
+    ------
+    UnreadableFileError
+        The bytes do not have the suffix's format; the message gives the reader's error.
+    TooLargeError
+        The file exceeds a limit and was not read.
+    """
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.json
+
+    try:
+        require_bounded(path, spec.max_batch_rows, max_bytes)
+        if path.suffix == ".parquet":
+            table = _read_parquet(path)
+        elif path.suffix == ".jsonl":
+            options = pa.json.ParseOptions(explicit_schema=arrow_types(spec))
+            table = pa.json.read_json(path, parse_options=options)
+        else:
+            # Only an empty field is missing: "NA" may be a customer's name.
+            types = arrow_types(spec)
+            convert = pa.csv.ConvertOptions(column_types=types, null_values=[""], strings_can_be_null=True)
+            table = pa.csv.read_csv(path, convert_options=convert)
+        # Dropped: a file's pandas metadata would change the types of its columns.
+        table = table.replace_schema_metadata(None)
+        names = list(table.column_names)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        kind = path.name.partition(".")[2]
+        raise UnreadableFileError(f"it is no readable {kind} file: {_first_line(error)}") from error
+    _require_unique(names)
+    return table
+
+
+def _require_unique(names: list[str]) -> None:
+    if len(set(names)) < len(names):
+        raise UnreadableFileError(f"column names must be unique. Got {names} instead.")
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _read_parquet(path: Path) -> "pa.Table":
+    import pyarrow.parquet as pq
+
+    return pq.read_table(path, page_checksum_verification=True).replace_schema_metadata(None)
+
+
+def arrow_types(spec: ModelSpec) -> "pa.Schema":
+    """Return the contract's columns as Arrow types; columns with a type unknown to Arrow are omitted."""
+    import pandas as pd
+    import pyarrow as pa
+
+    fields = []
+    for name, column in spec.contract.to_schema().columns.items():
+        dtype = column.dtype.type if column.dtype is not None else None
+        if isinstance(dtype, pd.StringDtype):
+            fields.append(pa.field(name, pa.string()))
+        elif dtype is not None:
+            fields.append(pa.field(name, pa.array(pd.Series([], dtype=dtype)).type))
+    return pa.schema(fields)
+
+
+def make_violations_table(violations: list[Violation]) -> "pa.Table":
+    """Return violations as a table with the fields of `Violation`; ``row`` is null for the whole batch."""
+    import pyarrow as pa
+
+    text = [pa.field(name, pa.string()) for name in Violation._fields[1:]]
+    schema = pa.schema([pa.field("row", pa.int64()), *text])
+    return pa.Table.from_pylist([violation._asdict() for violation in violations], schema=schema)
+
+
+def unreadable(problem: str, check: str = "schema") -> Report:
+    """Return the report on an unreadable file, whose `problem` counts as a violation of a data check."""
+    import pyarrow as pa
+
+    violation = Violation(None, "", check, problem, "")
+    counts = Counter({("", check, problem): 1})
+    return Report(rows=0, whole=[violation], counts=counts, problem=problem, read=lambda: pa.table({}))
+
+
+def validate_file(
+    path: Path,
+    spec: ModelSpec,
+    newest: "pd.Series[Any] | None" = None,
+    max_bytes: int = MAX_FILE_BYTES,
+    *,
+    named: int | None = None,
+) -> Report:
+    """Validate a file as `validate` does, without loading a whole Parquet file into memory.
+
+    A file with more than `max_bytes` bytes, compressed or decompressed, is not read.
+
+    Parameters
+    ----------
+    path, spec, newest
+        As of `read_rows` and `validate`.
+    max_bytes : int
+        Maximum number of bytes, compressed and decompressed.
+    named : int or None
+        Maximum number of rows named per broken rule, further ones are only counted; ``None`` is `FINDINGS`.
+
+    Returns
+    -------
+    Report
+        Also for an unreadable file: its `problem` is the reader's error.
+    """
+    try:
+        if path.suffix != ".parquet":
+            return validate(read_rows(path, spec, max_bytes), spec, newest, max_bytes, named=named)
+        return _validate_parquet(path, spec, newest, max_bytes, named)
+    except TooLargeError as error:
+        return unreadable(str(error), "volume")
+    except UnreadableFileError as error:
+        return unreadable(str(error))
+
+
+def _validate_parquet(
+    path: Path, spec: ModelSpec, newest: "pd.Series[Any] | None", max_bytes: int, named: int | None
+) -> Report:
+    import polars as pl
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from ml_platform.data.validation.schema_scan import BatchScan
+
+    try:
+        require_bounded(path, spec.max_batch_rows, max_bytes)
+        metadata = pq.read_metadata(path)
+        schema = metadata.schema.to_arrow_schema().remove_metadata()
+        _require_unique(schema.names)
+        verify_pages(path)
+        # A file's statistics have no checksum, so no row is skipped because of them.
+        source = pl.scan_parquet(path, glob=False, use_statistics=False)
+        batch = BatchScan(source, metadata.num_rows, schema, FINDINGS if named is None else named)
+        return _validate(batch, spec, newest, partial(_read_parquet, path), max_bytes)
+    except (pa.ArrowException, OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise UnreadableFileError(f"it is no readable parquet file: {_first_line(error)}") from error
+
+
+def validate(
+    rows: "pa.Table",
+    spec: ModelSpec,
+    newest: "pd.Series[Any] | None" = None,
+    max_bytes: int = MAX_FILE_BYTES,
+    *,
+    named: int | None = None,
+) -> Report:
+    """Validate a batch against the contract, the published rows and the platform's own rules.
+
+    Parameters
+    ----------
+    rows : pyarrow Table of shape (n_rows, n_columns)
+        The batch as `read_rows` returns it.
+    spec : ModelSpec
+        Declares the contract, and the `quarantine_tolerance` above which the whole batch is quarantined.
+    newest : Series or None
+        The newest published event time by entity: a row must be newer. ``None`` if nothing was published.
+    max_bytes : int
+        Maximum number of bytes of all text values together.
+    named : int or None
+        Maximum number of rows named per broken rule, further ones are only counted; ``None`` is `FINDINGS`.
+
+    Returns
+    -------
+    Report
+    """
+    import polars as pl
+
+    from ml_platform.data.validation.schema_scan import BatchScan
+
+    rows = rows.replace_schema_metadata(None)
+    source = pl.LazyFrame(pl.from_arrow(rows))
+    batch = BatchScan(source, rows.num_rows, rows.schema, FINDINGS if named is None else named)
+    return _validate(batch, spec, newest, lambda: rows, max_bytes)
+
+
+def _validate(
+    batch: "BatchScan",
+    spec: ModelSpec,
+    newest: "pd.Series[Any] | None",
+    read: "Callable[[], pa.Table]",
+    max_bytes: int,
+) -> Report:
+    from ml_platform.data.validation.schema_compiler import in_words
+
+    broken: list[BrokenRule] = []
+    whole = _check_batch(batch, spec, max_bytes)
+    if not whole:
+        broken = _check_rows(batch, spec, newest)
+        for one in (rule for rule in broken if not rule.rows):
+            columns = ", ".join(one.columns)
+            sentence = f"the rows together break {columns or 'the contract'} {one.name}"
+            whole.append(Violation(None, columns, one.check, sentence, ""))
+    if whole:
+        counts = Counter((violation.column, violation.check, violation.rule) for violation in whole)
+        problem = "; ".join(sorted({violation.rule for violation in whole})[:EXAMPLES])
+        return Report(rows=batch.rows, whole=whole, counts=counts, problem=problem, read=read)
+    bad_rows, tolerance, problem_of_rows = int(batch.bad.sum()), spec.quarantine_tolerance, None
+    if bad_rows / batch.rows > tolerance:
+        worst = max(broken, key=lambda one: one.count)
+        problem_of_rows = (
+            f"{bad_rows} of {batch.rows} rows are bad ({bad_rows / batch.rows:.1%}, tolerance {tolerance:.1%}), "
+            f"most often: {', '.join(worst.columns)} {in_words(worst.name)}"
+        )
+    return Report(
+        rows=batch.rows,
+        broken=broken,
+        counts=Counter({(", ".join(one.columns), one.check, one.name): one.count for one in broken}),
+        problem=problem_of_rows,
+        read=read,
+        bad=batch.bad,
+    )
+
+
+def _check_batch(batch: "BatchScan", spec: ModelSpec, max_bytes: int) -> list[Violation]:
+    """Return the violations in columns and types, as pandera reports them for no rows; else those in size."""
+    from pandera.errors import SchemaErrors
+
+    # A copy: pandera returns its only instance of the schema.
+    contract = deepcopy(spec.contract.to_schema())
+    contract.checks, contract.unique = [], None
+    for column in contract.columns.values():
+        column.checks = []
+    try:
+        contract.validate(batch.schema.empty_table().to_pandas(), lazy=True)
+    except SchemaErrors as errors:
+        violations = []
+        for case in errors.failure_cases.to_dict("records"):
+            rule, value = str(case["check"]), str(case["failure_case"])
+            name = str(case["column"]) if case["schema_context"] == "Column" else value
+            sentences = {
+                "column_in_schema": f"column {name!r} is not in the contract",
+                "column_in_dataframe": f"column {name!r} is missing",
+            }
+            sentence = sentences.get(rule, f"column {name!r} must be {rule}. Got {value} instead.")
+            violations.append(Violation(None, name, "schema", sentence, value))
+        return violations
+    rows, problem = batch.rows, ""
+    if rows < spec.min_batch_rows:
+        problem = f"it has {rows:,} rows, at least {spec.min_batch_rows:,} are asked for" if rows else "it has no rows"
+    elif rows > spec.max_batch_rows:
+        problem = f"it has {rows:,} rows, at most {spec.max_batch_rows:,} are taken"
+    # A Parquet file stores a repeated text once: small pages can be long columns.
+    elif (size := batch.bytes_of_text()) > max_bytes:
+        problem = f"its texts have {size:,} bytes in all, at most {max_bytes:,} are taken"
+    return [Violation(None, "", "volume", problem, "")] if problem else []
+
+
+def _check_rows(batch: "BatchScan", spec: ModelSpec, newest: "pd.Series[Any] | None") -> "list[BrokenRule]":
+    """Return the rules that rows break: those of the contract and of the platform."""
+    import pandas as pd
+    import polars as pl
+    import pyarrow.types as types
+
+    from ml_platform.data.validation.schema_compiler import Rule, UniqueRule, compile_contract
+
+    contract = compile_contract(spec.contract.to_schema(), batch.schema.names)
+    for column in batch.schema:
+        if types.is_floating(column.type):
+            infinite = pl.col(column.name).is_infinite()
+            contract.rules.append(Rule(columns=(column.name,), check="values", name="finite", broken=infinite))
+    kind = batch.schema.field(spec.event_time).type
+    if types.is_timestamp(kind):
+        future = pl.col(spec.event_time) > pl.lit(pd.Timestamp.now(kind.tz).to_pydatetime())
+        contract.rules.append(
+            Rule(columns=(spec.event_time,), check="freshness", name="not in the future", broken=future)
+        )
+    columns = (spec.entity, spec.event_time)
+    key = UniqueRule(columns=columns, check="keys", name="one row a time", keep="first", shown=(spec.entity,))
+    return [*batch.hold(contract), *batch.check_keys(key, newest, "newer than published")]

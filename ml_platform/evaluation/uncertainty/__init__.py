@@ -1,0 +1,1 @@
+"""Confidence intervals for every metric: analytic where a formula exists, by bootstrap elsewhere."""

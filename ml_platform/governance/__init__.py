@@ -1,0 +1,1 @@
+"""Questions about any version: status, explanation, reproduction, comparison, erasure."""

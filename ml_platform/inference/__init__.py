@@ -1,0 +1,1 @@
+"""Load a model, check requests against its contract, and predict."""

@@ -1,0 +1,1 @@
+"""The models of this deployment. Each has one file, which declares it and does not import Dagster."""

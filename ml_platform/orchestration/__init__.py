@@ -1,0 +1,1 @@
+"""Modules on Dagster: resources, sensors, metadata, maintenance, run history."""

@@ -1,0 +1,1 @@
+"""HTML pages and SVG charts, drawn from Jinja2 templates; no model, no database."""

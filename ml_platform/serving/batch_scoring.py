@@ -1,0 +1,429 @@
+"""Scores a file in bulk, with the contract and the predictor that a server uses for requests.
+
+A file is read a few thousand rows at a time, so memory does not depend on its size. Rows that violate the contract are
+reported and skipped. The output has one row per scored row: its number in the file from 0, its entity (empty if the
+file has none), prediction and score (``score``, or ``scores`` for more than two classes), the anomaly score, and model,
+version and digest.
+"""
+
+import csv
+import gzip
+import itertools
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+
+from ml_platform.data.validation.size_limits import require_bounded
+from ml_platform.errors import (
+    MAX_PROBLEMS,
+    ConfigurationError,
+    ModelError,
+    RequestError,
+    RequestProblem,
+    UnreadableFileError,
+)
+from ml_platform.inference.predictor import Answers
+from ml_platform.inference.request_contract import Record, RequestContract
+from ml_platform.platform import Platform
+from ml_platform.serving.supervisor.version_selection import VersionSelector
+from ml_platform.serving.worker.batching import is_finite
+from ml_platform.serving.worker.model_loader import load_version
+from ml_platform.storage import atomic_files
+
+ROWS_AT_ONCE = 5_000
+LONGEST_LINE = BUFFER = 2**20
+INPUTS = (".parquet", ".csv", ".csv.gz", ".jsonl")
+OUTPUTS = (".parquet", ".csv", ".jsonl")
+WORDS = {"true": True, "false": False}
+NUMBERS = {
+    "int": re.compile(r"[+-]?[0-9]{1,400}"),
+    "float": re.compile(r"[+-]?([0-9]{1,400}\.?[0-9]{0,400}|\.[0-9]{1,400})([eE][+-]?[0-9]{1,3})?"),
+}
+
+# A row's values by name, or the reason why a line is not a row.
+Row = dict[str, Any] | RequestProblem
+
+
+@dataclass(frozen=True, kw_only=True)
+class BulkModel:
+    """A version that scores files.
+
+    Parameters
+    ----------
+    contract : RequestContract
+    version : int
+    digest : str
+        Hex sha256 of the model's bytes.
+    predict : callable
+        Takes records of the contract and returns their `Answers`.
+    """
+
+    contract: RequestContract
+    version: int
+    digest: str
+    predict: Callable[[list[Record]], Answers]
+
+
+@dataclass(kw_only=True)
+class Scored:
+    """The result of scoring a file.
+
+    Parameters
+    ----------
+    rows : int
+        Number of scored rows.
+    refused : int
+        Number of other rows.
+    problems : list of str
+        The first `MAX_PROBLEMS` problems of those; ``record`` counts the file's rows from 0.
+    ignored : list of str
+        Columns of the file that the contract does not have.
+    """
+
+    rows: int = 0
+    refused: int = 0
+    problems: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+
+    def refuse(self, problems: Sequence[RequestProblem]) -> None:
+        """Count a row that cannot be scored."""
+        self.refused += 1
+        self.problems += [str(problem) for problem in problems[: MAX_PROBLEMS - len(self.problems)]]
+
+
+def load_model(platform: Platform, model: str, version: int | None) -> BulkModel:
+    """Load a version as a server does: verify its evidence and its files, and replay its golden requests.
+
+    Parameters
+    ----------
+    platform : Platform
+    model : str
+    version : int or None
+        The champion or an earlier champion; ``None`` is the champion.
+
+    Raises
+    ------
+    EvidenceError
+        The version never was champion, or its evidence is missing or not valid.
+    LedgerError
+        The ledger does not verify.
+    ModelError
+        Its files are missing or do not match their digests, or its answers to the golden requests differ from those of
+        its evaluation.
+    """
+    # Not the server's folder: a server removes the copies that it does not use.
+    with tempfile.TemporaryDirectory(prefix="ml-platform-") as folder:
+        served = VersionSelector(platform, model, Path(folder)).store_champion(version)
+        loaded = load_version(Path(folder), model, served)
+    return BulkModel(
+        contract=loaded.contract, version=served.version, digest=served.model_digest, predict=loaded.predict
+    )
+
+
+def score_file(source: Path, model: BulkModel, out: Path | IO[bytes], max_bytes: int) -> Scored:
+    """Score all rows of a file that satisfy the contract.
+
+    Parameters
+    ----------
+    source : Path
+        A Parquet, CSV, CSV.GZ or JSON Lines file, or the folder of a Delta table, whose newest version is read. Text
+        is converted to the contract's types.
+    model : BulkModel
+    out : Path or binary stream
+        A path is written atomically, as Parquet, CSV or JSON Lines by its suffix; a stream gets JSON Lines.
+    max_bytes : int
+        Maximum size of the file, also after decompression.
+
+    Raises
+    ------
+    ConfigurationError
+        The output's suffix is not one of `OUTPUTS`.
+    UnreadableFileError
+        The file does not have the format of its suffix, or lacks a feature. No output was written.
+    TooLargeError
+        The file has more than `max_bytes` bytes.
+    ModelError
+        The model raised; no output was written.
+    StorageError
+        The output could not be written.
+    """
+    if not isinstance(out, Path):
+        return _score(source, model, max_bytes, _LineWriter(out))
+    if out.suffix not in OUTPUTS:
+        raise ConfigurationError(f"--out must end in one of {', '.join(OUTPUTS)}. Got {out.name!r} instead.")
+    with atomic_files.temporary_beside(out) as temporary:
+        lines = out.suffix == ".jsonl"
+        with _LineWriter(temporary.open("wb")) if lines else _TableWriter(temporary, out.suffix, model) as writer:
+            scored = _score(source, model, max_bytes, writer)
+        atomic_files.atomic_replace(temporary, out)
+    return scored
+
+
+def _score(source: Path, model: BulkModel, max_bytes: int, writer: "_Writer") -> Scored:
+    scored, decode = Scored(), model.contract.decoder().mappings
+    number = 0
+    for rows in _read_chunks(source, model.contract, scored, max_bytes):
+        numbered = [(number + position, row) for position, row in enumerate(rows) if isinstance(row, dict)]
+        refused = {number + position: [row] for position, row in enumerate(rows) if isinstance(row, RequestProblem)}
+        number += len(rows)
+        valid = list(_decode_rows(numbered, decode, refused))
+        for refused_number in sorted(refused):
+            scored.refuse([replace(problem, record=refused_number) for problem in refused[refused_number]])
+        if valid:
+            writer.write(_predict(valid, model, scored))
+    return scored
+
+
+# Reading
+
+
+def _read_chunks(source: Path, contract: RequestContract, scored: Scored, max_bytes: int) -> Iterator[list[Row]]:
+    """Yield a file's rows in chunks, with the columns of the contract."""
+    import pyarrow as pa
+
+    if source.is_dir():
+        yield from _read_delta(source, contract, scored)
+        return
+    readers = {".parquet": _read_parquet, ".csv": _read_csv, ".csv.gz": _read_csv, ".jsonl": _read_json_lines}
+    suffix = next((suffix for suffix in INPUTS if source.name.endswith(suffix)), None)
+    if suffix is None:
+        raise UnreadableFileError(f"{source} must be a Delta table's folder, or end in one of {', '.join(INPUTS)}.")
+    try:
+        require_bounded(source, sys.maxsize, max_bytes)
+        yield from readers[suffix](source, contract, scored)
+    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        raise UnreadableFileError(
+            f"{source} could not be read as a {suffix[1:]} file: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _select_columns(names: Sequence[str], contract: RequestContract, scored: Scored, source: Path) -> list[str]:
+    """Return a file's columns that the contract has; the others are added to ``scored.ignored``."""
+    if len(set(names)) < len(names):
+        raise UnreadableFileError(f"{source} must have unique column names. Got {list(names)} instead.")
+    missing = [feature.name for feature in contract.features if feature.required and feature.name not in names]
+    if missing:
+        raise UnreadableFileError(f"{source} must have the features of {contract.model!r}. It lacks {missing}.")
+    known = {*contract.names, contract.entity.name}
+    scored.ignored += [name for name in names if name not in known]
+    return [name for name in names if name in known]
+
+
+def _read_parquet(source: Path, contract: RequestContract, scored: Scored) -> Iterator[list[Row]]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(source, page_checksum_verification=True, buffer_size=BUFFER) as file:
+        columns = _select_columns(file.schema_arrow.names, contract, scored, source)
+        for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
+            yield batch.to_pylist()
+
+
+def _read_delta(source: Path, contract: RequestContract, scored: Scored) -> Iterator[list[Row]]:
+    from deltalake import DeltaTable
+    from deltalake.exceptions import DeltaError
+
+    try:
+        rows = DeltaTable(source).to_pyarrow_dataset()
+        columns = _select_columns(rows.schema.names, contract, scored, source)
+        # One file and one batch ahead at most, to bound the memory.
+        for batch in rows.to_batches(columns=columns, batch_size=ROWS_AT_ONCE, batch_readahead=1, fragment_readahead=1):
+            yield batch.to_pylist()
+    except (DeltaError, OSError) as error:
+        raise UnreadableFileError(
+            f"{source} could not be read as a Delta table: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _read_csv(source: Path, contract: RequestContract, scored: Scored) -> Iterator[list[Row]]:
+    opened = gzip.open if source.suffix == ".gz" else open
+    with opened(source, "rt", encoding="utf-8-sig", newline="") as text:
+        lines = csv.reader(text, strict=True)
+        names = next(lines, [])
+        kinds = {field.name: field.kind for field in (*contract.features, contract.entity)}
+        columns = [(names.index(name), name, kinds[name]) for name in _select_columns(names, contract, scored, source)]
+        yield from _split_into_chunks(
+            {name: _parse_value(line[position], kind) for position, name, kind in columns}
+            if len(line) == len(names)
+            else RequestProblem(rule=f"must have {len(names)} values, one for each column", value=len(line))
+            for line in lines
+            if line
+        )
+
+
+def _parse_value(text: str, kind: str) -> Any:
+    """Return a text as a value of its field's kind; other text is returned unchanged, and the contract refuses it."""
+    if text == "":
+        return None
+    if kind == "bool":
+        return WORDS.get(text.lower(), text)
+    numbers: dict[str, type[int] | type[float]] = {"int": int, "float": float}
+    # Python also parses numbers that are likely errors in a file: 1_000, digits of other scripts, nan.
+    return numbers[kind](text) if kind in numbers and NUMBERS[kind].fullmatch(text) else text
+
+
+def _read_json_lines(source: Path, contract: RequestContract, scored: Scored) -> Iterator[list[Row]]:
+    known, ignored = {*contract.names, contract.entity.name}, dict[str, None]()
+
+    def rows(file: IO[bytes]) -> Iterator[Row]:
+        while line := file.readline(LONGEST_LINE):
+            if not line.endswith(b"\n") and len(line) == LONGEST_LINE:
+                raise UnreadableFileError(f"{source} has a line of more than {LONGEST_LINE:,} bytes.")
+            if not line.strip():
+                continue
+            try:
+                row = msgspec.json.decode(line)
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                yield RequestProblem(rule="must be a JSON object in UTF-8")
+                continue
+            if isinstance(row, dict):
+                ignored.update(dict.fromkeys(name for name in row if name not in known))
+                yield {name: value for name, value in row.items() if name in known}
+            else:
+                yield RequestProblem(rule="must be a JSON object")
+
+    with source.open("rb") as file:
+        yield from _split_into_chunks(rows(file))
+    scored.ignored += ignored
+
+
+def _split_into_chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    while chunk := list(itertools.islice(rows, ROWS_AT_ONCE)):
+        yield chunk
+
+
+# Checking rows against the contract
+
+
+@dataclass(frozen=True)
+class _ValidRow:
+    number: int
+    record: Record
+    entity: Any
+
+
+Decode = Callable[[Sequence[Mapping[str, Any]]], tuple[list[Record], list[Any] | None]]
+
+
+def _decode_rows(
+    rows: list[tuple[int, dict[str, Any]]], decode: Decode, refused: dict[int, list[RequestProblem]]
+) -> Iterator[_ValidRow]:
+    """Yield the rows that satisfy the contract, and add the problems of the others to `refused`.
+
+    Rows are decoded together and halved after an error, so one invalid row costs a few calls, not one call per row.
+    """
+    if not rows:
+        return
+    try:
+        records, entities = decode([row for _, row in rows])
+    except RequestError as error:
+        if len(rows) == 1:
+            refused[rows[0][0]] = error.problems
+            return
+        half = len(rows) // 2
+        yield from _decode_rows(rows[:half], decode, refused)
+        yield from _decode_rows(rows[half:], decode, refused)
+        return
+    for position, (number, _) in enumerate(rows):
+        yield _ValidRow(number, records[position], entities[position] if entities else None)
+
+
+# Predicting
+
+
+def _predict(valid: list[_ValidRow], model: BulkModel, scored: Scored) -> list[dict[str, Any]]:
+    """Return the output's rows; rows whose score is not finite are counted as refused."""
+    try:
+        answers = model.predict([row.record for row in valid])
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ModelError(
+            # Only the error's class: its text may quote a person's data.
+            f"Version {model.version} of {model.contract.model!r} failed to predict rows {valid[0].number:,} to "
+            f"{valid[-1].number:,}, which satisfy its contract ({type(error).__name__}). They were not scored."
+        ) from error
+    output = []
+    for row, score, prediction in zip(valid, answers.scores, answers.predictions, strict=True):
+        if not is_finite(score):
+            scored.refuse([RequestProblem(rule="has no prediction: the score is not finite", record=row.number)])
+            continue
+        output.append(
+            {
+                "row": row.number,
+                "entity": row.entity,
+                "prediction": prediction,
+                "scores" if isinstance(score, list) else "score": score,
+                "anomaly_score": model.contract.anomaly(row.record),
+                "model": model.contract.model,
+                "version": model.version,
+                "digest": model.digest,
+            }
+        )
+    scored.rows += len(output)
+    return output
+
+
+# Writing
+
+
+class _Writer(AbstractContextManager["_Writer"]):
+    """Writes the output's rows, a chunk at a time."""
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        raise NotImplementedError
+
+
+class _LineWriter(_Writer):
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream, self._encode = stream, msgspec.json.Encoder().encode_lines
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        self._stream.write(self._encode(rows))
+        self._stream.flush()
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+
+
+class _TableWriter(_Writer):
+    """Writes Parquet or CSV through Arrow, with the contract's types of entity and prediction."""
+
+    def __init__(self, path: Path, suffix: str, model: BulkModel) -> None:
+        import pyarrow as pa
+        import pyarrow.csv as pc
+        import pyarrow.parquet as pq
+
+        contract, self._as_text = model.contract, suffix == ".csv"
+        types = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string()}
+        kinds = {"int": pa.int64(), "float": pa.float64(), "bool": pa.bool_(), "time": pa.timestamp("us", "UTC")}
+        prediction = types.get(type(contract.classes[0]), pa.string()) if contract.classes else pa.float64()
+        scores = pa.string() if self._as_text else pa.list_(pa.float64())  # a CSV cell cannot contain a list
+        self._schema = pa.schema(
+            [
+                ("row", pa.int64()),
+                ("entity", kinds.get(contract.entity.kind, pa.string())),
+                ("prediction", prediction),
+                ("scores", scores) if len(contract.classes) > 2 else ("score", pa.float64()),
+                ("anomaly_score", pa.float64()),
+                ("model", pa.string()),
+                ("version", pa.int64()),
+                ("digest", pa.string()),
+            ]
+        )
+        self._writer = (pc.CSVWriter if self._as_text else pq.ParquetWriter)(path, self._schema)
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        import pyarrow as pa
+
+        if self._as_text:
+            rows = [{**row, "scores": json.dumps(row["scores"])} if "scores" in row else row for row in rows]
+        self._writer.write_table(pa.Table.from_pylist(rows, schema=self._schema))
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()

@@ -1,0 +1,176 @@
+"""Counters of the server's processes, summed over a host's workers for Prometheus and for the rollout.
+
+Both read the same counters, so the rollout decides on the numbers that users see.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from ml_platform.records.traffic import LATENCY_BUCKETS, TrafficStats
+
+BUCKETS = len(LATENCY_BUCKETS) + 1
+# Bounds the counters of a server that runs for months: older plans are counted together.
+MAX_PLANS = 50
+EARLIER = -1
+
+
+def _no_latencies() -> list[int]:
+    return [0] * BUCKETS
+
+
+class VersionCounts(msgspec.Struct):
+    """Counters of one version under one plan; see `TrafficStats`.
+
+    `request_seconds` counts requests, not records, in buckets of their duration; `seconds` is the sum of the durations.
+    """
+
+    requests: int = 0
+    records: int = 0
+    failures: int = 0
+    latencies: list[int] = msgspec.field(default_factory=_no_latencies)
+    scores: list[int] = msgspec.field(default_factory=list)
+    request_seconds: list[int] = msgspec.field(default_factory=_no_latencies)
+    seconds: float = 0.0
+
+    def count_prediction(self, records: int, seconds: float, *, failed: bool) -> None:
+        """Count a call of the version with some records, its duration in seconds, and whether it failed."""
+        bucket = bisect_left(LATENCY_BUCKETS, seconds)
+        self.records += records
+        self.latencies[bucket] += records
+        self.failures += records if failed else 0
+        self.request_seconds[bucket] += 1
+        self.seconds += seconds
+
+    def count_scores(self, buckets: Iterable[int], bucket_count: int) -> None:
+        """Count scores by the index of their bucket, of `bucket_count` buckets."""
+        if len(self.scores) < bucket_count:
+            self.scores += [0] * (bucket_count - len(self.scores))
+        for bucket in buckets:
+            self.scores[bucket] += 1
+
+    def add(self, other: "VersionCounts") -> None:
+        """Add the counters of another process or plan."""
+        self.requests += other.requests
+        self.records += other.records
+        self.failures += other.failures
+        self.seconds += other.seconds
+        self.latencies = _sum_lists(self.latencies, other.latencies)
+        self.scores = _sum_lists(self.scores, other.scores)
+        self.request_seconds = _sum_lists(self.request_seconds, other.request_seconds)
+
+
+def _sum_lists(one: Sequence[int], other: Sequence[int]) -> list[int]:
+    length = max(len(one), len(other))
+    padded = [[*numbers, *[0] * (length - len(numbers))] for numbers in (one, other)]
+    return [a + b for a, b in zip(*padded, strict=True)]
+
+
+class Counts(msgspec.Struct):
+    """All counters of one process since its start, or the sums over several processes.
+
+    Parameters
+    ----------
+    arms : dict of int to dict of int to VersionCounts
+        By plan and version; plans before the last `MAX_PLANS` are summed under `EARLIER`.
+    answers : dict of str to int
+        Responses by ``version/role/status``; version 0 if no version made the response.
+    fallbacks : dict of str to int
+        Responses of the stable version in place of a successor's, by ``version/why``.
+    shadow_dropped, log_written, log_queued : int
+    log_dropped : dict of str to int
+        By reason.
+    queued : dict of int to int
+        Records in the queue at this moment, by version.
+    """
+
+    arms: dict[int, dict[int, VersionCounts]] = msgspec.field(default_factory=dict)
+    answers: dict[str, int] = msgspec.field(default_factory=dict)
+    fallbacks: dict[str, int] = msgspec.field(default_factory=dict)
+    shadow_dropped: int = 0
+    log_written: int = 0
+    log_queued: int = 0
+    log_dropped: dict[str, int] = msgspec.field(default_factory=dict)
+    queued: dict[int, int] = msgspec.field(default_factory=dict)
+
+    def version_counts(self, plan: int, version: int) -> VersionCounts:
+        """Return the counters of a version under a plan; they are created at the first call."""
+        versions = self.arms.get(plan)
+        if versions is None:
+            versions = self.arms[plan] = {}
+            plans = sorted(plan for plan in self.arms if plan != EARLIER)
+            for old_plan in plans[:-MAX_PLANS]:
+                for old_version, old_counts in self.arms.pop(old_plan).items():
+                    self.arms.setdefault(EARLIER, {}).setdefault(old_version, VersionCounts()).add(old_counts)
+        counts = versions.get(version)
+        if counts is None:
+            counts = versions[version] = VersionCounts()
+        return counts
+
+    def count_response(self, version: int, role: str, status: int) -> None:
+        """Count a response."""
+        _increase(self.answers, f"{version}/{role}/{status}")
+
+    def count_fallback(self, version: int, why: str) -> None:
+        """Count a response of the stable version in place of a successor's."""
+        _increase(self.fallbacks, f"{version}/{why}")
+
+    def add(self, other: "Counts") -> None:
+        """Add the counters of another process."""
+        for plan, versions in other.arms.items():
+            for version, counts in versions.items():
+                self.version_counts(plan, version).add(counts)
+        for ours, theirs in (
+            (self.answers, other.answers),
+            (self.fallbacks, other.fallbacks),
+            (self.log_dropped, other.log_dropped),
+        ):
+            for name, number in theirs.items():
+                _increase(ours, name, number)
+        for version, number in other.queued.items():
+            self.queued[version] = self.queued.get(version, 0) + number
+        self.shadow_dropped += other.shadow_dropped
+        self.log_written += other.log_written
+        self.log_queued += other.log_queued
+
+    def without_queues(self) -> "Counts":
+        """Return a copy for a process that has ended: its queues are empty."""
+        return msgspec.structs.replace(self, queued={}, log_queued=0)
+
+    def traffic_stats(self, model: str, server: str, plan: int) -> list[TrafficStats]:
+        """Return the counters under a plan as records for the database, one per version."""
+        return [
+            TrafficStats(
+                model=model,
+                plan=plan,
+                server=server,
+                version=version,
+                requests=counts.requests,
+                records=counts.records,
+                failures=counts.failures,
+                latencies=counts.latencies,
+                scores=counts.scores,
+            )
+            for version, counts in sorted(self.arms.get(plan, {}).items())
+        ]
+
+    def by_version(self) -> dict[int, VersionCounts]:
+        """Return each version's counters, summed over all plans."""
+        sums: dict[int, VersionCounts] = {}
+        for versions in self.arms.values():
+            for version, counts in versions.items():
+                sums.setdefault(version, VersionCounts()).add(counts)
+        return sums
+
+
+def _increase(numbers: dict[str, int], name: str, number: int = 1) -> None:
+    numbers[name] = numbers.get(name, 0) + number
+
+
+def sum_counts(parts: Iterable[Counts]) -> Counts:
+    """Return the sums of several processes' counters."""
+    result = Counts()
+    for part in parts:
+        result.add(part)
+    return result

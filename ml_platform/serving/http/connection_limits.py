@@ -1,0 +1,137 @@
+"""An HTTP server of uvicorn and httptools with limits on the duration and the size of a request's headers.
+
+uvicorn leaves both limits to a proxy.
+"""
+
+import asyncio
+import contextlib
+import resource
+import socket
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+# Clients send their headers at once; a connection without a request must not occupy the server.
+SECONDS_FOR_HEADERS = 10.0
+SECONDS_IDLE = 30
+MAX_HEADER_BYTES = 64 * 1024
+BACKLOG = 2_048
+SECONDS_TO_FINISH = 10
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """A connection that is closed if a request's headers take too long or are too large."""
+
+    _limit: asyncio.TimerHandle | None = None
+    _unread = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the timer of the first request's headers."""
+        super().connection_made(transport)
+        self._limit = self.loop.call_later(SECONDS_FOR_HEADERS, self._time_out)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the timer."""
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse received data, unless the headers are too large."""
+        if self._limit is not None:
+            self._unread += len(data)
+            # The part of a body that arrives with the end of the headers does not count.
+            if self._unread > MAX_HEADER_BYTES and b"\r\n\r\n" not in data:
+                self._refuse(b"431 Request Header Fields Too Large", b"The headers must have at most 65,536 bytes.")
+                return
+        super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        """Start the timer of a further request's headers."""
+        super().on_message_begin()
+        self._unread = max(self._unread, 1)
+        if self._limit is None:
+            self._limit = self.loop.call_later(SECONDS_FOR_HEADERS, self._time_out)
+
+    def on_headers_complete(self) -> None:
+        """Stop the timer: the body has its own limits, in `request_body`."""
+        self._stop_timer()
+        super().on_headers_complete()
+
+    def _stop_timer(self) -> None:
+        self._unread = 0
+        if self._limit is not None:
+            self._limit.cancel()
+            self._limit = None
+
+    def _time_out(self) -> None:
+        self._limit = None
+        if not self._unread and not self.transport.is_closing():  # no request has begun
+            self.transport.close()
+            return
+        self._refuse(b"408 Request Timeout", b"The headers must be sent within 10 seconds.")
+
+    def _refuse(self, status: bytes, reason: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        head = b"HTTP/1.1 %b\r\ncontent-type: text/plain\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+        self.transport.write(head % (status, len(reason)) + reason)
+        self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server without signal handlers: the process that runs it handles signals."""
+
+    def install_signal_handlers(self) -> None:
+        """Install no handlers."""
+
+    def capture_signals(self) -> Any:
+        """Capture no signals."""
+        return contextlib.nullcontext()
+
+
+def make_server(app: Any) -> Server:
+    """Return a server for an ASGI application, with the limits of this module."""
+    return Server(
+        uvicorn.Config(
+            app,
+            http=BoundedProtocol,
+            ws="none",
+            loop="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            date_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=SECONDS_IDLE,
+            timeout_graceful_shutdown=SECONDS_TO_FINISH,
+        )
+    )
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """Return a listening socket that is bound to a host and port.
+
+    Raises
+    ------
+    OSError
+        The port is in use, or the host does not have this address.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen(BACKLOG)
+        listening.setblocking(False)
+    except OSError:
+        listening.close()
+        raise
+    return listening
+
+
+def allow_many_connections() -> None:
+    """Raise this process's limit of open files to the maximum that the system allows."""
+    _, maximum = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (maximum, maximum))

@@ -1,0 +1,294 @@
+"""Request and response formats of MLflow's ``/invocations`` and of the Open Inference Protocol v2.
+
+Reading either format gives a list of records that satisfy the version's contract, or raises a `RequestError` with the
+problems. JSON has no NaN and no Infinity: a missing value is null.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from ml_platform.errors import MAX_PROBLEMS, RequestError, RequestProblem
+from ml_platform.inference.predictor import Answers
+from ml_platform.inference.request_contract import Record, RequestContract, malformed, read_again, shown
+
+MAX_RECORDS = 10_000
+LONGEST_KEY = 256
+KEY = "key"
+PREDICTIONS, SCORES = "predictions", "scores"
+OUTPUTS = (PREDICTIONS, SCORES)
+INTEGERS = frozenset(f"{sign}INT{size}" for sign in ("", "U") for size in (8, 16, 32, 64))
+# Tensor datatypes accepted for a field, by the field's kind; the metadata have the first.
+DATATYPES: dict[str, tuple[str, ...]] = {
+    "int": ("INT64", *sorted(INTEGERS)),
+    "float": ("FP64", "FP32", "FP16", *sorted(INTEGERS)),
+    "str": ("BYTES",),
+    "bool": ("BOOL",),
+    "time": ("BYTES",),
+    "any": ("BYTES", "FP64", "FP32", "BOOL", *sorted(INTEGERS)),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requests:
+    """The contents of one body.
+
+    Parameters
+    ----------
+    records : list of tuple
+        Values in the contract's order, None for a missing one; at least one record.
+    entities : list or None
+        Entity of each record; ``None`` if no record has one.
+    sticky_key : str or None
+        The client's key that selects the version: ``params.key``, or ``parameters.key``.
+    id : str or None
+        The client's id for an inference of the Open Inference Protocol; the response repeats it.
+    outputs : tuple of str
+        Requested outputs, of ``predictions`` and ``scores``.
+    """
+
+    records: list[Record]
+    entities: list[Any] | None = None
+    sticky_key: str | None = None
+    id: str | None = None
+    outputs: tuple[str, ...] = OUTPUTS
+
+
+class _Split(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    columns: list[str]
+    data: msgspec.Raw
+    index: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class _Invocation(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    dataframe_split: _Split | msgspec.UnsetType = msgspec.UNSET
+    dataframe_records: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    inputs: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    instances: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    params: dict[str, Any] | None = None
+
+
+class _Tensor(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    name: str
+    shape: list[int]
+    datatype: str
+    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    parameters: dict[str, Any] | None = None
+
+
+class _Output(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    name: str
+    parameters: dict[str, Any] | None = None
+
+
+class _Inference(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    inputs: list[_Tensor]
+    id: str | None = None
+    parameters: dict[str, Any] | None = None
+    outputs: list[_Output] | None = None
+
+
+_INVOCATION, _INFERENCE = msgspec.json.Decoder(_Invocation), msgspec.json.Decoder(_Inference)
+_MAPPING = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_ENCODER = msgspec.json.Encoder()
+FORMS = ("dataframe_split", "dataframe_records", "inputs", "instances")
+
+
+class Formats:
+    """Reads request bodies for one version. Creating it takes milliseconds: create one per version.
+
+    Parameters
+    ----------
+    contract : RequestContract
+    max_records : int
+        A body with more raises 413.
+
+    Attributes
+    ----------
+    decoder : RequestDecoder
+        Decodes the records inside a format.
+    """
+
+    def __init__(self, contract: RequestContract, max_records: int = MAX_RECORDS) -> None:
+        self.contract = contract
+        self.max_records = max_records
+        self.decoder = contract.decoder()
+        self._fields = {field.name: field for field in (*contract.features, contract.entity)}
+
+    def read_invocation(self, body: bytes) -> Requests:
+        """Read a body in the format of MLflow's scoring server.
+
+        The body is an object with one of ``dataframe_split``, ``dataframe_records``, ``inputs`` and ``instances`` (the
+        last two are a list of records, a list of values per column, or one record), and optionally ``params``.
+
+        Raises
+        ------
+        RequestError
+            400 for another format, 413 for too many records, 422 for fields that break the contract.
+        """
+        invocation = _decode(_INVOCATION, body)
+        forms = [name for name in FORMS if getattr(invocation, name) is not msgspec.UNSET]
+        if len(forms) != 1:
+            rule = f"the body must have exactly one of {', '.join(FORMS)}"
+            raise RequestError(400, [RequestProblem(rule=rule, value=", ".join(forms) or None)])
+        key = _read_sticky_key(invocation.params, "params")
+        form, data = forms[0], getattr(invocation, forms[0])
+        if form == "dataframe_split":
+            records, entities = self.decoder.rows(data.columns, data.data)
+        elif form == "dataframe_records" or not bytes(data).startswith(b"{"):
+            records, entities = self.decoder.records(data)
+        else:
+            columns = _decode(_MAPPING, data)
+            if columns and not any(bytes(raw).startswith(b"[") for raw in columns.values()):
+                records, entities = self.decoder.records(b"[" + bytes(data) + b"]")
+            else:
+                records, entities = self.decoder.columns(columns)
+        return Requests(records=self._limit(records), entities=entities, sticky_key=key)
+
+    def _limit(self, records: list[Record]) -> list[Record]:
+        if len(records) > self.max_records:
+            rule = f"must hold at most {self.max_records:,} records"
+            raise RequestError(413, [RequestProblem(rule=rule, value=len(records))])
+        return records
+
+    def read_inference(self, body: bytes) -> Requests:
+        """Read a body of the Open Inference Protocol: a tensor of shape [n] or [n, 1] for each field.
+
+        Raises
+        ------
+        RequestError
+            400, 413 and 422 as for `read_invocation`.
+        """
+        inference = _decode(_INFERENCE, body)
+        key = _read_sticky_key(inference.parameters, "parameters", only_key=False)
+        outputs = tuple(output.name for output in inference.outputs) if inference.outputs else OUTPUTS
+        unknown = [name for name in outputs if name not in OUTPUTS]
+        if unknown:
+            rule = f"must be one of {', '.join(OUTPUTS)}"
+            raise RequestError(422, [RequestProblem(rule=rule, field="outputs", value=shown(unknown[0]))])
+        problems = [problem for tensor in inference.inputs if (problem := self._find_problem(tensor))]
+        if problems:
+            raise RequestError(422, problems[:MAX_PROBLEMS])
+        names = [tensor.name for tensor in inference.inputs]
+        if len(set(names)) < len(names):
+            duplicate = next(name for name in names if names.count(name) > 1)
+            raise RequestError(422, [RequestProblem(rule="must come once", field=duplicate[:LONGEST_KEY])])
+        records, entities = self.decoder.columns({tensor.name: _flatten(tensor) for tensor in inference.inputs})
+        shapes = [len(records)], [len(records), 1]
+        wrong = [tensor for tensor in inference.inputs if tensor.shape not in shapes]
+        if wrong:
+            rule = f"must have the shape {shapes[0]} or {shapes[1]} of its data"
+            values = {tensor.name: str(tensor.shape)[:LONGEST_KEY] for tensor in wrong[:MAX_PROBLEMS]}
+            problems = [RequestProblem(rule=rule, field=name, value=shape) for name, shape in values.items()]
+            raise RequestError(422, problems)
+        return Requests(
+            records=self._limit(records), entities=entities, sticky_key=key, id=inference.id, outputs=outputs
+        )
+
+    def _find_problem(self, tensor: _Tensor) -> RequestProblem | None:
+        field = self._fields.get(tensor.name)
+        name = tensor.name[:LONGEST_KEY]
+        if field is None:
+            return RequestProblem(rule="is not a column of this model", field=name)
+        if tensor.datatype not in DATATYPES[field.kind]:
+            rule = f"must have a datatype of {', '.join(dict.fromkeys(DATATYPES[field.kind]))}"
+            return RequestProblem(rule=rule, field=name, value=shown(tensor.datatype))
+        if tensor.data is msgspec.UNSET:
+            return RequestProblem(rule="must have data; the binary extension is not supported", field=name)
+        return None
+
+
+def _decode(decoder: Any, body: Any) -> Any:
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise RequestError(400, [RequestProblem(rule=f"the body must have a known format: {error}")]) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if not isinstance(error, RecursionError):
+            read_again(body)  # raises an error with the position, unless Python's reader accepts the body: NaN
+            rule = "the body must be JSON, which has no NaN and no Infinity: send null for a missing value"
+            raise RequestError(400, [RequestProblem(rule=rule)]) from error
+        raise malformed(error) from error
+
+
+def _read_sticky_key(parameters: dict[str, Any] | None, name: str, *, only_key: bool = True) -> str | None:
+    """Return a request's key; ``None`` if it has none. `only_key` refuses other parameters."""
+    if not parameters:
+        return None
+    unknown = next((parameter for parameter in parameters if parameter != KEY), None) if only_key else None
+    if unknown is not None:
+        raise RequestError(422, [RequestProblem(rule=f"{name} may only have {KEY!r}", field=unknown[:LONGEST_KEY])])
+    key = parameters.get(KEY)
+    if key is None or (isinstance(key, str | int) and not isinstance(key, bool) and 0 < len(str(key)) <= LONGEST_KEY):
+        return None if key is None else str(key)
+    rule = f"must be text of 1 to {LONGEST_KEY} characters, or an integer"
+    raise RequestError(422, [RequestProblem(rule=rule, field=f"{name}.{KEY}", value=shown(key))])
+
+
+def _flatten(tensor: _Tensor) -> Any:
+    """Return a tensor's data as a flat list; data of shape [n, 1] may be nested."""
+    if len(tensor.shape) < 2:
+        return tensor.data
+    data = read_again(tensor.data)
+    nested = isinstance(data, list) and bool(data) and all(isinstance(row, list) and len(row) == 1 for row in data)
+    return _ENCODER.encode([row[0] for row in data]) if nested else tensor.data
+
+
+# Responses
+
+
+def invocation_answer(contract: RequestContract, answers: Answers) -> bytes:
+    """Return a response in MLflow's format: the predictions and, except for a regression, the scores."""
+    if contract.task == "regression":
+        return _ENCODER.encode({PREDICTIONS: answers.predictions})
+    return _ENCODER.encode({PREDICTIONS: answers.predictions, SCORES: answers.scores})
+
+
+def inference_answer(contract: RequestContract, requests: Requests, answers: Answers, *, version: int) -> bytes:
+    """Return a response of the Open Inference Protocol: the requested tensors, in the requested order."""
+    values = {PREDICTIONS: answers.predictions, SCORES: answers.scores}
+    tensors = []
+    for name in requests.outputs:
+        shape, data = [len(values[name])], values[name]
+        if data and isinstance(data[0], list):
+            shape, data = [len(data), len(data[0])], [value for row in data for value in row]
+        tensors.append({"name": name, "datatype": _get_datatype(contract, name), "shape": shape, "data": data})
+    response = {"model_name": contract.model, "model_version": str(version), "outputs": tensors}
+    return _ENCODER.encode({**response, "id": requests.id} if requests.id is not None else response)
+
+
+def _get_datatype(contract: RequestContract, output: str) -> str:
+    if output == SCORES or contract.task == "regression":
+        return "FP64"
+    return "INT64" if all(isinstance(label, int) for label in contract.classes) else "BYTES"
+
+
+def metadata(contract: RequestContract, versions: Sequence[int]) -> dict[str, Any]:
+    """Return a model's metadata in the Open Inference Protocol: name, versions, input and output tensors."""
+    scores = [-1, len(contract.classes)] if contract.task == "multiclass" else [-1]
+    return {
+        "name": contract.model,
+        "versions": [str(version) for version in versions],
+        "platform": "scikit-learn",
+        "inputs": [
+            {"name": field.name, "datatype": DATATYPES[field.kind][0], "shape": [-1]} for field in contract.features
+        ],
+        "outputs": [
+            {"name": PREDICTIONS, "datatype": _get_datatype(contract, PREDICTIONS), "shape": [-1]},
+            {"name": SCORES, "datatype": "FP64", "shape": scores},
+        ],
+    }
+
+
+def error_answer(error: RequestError) -> bytes:
+    """Return the response to an invalid request.
+
+    Its form is ``{"error": …, "problems": [{"field": …, "rule": …, "value": …, "record": …}]}``.
+    """
+    problems = [
+        {"field": problem.field, "rule": problem.rule, "value": problem.value, "record": problem.record}
+        for problem in error.problems
+    ]
+    return _ENCODER.encode({"error": str(error), "problems": problems})

@@ -1,0 +1,1 @@
+"""The process that owns the workers, selects versions and takes admin calls."""

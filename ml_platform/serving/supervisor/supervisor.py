@@ -1,0 +1,497 @@
+"""The supervisor of a host's workers: it selects the versions that they serve; requests do not pass through it.
+
+It binds the public socket, follows ledger and traffic plan, stores the versions' files, restarts workers, serves the
+admin port, and reports the host's state and counters to the database. It loads no model, so it starts in a second, and
+the workers continue to serve while the database is unavailable.
+"""
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import sqlalchemy as sa
+
+from ml_platform.errors import (
+    AlertError,
+    ConflictError,
+    DatabaseUnavailableError,
+    EvidenceError,
+    LedgerError,
+    ModelError,
+    PlatformError,
+    PortInUseError,
+    RegistryError,
+    RemoteServiceError,
+    StorageError,
+)
+from ml_platform.monitoring.alerts import Alert, send, write_log
+from ml_platform.platform import Platform
+from ml_platform.records.canonical import now
+from ml_platform.records.traffic import ServerHeartbeat
+from ml_platform.release.admin_client import ADDRESS_FILE
+from ml_platform.release.promote import require_reason
+from ml_platform.release.rollback import roll_back
+from ml_platform.serving import prometheus, version_cache
+from ml_platform.serving.counters import Counts
+from ml_platform.serving.http.connection_limits import bound, make_server
+from ml_platform.serving.prometheus import ServerFacts
+from ml_platform.serving.state import DesiredState, override_plan, read_state, write_state
+from ml_platform.serving.supervisor import version_selection
+from ml_platform.serving.supervisor.admin_api import AdminApp
+from ml_platform.serving.supervisor.admin_tokens import local_tokens, read_tokens
+from ml_platform.serving.supervisor.rollback_journal import AdminAuditLog, Journal, Rollback
+from ml_platform.serving.supervisor.version_selection import VersionSelector
+from ml_platform.serving.supervisor.worker_pool import WorkerHandle, WorkerPool
+from ml_platform.storage import atomic_files
+from ml_platform.system import http_client
+from ml_platform.system.isolated_process import AS_SERVED
+
+log = logging.getLogger("ml_platform.serving")
+
+HOST = "127.0.0.1"
+SECONDS_BETWEEN_POLLS = 1.0
+# After a database query has taken this long, the served version is marked as possibly out of date.
+SECONDS_UNTIL_STALE = 5.0
+SECONDS_BETWEEN_BEATS = 5.0
+SECONDS_BETWEEN_COUNTS = 2.0
+SECONDS_BETWEEN_PROBES = 5.0
+# The pause doubles up to this one while a version of the plan cannot be served.
+MAX_SECONDS_BETWEEN_POLLS = 30.0
+# Shorter than the timeout of callers, see ml_platform/release/admin_client.py.
+SECONDS_FOR_A_SWAP = 4.0
+UNCONFIRMED = "the state has not been compared with the ledger since the server started"
+
+
+class Supervisor:
+    """The server of one model on one host.
+
+    Parameters
+    ----------
+    platform : Platform
+    model : str
+    host : str
+        Address of both ports; loopback unless the server is behind a proxy.
+    port, admin_port : int
+        0 selects a free port.
+    workers : int
+        Number of worker processes.
+    say : callable
+        Called with each message for the terminal.
+
+    Raises
+    ------
+    PortInUseError
+        A port is in use; nothing was started.
+    ConfigurationError
+        The admin tokens are not valid.
+    """
+
+    def __init__(
+        self,
+        platform: Platform,
+        model: str,
+        *,
+        host: str = HOST,
+        port: int = 8080,
+        admin_port: int = 8081,
+        workers: int = 1,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.platform, self.model, self.say = platform, model, say
+        self.home = platform.settings.serving_home(model)
+        atomic_files.make_folder(self.home)
+        self._public, self._admin = _bind("--port", host, port), _bind("--admin-port", host, admin_port)
+        self.address, self.admin_address = _format_address(self._public), _format_address(self._admin)
+        # Unique for each start: the counters begin at zero, and must not replace those of the last start.
+        self.name = f"{socket.gethostname()[:60]}-{self._public.getsockname()[1]}-{secrets.token_hex(4)}"
+        self.version_selector = VersionSelector(platform, model, self.home)
+        self.journal, self.audit_log = Journal(self.home), AdminAuditLog(self.home)
+        tokens_file = platform.settings.admin_tokens_file
+        self.tokens = read_tokens(tokens_file) if tokens_file is not None else local_tokens(self.home)
+        state = read_state(self.home)
+        self.state = state and replace(state, revision=state.revision + 1, stale=UNCONFIRMED)
+        self.version_selector.seen = self.state.ledger_head if self.state else None
+        self.problem = ""
+        self._workers = workers
+        self._swapping = asyncio.Lock()
+        self._wake = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._mlflow_answers = True
+        self._settling = False
+        self._background: set[asyncio.Task[Any]] = set()
+
+    async def run(self) -> None:
+        """Serve until the process receives SIGTERM or SIGINT."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        self.worker_pool = WorkerPool(
+            self._public,
+            self.home,
+            model=self.model,
+            name=self.name,
+            number=self._workers,
+            on_death=lambda summary: self._run_in_background(asyncio.to_thread(self._alert_worker_death, summary)),
+            on_ask=lambda worker, request: self._run_in_background(self._send_metrics(worker, request)),
+        )
+        if self.state is not None:
+            write_state(self.home, self.state)
+        self.worker_pool.start()
+        atomic_files.write(self.home / ADDRESS_FILE, f"{self.admin_address}\n".encode())
+        admin = make_server(AdminApp(self))
+        serving = asyncio.create_task(admin.serve([self._admin]))
+        parts = [asyncio.create_task(part) for part in (self._poll(), self._report_to_database(), self._probe_mlflow())]
+        self.say(f"{self.model}: {self.address}, admin {self.admin_address}, {self._workers} workers")
+        stopping = asyncio.create_task(self._stopping.wait())
+        # A task that ends before the stop signal has failed: exit, so that the whole server is restarted.
+        ended, _ = await asyncio.wait(
+            [stopping, serving, *parts, *self.worker_pool.keepers], return_when=asyncio.FIRST_COMPLETED
+        )
+        self.say("Stopping …")
+        for part in (stopping, *parts):
+            part.cancel()
+        await asyncio.gather(stopping, *parts, return_exceptions=True)
+        await self.worker_pool.stop()
+        self._public.close()
+        admin.should_exit = True
+        await serving
+        for part in ended - {stopping}:
+            part.result()
+
+    def _run_in_background(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    # Selecting versions
+
+    async def _poll(self) -> None:
+        """Poll ledger and plan once a second, less often while a version of the plan cannot be served."""
+        pause, poll_at = SECONDS_BETWEEN_POLLS, 0.0
+        while True:
+            if time.monotonic() >= poll_at or self._wake.is_set():
+                self._wake.clear()
+                healthy = await self._update_state()
+                pause = SECONDS_BETWEEN_POLLS if healthy else min(2 * pause, MAX_SECONDS_BETWEEN_POLLS)
+                poll_at = time.monotonic() + pause
+            self._run_in_background(self._settle_journal())
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SECONDS_BETWEEN_POLLS):
+                    await self._wake.wait()
+
+    async def _update_state(self) -> bool:
+        """Update the state from ledger and plan; return False if a version of the plan cannot be served."""
+        query = asyncio.create_task(asyncio.to_thread(self.version_selector.read_changes))
+        done, _ = await asyncio.wait([query], timeout=SECONDS_UNTIL_STALE)
+        if not done:
+            await self._set_problem(f"the database has not answered for {SECONDS_UNTIL_STALE:g} s")
+        try:
+            state = await query
+        except (PlatformError, sa.exc.SQLAlchemyError) as error:
+            if str(error) != self.problem:
+                log.warning("%s", error)
+            await self._set_problem(str(error))
+            return isinstance(error, DatabaseUnavailableError)
+        if self.problem and state is None:
+            await self._set_problem("")
+        if state is not None:
+            await self._follow(state)
+        return not (self.state and self.state.problems)
+
+    async def _set_problem(self, problem: str) -> None:
+        """Mark the state as possibly out of date; an empty text marks it as confirmed."""
+        self.problem = problem
+        async with self._swapping:
+            if self.state is not None:
+                self._serve(replace(self.state, stale=self._get_staleness()))
+
+    def _get_staleness(self) -> str:
+        return self.problem or ("" if self._mlflow_answers else "MLflow does not answer")
+
+    async def _follow(self, state: DesiredState) -> None:
+        """Serve a state that was read from the ledger, changed by the journal's open rollback if there is one."""
+        self.problem = ""
+        async with self._swapping:
+            rollback = self.journal.open_entry()
+            # While the rollback is being written to the ledger, the state may already contain its decision.
+            if rollback is not None and (self._settling or rollback.decision == state.decision):
+                target = next((served for served in state.known if served.version == rollback.to), None)
+                if target is not None:
+                    state = override_plan(
+                        state, target, journal=rollback.id, reason=rollback.reason, actor=rollback.actor
+                    )
+            self._serve(replace(state, stale=self._get_staleness()))
+            kept = [*state.arms.values(), *state.known]
+        await asyncio.to_thread(version_cache.remove_unused_versions, self.home, kept)
+
+    def _serve(self, state: DesiredState) -> None:
+        """Write a state for the workers, unless it is the same as the last one."""
+        if self.state is not None and state.same_as(self.state):
+            return
+        state = replace(state, revision=self.state.revision + 1 if self.state else 1)
+        write_state(self.home, state)
+        before, self.state = self.state, state
+        self.worker_pool.nudge()
+        if before is None or before.plan != state.plan:
+            plan = state.plan
+            successor = f", version {plan.successor} {plan.share:.0%}" if plan.successor is not None else ""
+            log.info("plan %s: %s, version %s%s (%s)", plan.sequence, plan.mode, plan.stable, successor, plan.reason)
+
+    # Rollback
+
+    async def roll_back(self, to: int | None, *, reason: str, actor: str) -> dict[str, Any]:
+        """Send all traffic of this host to an earlier champion at once; the ledger is written afterwards.
+
+        Parameters
+        ----------
+        to : int or None
+            The version; ``None`` is the previous champion.
+        reason, actor : str
+
+        Returns
+        -------
+        dict
+            The versions before and after, the journal's entry, and ``swapped``: True if all workers confirmed.
+
+        Raises
+        ------
+        ConfigurationError
+            The reason is blank or unprintable.
+        EvidenceError
+            This host has no earlier champion, or not the requested one.
+        ConflictError
+            The version gets all traffic already.
+        StorageError
+            The rollback could not be written to disk; nothing was changed.
+        """
+        began = time.monotonic()
+        require_reason(reason)
+        async with self._swapping:
+            state = self.state
+            if state is None:
+                raise EvidenceError(
+                    f"This host serves no version of {self.model!r} yet: there is nothing to roll back."
+                )
+            back = version_selection.find_rollback_target(state, to)
+            if state.plan.successor is None and state.plan.stable == back.target.version:
+                raise ConflictError(f"Version {back.target.version} of {self.model!r} gets all traffic already.")
+            entry = Rollback(
+                id=secrets.token_hex(8),
+                to=back.target.version,
+                leaves=back.leaves,
+                decision=state.decision,
+                reason=reason,
+                actor=actor,
+                at=now().isoformat(),
+            )
+            self.journal.append(entry)
+            self._serve(override_plan(state, back.target, journal=entry.id, reason=reason, actor=actor))
+            revision = self.state.revision if self.state else 0
+        confirmed = await self.worker_pool.wait_for_revision(revision, SECONDS_FOR_A_SWAP)
+        answering = sorted({worker.state["stable"] for worker in self.worker_pool.workers.values()} - {None})
+        # The ledger is written in the background: the rollback waits neither for the database nor for MLflow.
+        self._wake.set()
+        return {
+            "journal": entry.id,
+            "model": self.model,
+            "version": entry.to,
+            "instead_of": entry.leaves,
+            "swapped": confirmed and answering == [entry.to],
+            "answering": answering,
+            "workers": len(self.worker_pool.workers),
+            "seconds": round(time.monotonic() - began, 4),
+        }
+
+    async def _settle_journal(self) -> None:
+        """Write an open rollback to the ledger and close it; it stays open while the ledger cannot be written."""
+        entry = self.journal.open_entry()
+        if entry is None or self._settling:
+            return
+        self._settling = True
+        try:
+            outcome, decision = await asyncio.to_thread(self._write_to_ledger, entry)
+            self.journal.close(entry, outcome, decision)
+            log.info("rollback %s to version %s: %s", entry.id, entry.to, outcome)
+        except (RegistryError, DatabaseUnavailableError, StorageError, sa.exc.SQLAlchemyError) as error:
+            log.warning("rollback %s is not in the ledger yet and will be retried: %s", entry.id, error)
+        finally:
+            self._settling = False
+        self.version_selector.reset_mark()
+        self._wake.set()
+
+    def _write_to_ledger(self, entry: Rollback) -> tuple[str, int]:
+        """Write a rollback to the ledger; return its outcome, and the sequence of the champion's entry."""
+        version_selection.require_database(self.platform)
+        champion = self.platform.database.champion(self.model)
+        if champion is None:
+            raise DatabaseUnavailableError(f"The ledger of {self.model!r} is empty; it had entries before.")
+        if champion.version == entry.to:
+            return f"recorded in the ledger as entry {champion.sequence}", champion.sequence
+        if champion.sequence != entry.decision:
+            outcome = f"overtaken: entry {champion.sequence} made version {champion.version} champion"
+            return outcome, champion.sequence
+
+        def refuse(_: str) -> Any:
+            raise EvidenceError(f"Version {entry.to} of {self.model!r} was never champion.")
+
+        try:
+            written = roll_back(
+                self.platform, self.model, to=entry.to, reason=entry.reason, actor=entry.actor, load_spec=refuse
+            )
+        except (ConflictError, EvidenceError, LedgerError, ModelError) as error:
+            return f"refused: {error}", entry.decision
+        return f"recorded in the ledger as entry {written.sequence}", written.sequence
+
+    # Reporting
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The versions that this host serves and the reasons of its problems, for the admin port and the database."""
+        reports = [worker.state for worker in self.worker_pool.workers.values()]
+        state = self.state
+        first = reports[0] if reports else {}
+        refused = {version: reason for report in reports for version, reason in report["refused"].items()}
+        missing = {str(version): reason for version, reason in state.problems.items()} if state else {}
+        return {
+            "plan": min((report["plan"] for report in reports), default=0),
+            "revision": min((report["revision"] for report in reports), default=0),
+            "stable": first.get("stable"),
+            "successor": first.get("successor"),
+            "versions": first.get("loaded", {}),
+            "ways": first.get("ways", {}),
+            "refused": {**missing, **refused},
+            "workers": len(reports),
+            "stale": bool(state and state.stale),
+            "why_stale": state.stale if state else self.problem,
+            "override": state.override if state else "",
+            "address": self.address,
+        }
+
+    async def _report_to_database(self) -> None:
+        """Write heartbeats and traffic counters to the database.
+
+        Counters are totals since the start, so the next write makes up for those that fail.
+        """
+        beat_at, reported = 0.0, dict[str, Any]()
+        while True:
+            await asyncio.sleep(SECONDS_BETWEEN_COUNTS)
+            facts = self.facts
+            beat_due = time.monotonic() >= beat_at or facts != reported
+            try:
+                await asyncio.to_thread(self._write_report, facts if beat_due else None, self.worker_pool.counts)
+            except (PlatformError, sa.exc.SQLAlchemyError) as error:
+                log.debug("could not report to the database: %s", error)
+                continue
+            if beat_due:
+                beat_at, reported = time.monotonic() + SECONDS_BETWEEN_BEATS, facts
+
+    def _write_report(self, facts: dict[str, Any] | None, counts: Counts) -> None:
+        version_selection.require_database(self.platform)
+        database = self.platform.database
+        if facts is not None:
+            beat = ServerHeartbeat(model=self.model, server=self.name, admin_address=self.admin_address, says=facts)
+            database.beat(beat)
+        for plan in sorted(plan for plan in counts.arms if plan > 0)[-2:]:
+            for stats in counts.traffic_stats(self.model, self.name, plan):
+                database.count_traffic(stats)
+
+    async def metrics(self) -> bytes:
+        """Return the metrics of all processes of this host."""
+        counts = await self.worker_pool.request_counts()
+        facts = self.facts
+        return prometheus.exposition(
+            ServerFacts(
+                model=self.model,
+                counts=counts,
+                loaded={int(version): digest for version, digest in facts["versions"].items()},
+                refused={int(version): why for version, why in facts["refused"].items()},
+                plan=facts["plan"],
+                workers=facts["workers"],
+                restarts=self.worker_pool.restarts,
+                stale=facts["stale"],
+            )
+        )
+
+    async def _send_metrics(self, worker: WorkerHandle, request: int) -> None:
+        text = await self.metrics()
+        worker.channel.send({"metrics": text.decode(), "asked": request})
+
+    def _alert_worker_death(self, summary: str) -> None:
+        alert = Alert(name="ServingWorkerDied", summary=summary, labels={"model": self.model, "server": self.address})
+        write_log([alert])
+        try:
+            send([alert], self.platform.settings.alertmanager)
+        except AlertError as error:
+            log.warning("%s", error)
+
+    async def _probe_mlflow(self) -> None:
+        """Check MLflow at intervals; without it, files of a new version may be unavailable, so the state is stale."""
+        while True:
+            answers = await asyncio.to_thread(_answers, self.platform.settings.tracking_uri)
+            if answers != self._mlflow_answers:
+                self._mlflow_answers = answers
+                log.log(
+                    logging.INFO if answers else logging.WARNING,
+                    "MLflow %s",
+                    "answers again" if answers else "does not answer",
+                )
+                await self._set_problem(self.problem)
+            await asyncio.sleep(SECONDS_BETWEEN_PROBES)
+
+
+def _bind(option: str, host: str, port: int) -> socket.socket:
+    try:
+        return bound(host, port)
+    except OSError as error:
+        raise PortInUseError(
+            f"Port {port} on {host} cannot be used: {error.strerror}. Stop the process that listens there, or choose "
+            f"another port: ml-platform serve MODEL {option} NUMBER."
+        ) from error
+
+
+def _format_address(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _answers(tracking_uri: str) -> bool:
+    """Return True if MLflow's server responds, or its database file exists; MLflow's own client is slow to import."""
+    parts = urlsplit(tracking_uri)
+    if parts.scheme not in {"http", "https"}:
+        return Path(str(sa.make_url(tracking_uri).database)).is_file()
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    netloc = f"{host}:{parts.port}" if parts.port else str(host)
+    try:
+        http_client.send(f"{parts.scheme}://{netloc}{parts.path.rstrip('/')}/health", seconds=3)
+    except RemoteServiceError as error:
+        return error.status is not None and error.status < 500
+    return True
+
+
+def serve(platform: Platform, model: str, **options: Any) -> None:
+    """Run a server until it receives a stop signal; the options are those of `Supervisor`.
+
+    Raises
+    ------
+    PortInUseError, ConfigurationError
+        As `Supervisor`.
+    """
+    import uvloop
+
+    for name, value in AS_SERVED.items():
+        os.environ.setdefault(name, value)
+
+    async def run() -> None:
+        await Supervisor(platform, model, **options).run()
+
+    uvloop.run(run())

@@ -1,0 +1,174 @@
+"""Batches the requests that arrive while a model predicts: they become its next call, in one thread per version.
+
+A prediction of 32 records takes about as long as one of a single record, so a busy version predicts its whole queue at
+once. A request to an idle version does not wait for a batch.
+"""
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from ml_platform.errors import BusyError, PredictionError
+from ml_platform.inference.predictor import Answers
+from ml_platform.inference.request_contract import Record
+
+MAX_RECORDS_PER_CALL = 256
+MAX_WAITING = 4_096
+
+Predict = Callable[[list[Record]], Answers]
+
+
+@dataclass(eq=False)
+class _QueuedRequest:
+    records: list[Record]
+    answer: "asyncio.Future[Answers]"
+    alone: bool = False
+
+
+class Batcher:
+    """Predicts with one version for all coroutines of one event loop.
+
+    Parameters
+    ----------
+    predict : callable
+        Takes a list of records and returns their `Answers`; it runs in a thread of its own, one call at a time, and may
+        raise any exception.
+    max_records_per_call : int
+        Maximum number of records in a call; a request of more gets calls of its own.
+    max_waiting : int
+        Maximum number of records in the queue; a request that would exceed it is refused.
+    """
+
+    def __init__(
+        self, predict: Predict, *, max_records_per_call: int = MAX_RECORDS_PER_CALL, max_waiting: int = MAX_WAITING
+    ) -> None:
+        self._predict = predict
+        self._max_records_per_call = max_records_per_call
+        self._max_waiting = max_waiting
+        self._queue = deque[_QueuedRequest]()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="predict")
+        self._busy = False
+        self._closed = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.waiting = 0
+
+    async def predict(self, records: list[Record]) -> Answers:
+        """Return the model's answers for some records.
+
+        A request whose caller is cancelled (`asyncio.timeout`) leaves the queue; a running call is not interrupted.
+
+        Raises
+        ------
+        BusyError
+            The queue is full, or the batcher is closed.
+        PredictionError
+            The model raised, or did not return a finite score for each record. Other requests of the same call are
+            answered nevertheless.
+        """
+        if self._closed or (self.waiting and self.waiting + len(records) > self._max_waiting):
+            raise BusyError(
+                f"At most {self._max_waiting:,} records may wait for a prediction. {self.waiting:,} are waiting. Try "
+                "again in a second."
+            )
+        loop = asyncio.get_running_loop()
+        request = _QueuedRequest(records, loop.create_future())
+        self._queue.append(request)
+        self.waiting += len(records)
+        if not self._busy:
+            self._busy = True
+            self._idle.clear()
+            # Not at once: other requests that this iteration of the loop has received join the call.
+            loop.call_soon(self._call_next, loop)
+        return await request.answer
+
+    async def close(self) -> None:
+        """Refuse new requests, and wait until all queued requests are answered."""
+        self._closed = True
+        await self._idle.wait()
+        self._thread.shutdown(wait=False)
+
+    def _call_next(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start the next call, with as many queued requests as fit, or with one that must be predicted alone."""
+        batch, size = list[_QueuedRequest](), 0
+        while self._queue:
+            request = self._queue[0]
+            full = size + len(request.records) > self._max_records_per_call
+            if batch and (full or request.alone or batch[0].alone):
+                break
+            self._queue.popleft()
+            self.waiting -= len(request.records)
+            if not request.answer.done():  # not cancelled by its caller
+                batch.append(request)
+                size += len(request.records)
+        if not batch:
+            self._busy = False
+            self._idle.set()
+            return
+        call = self._thread.submit(self._predict_in_parts, [record for request in batch for record in request.records])
+        call.add_done_callback(lambda done: loop.call_soon_threadsafe(self._finish, loop, batch, done))
+
+    def _finish(self, loop: asyncio.AbstractEventLoop, batch: list[_QueuedRequest], call: "Future[Answers]") -> None:
+        failure = _find_failure(call, sum(len(request.records) for request in batch))
+        if len(batch) == 1:
+            _set_answer(batch[0], failure or call.result())
+        elif failure:
+            # Repeat the requests one by one: only those that cause the failure get it.
+            for request in reversed(batch):
+                request.alone = True
+                self._queue.appendleft(request)
+                self.waiting += len(request.records)
+        else:
+            answers, start = call.result(), 0
+            for request in batch:
+                end = start + len(request.records)
+                _set_answer(request, Answers(answers.scores[start:end], answers.predictions[start:end]))
+                start = end
+        self._call_next(loop)
+
+    def _predict_in_parts(self, records: list[Record]) -> Answers:
+        """Predict in the model's thread, a long list in parts to bound the memory."""
+        if len(records) <= self._max_records_per_call:
+            return self._predict(records)
+        starts = range(0, len(records), self._max_records_per_call)
+        parts = [self._predict(records[start : start + self._max_records_per_call]) for start in starts]
+        return Answers(
+            [score for part in parts for score in part.scores],
+            [prediction for part in parts for prediction in part.predictions],
+        )
+
+
+def _set_answer(request: _QueuedRequest, answer: Answers | PredictionError) -> None:
+    if request.answer.done():
+        return
+    if isinstance(answer, PredictionError):
+        request.answer.set_exception(answer)
+    else:
+        request.answer.set_result(answer)
+
+
+def _find_failure(call: "Future[Answers]", records: int) -> PredictionError | None:
+    """Return the error of a call for a number of records; ``None`` if it succeeded."""
+    # A model may raise any exception; the future has caught it.
+    error = call.exception()
+    if error is not None:
+        failure = PredictionError(f"The model failed to predict: {type(error).__name__}: {error}")
+        failure.__cause__ = error
+        return failure
+    answers = call.result()
+    if len(answers.scores) != records or len(answers.predictions) != records:
+        return PredictionError(
+            f"The model must return an answer for each of {records} records. It returned {len(answers.scores)}."
+        )
+    if not all(map(is_finite, answers.scores)):
+        return PredictionError("The model must return finite scores. It returned NaN or infinity.")
+    return None
+
+
+def is_finite(score: Any) -> bool:
+    """Return True if a score, or each score of a list, is neither NaN nor infinite."""
+    return all(map(math.isfinite, score)) if isinstance(score, list) else math.isfinite(score)

@@ -1,0 +1,1 @@
+"""Adapters to storage: folders, buckets, Delta Lake, MLflow."""

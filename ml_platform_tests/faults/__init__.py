@@ -1,0 +1,1 @@
+"""Kills, full disks, outages, races and mutants: what the platform must survive."""

@@ -1,0 +1,317 @@
+"""Tests of scoring files in bulk: correct predictions, reports of invalid rows, bounded memory."""
+
+import gzip
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from deltalake import write_deltalake
+from typer.testing import CliRunner
+
+from ml_platform.cli import app
+from ml_platform.errors import (
+    ConfigurationError,
+    DigestMismatchError,
+    EvidenceError,
+    ModelError,
+    TooLargeError,
+    UnreadableFileError,
+)
+from ml_platform.inference.contract_builder import build_request_contract
+from ml_platform.inference.predictor import Answers, Predictor
+from ml_platform.platform import Platform
+from ml_platform.serving import batch_scoring
+from ml_platform.serving.batch_scoring import BulkModel, Scored, score_file
+from ml_platform_tests.support import fakes
+
+MAX_BYTES = 2**30
+FEATURES = ["pages", "seconds", "plan"]
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    rows = fakes.visits(300)
+    return Predictor(fakes.visits_pipeline().fit(rows[FEATURES], rows["bought"] == "yes"), "ab" * 32)
+
+
+@pytest.fixture(scope="module")
+def model(predictor: Predictor) -> BulkModel:
+    rows = fakes.visits(300)
+    contract = build_request_contract(fakes.visits_spec(), predictor.pipeline, rows, predictor.scores(rows[FEATURES]))
+    predict = predictor.for_records(contract).predict_records
+    return BulkModel(contract=contract, version=3, digest=predictor.digest, predict=predict)
+
+
+def score_lines(source: Path, model: BulkModel) -> tuple[Scored, list[dict[str, Any]]]:
+    stream = io.BytesIO()
+    scored = score_file(source, model, stream, MAX_BYTES)
+    return scored, [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def write_gz(rows: pd.DataFrame, path: Path) -> None:
+    path.write_bytes(gzip.compress(rows.to_csv(index=False).encode()))
+
+
+def write_delta(rows: pd.DataFrame, path: Path) -> None:
+    for start in range(0, len(rows), 500):
+        write_deltalake(path, pa.Table.from_pandas(rows[start : start + 500], preserve_index=False), mode="append")
+
+
+WRITERS: dict[str, Callable[[pd.DataFrame, Path], Any]] = {
+    ".parquet": lambda rows, path: rows.to_parquet(path, index=False),
+    ".csv": lambda rows, path: rows.to_csv(path, index=False),
+    ".csv.gz": write_gz,
+    ".jsonl": lambda rows, path: rows.to_json(path, orient="records", lines=True, date_format="iso"),
+    "": write_delta,
+}
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_each_format_gives_the_models_own_predictions(
+    suffix: str, model: BulkModel, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_scoring, "ROWS_AT_ONCE", 40)
+    rows = fakes.visits(100, seed=5, first=901)
+    source = tmp_path / f"new{suffix}"
+    WRITERS[suffix](rows, source)
+
+    scored, lines = score_lines(source, model)
+
+    assert (scored.rows, scored.refused, scored.problems) == (100, 0, [])
+    assert scored.ignored == ["seen_at", "bought"]
+    assert [line["row"] for line in lines] == list(range(100))
+    assert [line["entity"] for line in lines] == list(range(901, 1_001))
+    np.testing.assert_allclose([line["score"] for line in lines], predictor.scores(rows[FEATURES]), rtol=1e-12)
+    assert [line["prediction"] for line in lines] == predictor.predictions(rows[FEATURES]).tolist()
+    assert {(line["model"], line["version"], line["digest"]) for line in lines} == {("visits", 3, "ab" * 32)}
+
+
+@pytest.mark.parametrize("suffix", batch_scoring.OUTPUTS)
+def test_output_has_the_format_of_its_suffix(suffix: str, model: BulkModel, tmp_path: Path) -> None:
+    fakes.visits(10).drop(columns="visitor").to_parquet(tmp_path / "new.parquet")
+    out = tmp_path / "out" / f"scored{suffix}"
+
+    score_file(tmp_path / "new.parquet", model, out, MAX_BYTES)
+
+    readers: dict[str, Callable[[Path], pd.DataFrame]] = {
+        ".parquet": pd.read_parquet,
+        ".csv": pd.read_csv,
+        ".jsonl": lambda path: pd.read_json(path, lines=True),
+    }
+    frame = readers[suffix](out)
+    columns = ["row", "entity", "prediction", "score", "anomaly_score", "model", "version", "digest"]
+    assert list(frame.columns) == columns
+    assert frame["row"].tolist() == list(range(10))
+    assert frame["entity"].isna().all()
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+
+
+@pytest.mark.parametrize("suffix", batch_scoring.OUTPUTS)
+def test_multiclass_output_has_a_list_of_scores(suffix: str, tmp_path: Path) -> None:
+    rows = fakes.kinds(fakes.visits(300))
+    fitted = Predictor(fakes.visits_pipeline().fit(rows[FEATURES], rows["kind"]), "")
+    contract = build_request_contract(fakes.kinds_spec(), fitted.pipeline, rows, fitted.scores(rows[FEATURES]))
+    predict = fitted.for_records(contract).predict_records
+    rows.to_parquet(tmp_path / "new.parquet")
+    out = tmp_path / f"scored{suffix}"
+
+    score_file(
+        tmp_path / "new.parquet", BulkModel(contract=contract, version=1, digest="", predict=predict), out, MAX_BYTES
+    )
+
+    if suffix == ".parquet":
+        scores = pq.read_table(out)["scores"].to_pylist()
+    else:
+        csv = suffix == ".csv"
+        texts = pd.read_csv(out)["scores"] if csv else out.read_text().splitlines()
+        scores = [json.loads(text) if csv else json.loads(text)["scores"] for text in texts]
+    np.testing.assert_allclose(scores, fitted.scores(rows[FEATURES]), rtol=1e-12)
+
+
+def test_invalid_rows_are_reported_and_others_scored(
+    model: BulkModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_scoring, "ROWS_AT_ONCE", 16)
+    rows = fakes.visits(50).astype({"pages": "object"})
+    rows.loc[20, "pages"], rows.loc[21, "plan"], rows.loc[49, "seconds"] = -1, "none such", np.nan
+    rows.to_csv(tmp_path / "new.csv", index=False)
+
+    scored, lines = score_lines(tmp_path / "new.csv", model)
+
+    assert (scored.rows, scored.refused) == (47, 3)
+    assert scored.problems == [
+        "record 20: 'pages' must be at least 0. Got -1 instead",
+        "record 21: 'plan' must be one of ['free', 'paid']. Got 'none such' instead",
+        "record 49: 'seconds' must not be empty",
+    ]
+    assert [line["row"] for line in lines] == [row for row in range(50) if row not in {20, 21, 49}]
+
+
+def test_at_most_ten_problems_are_reported(model: BulkModel, tmp_path: Path) -> None:
+    fakes.visits(40).assign(pages=-1).to_parquet(tmp_path / "new.parquet")
+
+    scored, lines = score_lines(tmp_path / "new.parquet", model)
+
+    assert (scored.rows, scored.refused, len(scored.problems), lines) == (0, 40, 10, [])
+
+
+@pytest.mark.parametrize("text", ["1_000", "1.5", "nan", "٤", "many", " 7", "99999999999999999999"])
+def test_unusual_text_is_not_parsed_as_number(text: str, model: BulkModel, tmp_path: Path) -> None:
+    (tmp_path / "new.csv").write_text(f"pages,seconds,plan\n{text},1.5,free\n7,2,paid\n+8,2e1,paid\n")
+
+    scored, lines = score_lines(tmp_path / "new.csv", model)
+
+    assert (scored.refused, [line["row"] for line in lines]) == (1, [1, 2])
+    assert "'pages'" in scored.problems[0]
+
+
+def test_malformed_lines_are_reported(model: BulkModel, tmp_path: Path) -> None:
+    good = b'{"pages": 7, "seconds": 2.5, "plan": "paid", "extra": 1}\n'
+    (tmp_path / "new.jsonl").write_bytes(good + b'{"pages": NaN}\n[1]\n\xff\n' + good)
+    scored, lines = score_lines(tmp_path / "new.jsonl", model)
+    assert (scored.refused, [line["row"] for line in lines], scored.ignored) == (3, [0, 4], ["extra"])
+    assert scored.problems[0] == "record 1: must be a JSON object in UTF-8"
+
+    (tmp_path / "new.csv").write_text("pages,seconds,plan\n7,2.5\n7,2.5,paid\n")
+    scored, lines = score_lines(tmp_path / "new.csv", model)
+    assert (scored.problems, [line["row"] for line in lines]) == (
+        ["record 0: must have 3 values, one for each column. Got 2 instead"],
+        [1],
+    )
+
+
+def test_unreadable_file_leaves_no_output(model: BulkModel, tmp_path: Path) -> None:
+    cases = {
+        "cut.parquet": b"PAR1",
+        "latin.csv": "pages,seconds,plan\n1,2,caf\xe9\n".encode("latin-1"),
+        "empty.csv": b"",
+        "lacks.csv": b"pages,plan\n1,free\n",
+        "twice.csv": b"pages,pages,seconds,plan\n1,1,2,free\n",
+        "cut.csv.gz": gzip.compress(b"pages,seconds,plan\n" + b"1,2,free\n" * 999)[:40],
+        "notes.txt": b"pages",
+        "long.jsonl": b"[" * 2 * batch_scoring.LONGEST_LINE,
+    }
+    out = tmp_path / "out" / "scored.parquet"
+    for name, data in cases.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UnreadableFileError, match=name):
+            score_file(tmp_path / name, model, out, MAX_BYTES)
+    with pytest.raises(UnreadableFileError, match="could not be read as a Delta table"):
+        score_file(tmp_path, model, out, MAX_BYTES)
+    with pytest.raises(UnreadableFileError, match="none such"):
+        score_file(tmp_path / "none such.csv", model, out, MAX_BYTES)
+    assert list(out.parent.iterdir()) == []
+    (tmp_path / "bomb.csv.gz").write_bytes(gzip.compress(b"pages,seconds,plan\n" + b"\n" * 10**6))
+    with pytest.raises(TooLargeError):
+        score_file(tmp_path / "bomb.csv.gz", model, out, 10**5)
+    with pytest.raises(ConfigurationError, match=r"must end in one of .* Got 'scored\.xlsx' instead"):
+        score_file(tmp_path / "cut.parquet", model, tmp_path / "scored.xlsx", MAX_BYTES)
+
+
+@pytest.mark.fault("M1")
+def test_scores_that_are_not_finite_are_refused(model: BulkModel, tmp_path: Path) -> None:
+    fakes.visits(3).to_parquet(tmp_path / "new.parquet")
+
+    def predict_nan_for_second(records: list[Any]) -> Answers:
+        scores = [0.5, float("nan"), 0.5]
+        return Answers(scores[: len(records)], [1, 1, 1])
+
+    broken = BulkModel(contract=model.contract, version=1, digest="", predict=predict_nan_for_second)
+    scored, lines = score_lines(tmp_path / "new.parquet", broken)
+
+    assert (scored.rows, scored.refused, [line["row"] for line in lines]) == (2, 1, [0, 2])
+    assert "not finite" in scored.problems[0]
+
+
+def test_error_of_a_failing_model_quotes_no_data(model: BulkModel, tmp_path: Path) -> None:
+    fakes.visits(3).to_parquet(tmp_path / "new.parquet")
+
+    def predict_with_error(records: list[Any]) -> Answers:
+        raise ValueError(f"invalid record {records[0]}")
+
+    broken = BulkModel(contract=model.contract, version=1, digest="", predict=predict_with_error)
+    with pytest.raises(ModelError, match=r"failed to predict rows 0 to 2, .* \(ValueError\)") as caught:
+        score_file(tmp_path / "new.parquet", broken, tmp_path / "out.csv", MAX_BYTES)
+    assert "invalid record" not in str(caught.value)
+    assert not (tmp_path / "out.csv").exists()
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_scored_rows_are_written_before_further_reading(
+    suffix: str, model: BulkModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_scoring, "ROWS_AT_ONCE", 100)
+    WRITERS[suffix](fakes.visits(1_000), tmp_path / f"new{suffix}")
+    stream, calls = io.BytesIO(), list[tuple[int, int]]()
+
+    def predict_and_record(records: list[Any]) -> Answers:
+        calls.append((len(records), stream.getvalue().count(b"\n")))
+        return model.predict(records)
+
+    observed = BulkModel(contract=model.contract, version=1, digest="", predict=predict_and_record)
+    score_file(tmp_path / f"new{suffix}", observed, stream, MAX_BYTES)
+
+    assert calls == [(100, 100 * number) for number in range(10)]
+
+
+# The command
+
+
+def run_predict(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["predict", "visits", *map(str, arguments)])
+
+
+def test_command_scores_by_champion_or_earlier_champion(served: Platform, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("ML_PLATFORM_HOME", str(served.settings.home))
+    fakes.visits(20).to_parquet(tmp_path / "new.parquet")
+
+    printed = run_predict(tmp_path / "new.parquet")
+    written = run_predict(tmp_path / "new.parquet", "--version", 1, "--out", tmp_path / "scored.parquet")
+
+    assert (printed.exit_code, written.exit_code) == (0, 0), printed.output + written.output
+    lines = [json.loads(line) for line in printed.stdout.splitlines()]
+    champion, first = lines[0], pq.read_table(tmp_path / "scored.parquet").to_pylist()[0]
+    assert (len(lines), champion["version"], first["version"], first["model"]) == (20, 3, 1, "visits")
+    for row in (champion, first):
+        registration = served.database.registration("visits", row["version"])
+        assert registration is not None
+        assert row["digest"] == served.database.candidate(registration.candidate).model_digest
+    assert "20 rows scored by version 1 of visits, 0 refused" in written.stderr
+    assert "columns that the model does not use were ignored: seen_at, bought" in written.stderr
+
+
+def test_command_reports_invalid_rows_and_exits_1(served: Platform, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("ML_PLATFORM_HOME", str(served.settings.home))
+    fakes.visits(20).assign(pages=[*range(8), *[-1] * 12]).to_csv(tmp_path / "new.csv", index=False)
+
+    result = run_predict(tmp_path / "new.csv")
+
+    assert result.exit_code == 1
+    assert len(result.stdout.splitlines()) == 8
+    assert "8 rows scored by version 3 of visits, 12 refused" in result.stderr
+    assert "record 8: 'pages' must be at least 0. Got -1 instead" in result.stderr
+    assert "only the first 10 problems are listed" in result.stderr
+
+
+@pytest.mark.fault("M3")
+def test_version_with_changed_bytes_is_refused(served: Platform) -> None:
+    for file in served.settings.home.rglob("model.skops"):
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+    with pytest.raises(DigestMismatchError, match="cannot be served"):
+        batch_scoring.load_model(served, "visits", None)
+
+
+def test_version_that_never_was_champion_is_refused(served: Platform, platform: Platform) -> None:
+    with pytest.raises(EvidenceError, match="never had version 17 as its champion"):
+        batch_scoring.load_model(served, "visits", 17)
+    with pytest.raises(EvidenceError, match="has no champion yet"):
+        batch_scoring.load_model(platform, "visits", None)

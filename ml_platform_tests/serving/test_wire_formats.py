@@ -1,0 +1,301 @@
+"""Tests of the formats of MLflow's clients and of the Open Inference Protocol, and of their errors."""
+
+import json
+import threading
+import warnings
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ml_platform.errors import RequestError
+from ml_platform.inference.predictor import Answers
+from ml_platform.inference.request_contract import Field, RequestContract, Rule
+from ml_platform.serving.http.wire_formats import (
+    LONGEST_KEY,
+    Formats,
+    Requests,
+    error_answer,
+    inference_answer,
+    invocation_answer,
+    metadata,
+)
+
+CONTRACT = RequestContract(
+    model="visits",
+    task="binary",
+    features=(
+        Field(name="pages", kind="int", dtype="int64", rules=(Rule(name="ge", value=0),)),
+        Field(name="seconds", kind="float", dtype="float64", nullable=True),
+        Field(name="plan", kind="str", dtype="str", rules=(Rule(name="isin", value=["free", "paid"]),)),
+        Field(name="member", kind="bool", dtype="bool"),
+    ),
+    entity=Field(name="visitor", kind="int", dtype="int64"),
+    classes=(0, 1),
+    positive="yes",
+)
+FORMATS = Formats(CONTRACT, max_records=3)
+ROW = {"pages": 3, "seconds": 2.5, "plan": "free", "member": True}
+RECORD = (3, 2.5, "free", True)
+TENSORS = [
+    {"name": "pages", "datatype": "INT64", "shape": [1], "data": [3]},
+    {"name": "seconds", "datatype": "FP64", "shape": [1], "data": [2.5]},
+    {"name": "plan", "datatype": "BYTES", "shape": [1], "data": ["free"]},
+    {"name": "member", "datatype": "BOOL", "shape": [1], "data": [True]},
+]
+
+
+def tensors(**changes: Any) -> list[dict[str, Any]]:
+    """Return the tensors of one record, with changes to the tensor of the pages."""
+    return [{**TENSORS[0], **changes}, *TENSORS[1:]]
+
+
+def read_invocation(body: Any) -> Requests:
+    return FORMATS.read_invocation(json.dumps(body).encode())
+
+
+def read_inference(**body: Any) -> Requests:
+    return FORMATS.read_inference(json.dumps(body).encode())
+
+
+def catch_refusal(read: Any, body: bytes) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        read(body)
+    assert json.loads(error_answer(caught.value))["error"] == str(caught.value)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"dataframe_records": [ROW]},
+        {"dataframe_split": {"columns": list(ROW), "data": [list(ROW.values())]}},
+        {"dataframe_split": {"columns": list(ROW), "data": [list(ROW.values())], "index": [17]}},
+        {"dataframe_split": {"columns": list(ROW)[::-1], "data": [list(ROW.values())[::-1]]}},
+        {"inputs": [ROW]},
+        {"inputs": ROW},
+        {"inputs": {name: [value] for name, value in ROW.items()}},
+        {"instances": [ROW]},
+        {"instances": {name: [value] for name, value in ROW.items()}, "params": {}},
+        {"dataframe_records": [ROW], "params": None},
+    ],
+)
+def test_each_form_of_invocation_gives_same_records(body: dict[str, Any]) -> None:
+    assert read_invocation(body) == Requests(records=[RECORD])
+
+
+def test_entities_and_key_are_read() -> None:
+    body = {"dataframe_records": [{**ROW, "visitor": 7}, ROW], "params": {"key": "basket 9"}}
+
+    assert read_invocation(body) == Requests(records=[RECORD, RECORD], entities=[7, None], sticky_key="basket 9")
+    assert read_invocation({"inputs": [ROW], "params": {"key": 17}}).sticky_key == "17"
+    assert read_inference(inputs=TENSORS, parameters={"key": "basket 9", "priority": 3}).sticky_key == "basket 9"
+
+
+@pytest.mark.parametrize("key", ["", "x" * (LONGEST_KEY + 1), True, 1.5, [1], {}])
+def test_invalid_key_is_refused(key: Any) -> None:
+    for body in ({"inputs": [ROW], "params": {"key": key}}, {"inputs": TENSORS, "parameters": {"key": key}}):
+        read = FORMATS.read_invocation if "params" in body else FORMATS.read_inference
+        assert catch_refusal(read, json.dumps(body).encode()).status == 422
+
+
+@pytest.mark.fault("R1")
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        (b"", 400, "must be JSON"),
+        (b'{"inputs": [', 400, "must be JSON"),
+        (b'{"inputs": "\xff"}', 400, "must be JSON"),
+        (b'{"dataframe_records": [{"pages": NaN}]}', 400, "no NaN"),
+        (b'{"dataframe_records": [{"pages": -Infinity}]}', 400, "no NaN"),
+        (b'{"inputs": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", 400, "nested too deeply"),
+        (b'{"params": ' + b'{"a":' * 200_000 + b"1" + b"}" * 200_000 + b"}", 400, "nested too deeply"),
+        (b"[]", 400, "known format"),
+        (b"null", 400, "known format"),
+        (b"{}", 400, "exactly one of"),
+        (b'{"inputs": [], "instances": []}', 400, "exactly one of"),
+        (b'{"inputs": [], "signature_name": "x"}', 400, "signature_name"),
+        (b'{"dataframe_split": {"data": []}}', 400, "columns"),
+        (b'{"dataframe_split": {"columns": "pages", "data": []}}', 400, "known format"),
+        (b'{"inputs": []}', 422, "at least one record"),
+        (b'{"inputs": {}}', 422, "is required"),
+        (b'{"inputs": 7}', 422, "must be a list of records"),
+        (b'{"inputs": [[3, 2.5, "free", true]]}', 422, "must be an object"),
+        (b'{"inputs": [{}], "params": {"kye": "x"}}', 422, "'kye' params may only have 'key'"),
+        (b'{"inputs": [{}], "params": 7}', 400, "known format"),
+    ],
+)
+def test_invalid_invocation_is_refused(body: bytes, status: int, message: str) -> None:
+    error = catch_refusal(FORMATS.read_invocation, body)
+
+    assert error.status == status
+    assert message in str(error)
+
+
+def test_too_many_records_are_refused() -> None:
+    assert len(read_invocation({"inputs": [ROW] * 3}).records) == 3
+    assert catch_refusal(FORMATS.read_invocation, json.dumps({"inputs": [ROW] * 4}).encode()).status == 413
+    four = [{**tensor, "shape": [4], "data": list(tensor["data"]) * 4} for tensor in TENSORS]
+    assert catch_refusal(FORMATS.read_inference, json.dumps({"inputs": four}).encode()).status == 413
+
+
+def test_inference_is_read_from_its_tensors() -> None:
+    visitor = {"name": "visitor", "datatype": "UINT32", "shape": [1], "data": [7]}
+
+    assert read_inference(inputs=TENSORS, id="a") == Requests(records=[RECORD], id="a")
+    assert read_inference(inputs=[visitor, *TENSORS[::-1]]) == Requests(records=[RECORD], entities=[7])
+    assert read_inference(inputs=TENSORS, outputs=[{"name": "scores"}]).outputs == ("scores",)
+    assert read_inference(inputs=tensors(shape=[1, 1], data=[[3]])).records == [RECORD]
+    assert read_inference(inputs=tensors(shape=[1, 1])).records == [RECORD]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"datatype": "BYTES"}, "'pages' must have a datatype of INT64"),
+        ({"datatype": "FP64"}, "'pages' must have a datatype"),
+        ({"data": [-1]}, "record 0: 'pages' must be at least 0"),
+        ({"data": [3.5]}, "record 0: 'pages' must be an integer"),
+        ({"shape": [2]}, r"must have the shape \[1\]"),
+        ({"shape": []}, r"must have the shape \[1\]"),
+        ({"data": [[3]]}, "'pages' must be an integer"),
+        ({"data": [3, 4]}, "columns must have one length"),
+        ({"data": 7}, "'pages' must be a list"),
+        ({"name": "colour"}, "'colour' is not a column"),
+        ({"name": "plan", "datatype": "BYTES"}, "'plan' must come once"),
+    ],
+)
+def test_tensor_against_the_contract_is_reported(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message) as caught:
+        read_inference(inputs=tensors(**changes))
+    assert caught.value.status == 422
+
+
+def test_tensors_without_data_and_unknown_outputs_are_refused() -> None:
+    bare = {name: value for name, value in TENSORS[0].items() if name != "data"}
+
+    for body, message in (
+        ({"inputs": [bare]}, "binary"),
+        ({"inputs": TENSORS, "outputs": [{"name": "x"}]}, "predictions"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            read_inference(**body)
+    assert catch_refusal(FORMATS.read_inference, b'{"inputs": 7}').status == 400
+
+
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.sampled_from(list(ROW))),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*ROW, "columns", "data", "key"]), inner)
+    ),
+    max_leaves=8,
+)
+FORMS = ("dataframe_split", "dataframe_records", "inputs", "instances", "params", "id", "parameters", "outputs")
+
+
+@given(st.dictionaries(st.sampled_from(FORMS), JSON, max_size=3), st.binary(max_size=3))
+@settings(max_examples=200, deadline=None)
+@pytest.mark.fault("R1")
+def test_any_body_is_read_or_refused(body: dict[str, Any], rubbish: bytes) -> None:
+    for read in (FORMATS.read_invocation, FORMATS.read_inference):
+        for data in (json.dumps(body).encode(), json.dumps(body).encode() + rubbish, rubbish):
+            status = 200
+            try:
+                read(data)
+            except RequestError as error:
+                status = error.status
+                json.loads(error_answer(error))
+            assert status in {200, 400, 413, 422}
+
+
+# Responses
+
+
+def test_invocation_response_has_predictions_and_scores() -> None:
+    regression = RequestContract(model="m", task="regression", features=(), entity=CONTRACT.entity)
+
+    assert json.loads(invocation_answer(CONTRACT, Answers([0.25], [0]))) == {"predictions": [0], "scores": [0.25]}
+    assert json.loads(invocation_answer(regression, Answers([1.5], [1.5]))) == {"predictions": [1.5]}
+
+
+def test_inference_response_has_tensors() -> None:
+    kinds = RequestContract(
+        model="kinds", task="multiclass", features=CONTRACT.features, entity=CONTRACT.entity, classes=("a", "b", "c")
+    )
+    answers = Answers([[0.2, 0.3, 0.5], [1.0, 0.0, 0.0]], ["c", "a"])
+
+    response = json.loads(inference_answer(kinds, read_inference(inputs=TENSORS, id="x"), answers, version=4))
+
+    assert response == {
+        "model_name": "kinds",
+        "model_version": "4",
+        "id": "x",
+        "outputs": [
+            {"name": "predictions", "datatype": "BYTES", "shape": [2], "data": ["c", "a"]},
+            {"name": "scores", "datatype": "FP64", "shape": [2, 3], "data": [0.2, 0.3, 0.5, 1.0, 0.0, 0.0]},
+        ],
+    }
+    scores_only = read_inference(inputs=TENSORS, outputs=[{"name": "scores"}])
+    (scores,) = json.loads(inference_answer(CONTRACT, scores_only, Answers([0.5], [1]), version=1))["outputs"]
+    assert scores == {"name": "scores", "datatype": "FP64", "shape": [1], "data": [0.5]}
+
+
+def test_metadata_have_every_tensor() -> None:
+    document = metadata(CONTRACT, [3, 4])
+
+    assert (document["name"], document["versions"]) == ("visits", ["3", "4"])
+    assert [(tensor["name"], tensor["datatype"]) for tensor in document["inputs"]] == [
+        ("pages", "INT64"),
+        ("seconds", "FP64"),
+        ("plan", "BYTES"),
+        ("member", "BOOL"),
+    ]
+    assert [(tensor["name"], tensor["datatype"]) for tensor in document["outputs"]] == [
+        ("predictions", "INT64"),
+        ("scores", "FP64"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[tuple[str, int]]:
+    """Start a server on loopback that predicts 1 for more than ten pages; yield its host and port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            requests = FORMATS.read_invocation(self.rfile.read(int(self.headers["Content-Length"])))
+            answers = Answers(
+                [record[0] / 100 for record in requests.records], [int(record[0] > 10) for record in requests.records]
+            )
+            body = invocation_answer(CONTRACT, answers)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as served:
+        thread = threading.Thread(target=served.serve_forever)
+        thread.start()
+        try:
+            yield "127.0.0.1", served.server_port
+        finally:
+            served.shutdown()
+            thread.join()
+
+
+def test_mlflows_client_reads_the_responses(server: tuple[str, int]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # MLflow's own type hints warn at its import
+        from mlflow.pyfunc.scoring_server.client import ScoringServerClient
+    client: Any = ScoringServerClient(*server)  # type: ignore[no-untyped-call]
+    frame = pd.DataFrame([ROW, {**ROW, "pages": 20}])
+
+    assert client.invoke(frame).get_predictions()[0].tolist() == [0, 1]
+    assert client.invoke([ROW]).get_predictions("ndarray").tolist() == [0]
+    assert client.invoke([ROW], params={"key": "a"})["scores"] == [0.03]

@@ -1,0 +1,1 @@
+"""Fakes, servers and helpers of the tests."""

@@ -530,7 +530,10 @@ def test_webhook_command_listens_on_loopback_until_interrupted() -> None:
             assert send(int(found[1]), message(), {}) == 403
         finally:
             process.send_signal(signal.SIGINT)
-        process.wait(timeout=SECONDS / 2)
+            try:
+                process.wait(timeout=SECONDS / 2)
+            finally:
+                process.kill()  # a shell's background jobs ignore the signal
         open_one.close()
         rest = process.stderr.read()
 

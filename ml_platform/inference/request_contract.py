@@ -12,12 +12,13 @@ import math
 import re
 import sys
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import cached_property, lru_cache
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from ml_platform.errors import MAX_PROBLEMS, ConfigurationError, RequestError, RequestProblem
@@ -536,18 +537,20 @@ class RequestDecoder:
         return rows, None if entities is None or all(value is None for value in entities) else entities
 
     def _require_columns(self, columns: Sequence[str]) -> None:
-        problems = [
-            RequestProblem(rule=UNKNOWN, field=name[:LONGEST_SHOWN]) for name in columns if name not in self._fields
-        ]
-        twice = {name for name in columns if list(columns).count(name) > 1} if len(set(columns)) < len(columns) else ()
-        problems += [RequestProblem(rule="must come once", field=name[:LONGEST_SHOWN]) for name in sorted(twice)]
-        problems += [
-            RequestProblem(rule=REQUIRED, field=feature.name)
-            for feature in self.contract.features
-            if feature.required and feature.name not in columns
-        ]
-        if problems:
-            raise RequestError(422, problems[:MAX_PROBLEMS])
+        # A request may name a column many thousand times: each step here takes time proportional to their number.
+        counts = Counter(columns)
+        unknown = (name for name in counts if name not in self._fields)
+        repeated = (name for name, count in counts.items() if count > 1)
+        missing = (
+            feature.name for feature in self.contract.features if feature.required and feature.name not in counts
+        )
+        problems = chain(
+            (RequestProblem(rule=UNKNOWN, field=name[:LONGEST_SHOWN]) for name in unknown),
+            (RequestProblem(rule="must come once", field=name[:LONGEST_SHOWN]) for name in repeated),
+            (RequestProblem(rule=REQUIRED, field=name) for name in missing),
+        )
+        if first := list(islice(problems, MAX_PROBLEMS)):
+            raise RequestError(422, first)
 
     def _build_row_decoder(self, columns: tuple[str, ...]) -> Any:
         import msgspec

@@ -4,6 +4,7 @@ import json
 import threading
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_platform.errors import RequestError
+from ml_platform.errors import MAX_PROBLEMS, RequestError
 from ml_platform.inference.predictor import Answers
 from ml_platform.inference.request_contract import Field, RequestContract, Rule
 from ml_platform.serving.http.wire_formats import (
@@ -141,6 +142,53 @@ def test_too_many_records_are_refused() -> None:
     assert catch_refusal(FORMATS.read_invocation, json.dumps({"inputs": [ROW] * 4}).encode()).status == 413
     four = [{**tensor, "shape": [4], "data": list(tensor["data"]) * 4} for tensor in TENSORS]
     assert catch_refusal(FORMATS.read_inference, json.dumps({"inputs": four}).encode()).status == 413
+
+
+@pytest.mark.fault("R11")
+@pytest.mark.parametrize("items", ["{}", "[]", "[[]]", "null", "1", '"a,b"', '{"pages":3}', "[3]"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        '{"dataframe_split":{"columns":["pages","plan","member"],"data":[ITEMS]}}',
+        '{"dataframe_records":[ITEMS]}',
+        '{"inputs":[ITEMS]}',
+        '{"inputs":{"pages":[ITEMS],"plan":["free"],"member":[true]}}',
+    ],
+)
+def test_invalid_records_above_limit_are_not_built(form: str, items: str) -> None:
+    body = form.replace("ITEMS", ",".join([items] * 4)).encode()
+
+    error = catch_refusal(FORMATS.read_invocation, body)
+
+    assert error.status == 413
+    assert str(error) == "must hold at most 3 records. Got 4 instead."
+
+
+def test_text_with_commas_is_no_further_record() -> None:
+    few = Formats(replace(CONTRACT, features=(Field(name="note", kind="str", dtype="str"),)), max_records=3)
+    body = json.dumps({"inputs": [{"note": ", " * 100}] * 3}).encode()
+
+    assert few.read_invocation(body).records == [(", " * 100,)] * 3
+
+
+# Comparing each column with each other took minutes for these bodies.
+@pytest.mark.fault("R11")
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "columns", [["pages"] * 200_000, [f"a{number}" for number in range(200_000)]], ids=["repeated", "unknown"]
+)
+def test_many_columns_are_refused_at_once(columns: list[str]) -> None:
+    split = catch_refusal(
+        FORMATS.read_invocation, json.dumps({"dataframe_split": {"columns": columns, "data": []}}).encode()
+    )
+    by_column = "{" + ",".join(f'"{name}":[]' for name in columns) + "}"
+    tensors = [{"name": name, "datatype": "INT64", "shape": [0], "data": []} for name in columns]
+
+    assert split.status == 422
+    assert len(split.problems) == (4 if columns[0] == "pages" else MAX_PROBLEMS)
+    assert split.problems[0].rule == ("must come once" if columns[0] == "pages" else "is not a column of this model")
+    assert catch_refusal(FORMATS.read_invocation, f'{{"inputs":{by_column}}}'.encode()).status == 422
+    assert catch_refusal(FORMATS.read_inference, json.dumps({"inputs": tensors}).encode()).status == 422
 
 
 def test_inference_is_read_from_its_tensors() -> None:

@@ -4,8 +4,10 @@ Reading either format gives a list of records that satisfy the version's contrac
 problems. JSON has no NaN and no Infinity: a missing value is null.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -91,6 +93,7 @@ class _Inference(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 
 _INVOCATION, _INFERENCE = msgspec.json.Decoder(_Invocation), msgspec.json.Decoder(_Inference)
+_ITEMS = msgspec.json.Decoder(list[msgspec.Raw])
 _MAPPING = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _ENCODER = msgspec.json.Encoder()
 FORMS = ("dataframe_split", "dataframe_records", "inputs", "instances")
@@ -136,22 +139,37 @@ class Formats:
         key = _read_sticky_key(invocation.params, "params")
         form, data = forms[0], getattr(invocation, forms[0])
         if form == "dataframe_split":
+            self._require_few(data.data)
             records, entities = self.decoder.rows(data.columns, data.data)
         elif form == "dataframe_records" or not bytes(data).startswith(b"{"):
+            self._require_few(data)
             records, entities = self.decoder.records(data)
         else:
             columns = _decode(_MAPPING, data)
-            if columns and not any(bytes(raw).startswith(b"[") for raw in columns.values()):
+            one_record = columns and not any(bytes(raw).startswith(b"[") for raw in columns.values())
+            if one_record and len(columns) <= len(self._fields):
                 records, entities = self.decoder.records(b"[" + bytes(data) + b"]")
             else:
-                records, entities = self.decoder.columns(columns)
-        return Requests(records=self._limit(records), entities=entities, sticky_key=key)
+                records, entities = self._read_columns(columns)
+        return Requests(records=records, entities=entities, sticky_key=key)
 
-    def _limit(self, records: list[Record]) -> list[Record]:
-        if len(records) > self.max_records:
-            rule = f"must hold at most {self.max_records:,} records"
-            raise RequestError(413, [RequestProblem(rule=rule, value=len(records))])
-        return records
+    def _read_columns(self, columns: dict[str, Any]) -> tuple[list[Record], list[Any] | None]:
+        for name in self._fields.keys() & columns.keys():
+            self._require_few(columns[name])
+        return self.decoder.columns(columns)
+
+    def _require_few(self, raw: Any) -> None:
+        """Refuse a list of too many records before they are built; other invalid bytes are left to the decoder."""
+        data = bytes(raw)
+        # A list of many items has many bytes and commas: most requests are not read twice.
+        if len(data) // 2 > self.max_records and data.count(b",") >= self.max_records:
+            try:
+                records = len(_ITEMS.decode(data))
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                return
+            if records > self.max_records:
+                rule = f"must hold at most {self.max_records:,} records"
+                raise RequestError(413, [RequestProblem(rule=rule, value=records)])
 
     def read_inference(self, body: bytes) -> Requests:
         """Read a body of the Open Inference Protocol: a tensor of shape [n] or [n, 1] for each field.
@@ -168,14 +186,15 @@ class Formats:
         if unknown:
             rule = f"must be one of {', '.join(OUTPUTS)}"
             raise RequestError(422, [RequestProblem(rule=rule, field="outputs", value=shown(unknown[0]))])
-        problems = [problem for tensor in inference.inputs if (problem := self._find_problem(tensor))]
-        if problems:
-            raise RequestError(422, problems[:MAX_PROBLEMS])
-        names = [tensor.name for tensor in inference.inputs]
-        if len(set(names)) < len(names):
-            duplicate = next(name for name in names if names.count(name) > 1)
-            raise RequestError(422, [RequestProblem(rule="must come once", field=duplicate[:LONGEST_KEY])])
-        records, entities = self.decoder.columns({tensor.name: _flatten(tensor) for tensor in inference.inputs})
+        found = (problem for tensor in inference.inputs if (problem := self._find_problem(tensor)))
+        if problems := list(islice(found, MAX_PROBLEMS)):
+            raise RequestError(422, problems)
+        repeated = [name for name, count in Counter(tensor.name for tensor in inference.inputs).items() if count > 1]
+        if repeated:
+            raise RequestError(422, [RequestProblem(rule="must come once", field=repeated[0][:LONGEST_KEY])])
+        for tensor in inference.inputs:
+            self._require_few(tensor.data)
+        records, entities = self._read_columns({tensor.name: _flatten(tensor) for tensor in inference.inputs})
         shapes = [len(records)], [len(records), 1]
         wrong = [tensor for tensor in inference.inputs if tensor.shape not in shapes]
         if wrong:
@@ -183,9 +202,7 @@ class Formats:
             values = {tensor.name: str(tensor.shape)[:LONGEST_KEY] for tensor in wrong[:MAX_PROBLEMS]}
             problems = [RequestProblem(rule=rule, field=name, value=shape) for name, shape in values.items()]
             raise RequestError(422, problems)
-        return Requests(
-            records=self._limit(records), entities=entities, sticky_key=key, id=inference.id, outputs=outputs
-        )
+        return Requests(records=records, entities=entities, sticky_key=key, id=inference.id, outputs=outputs)
 
     def _find_problem(self, tensor: _Tensor) -> RequestProblem | None:
         field = self._fields.get(tensor.name)

@@ -1,8 +1,8 @@
-"""The desired state of a host's workers: the versions to serve, written to one file by the supervisor.
+"""The desired state of a host's workers: the versions to serve, as the supervisor selected them.
 
-``state.json`` is written atomically and synced to disk before the workers are notified, so a host that restarts while
-database and MLflow are down continues with it. The file proves nothing by itself: a worker loads only model files that
-match the digests in it.
+Workers receive it over their channel. It is also stored in ``state.json``, so a host that restarts while database and
+MLflow are down continues with it; a full disk delays only this copy. The file proves nothing by itself: a worker loads
+only model files that match the digests in it.
 """
 
 import json
@@ -14,7 +14,6 @@ from typing import Any
 from ml_platform.errors import StorageError
 from ml_platform.records.canonical import canonical_json
 from ml_platform.records.traffic import Mode, TrafficPlan
-from ml_platform.storage import atomic_files
 
 STATE_FILE = "state.json"
 # Sequence of a plan that is not in the database: that of a rollback which is not in the ledger yet.
@@ -132,17 +131,6 @@ def override_plan(state: DesiredState, target: ServedVersion, *, journal: str, r
         actor=actor,
     )
     return replace(state, plan=plan, arms={**state.arms, target.version: target}, override=journal)
-
-
-def write_state(folder: Path, state: DesiredState) -> None:
-    """Write a state for a host's workers; it is synced to disk when this returns.
-
-    Raises
-    ------
-    StorageError
-        The file could not be written; the previous state is still there.
-    """
-    atomic_files.write(folder / STATE_FILE, state.document.encode())
 
 
 def read_state(folder: Path) -> DesiredState | None:

@@ -1,9 +1,14 @@
-"""A server without database and MLflow starts, serves and rolls back, and records the rollback afterwards."""
+"""A server without database, MLflow or a writable disk starts, serves and rolls back, and records it afterwards."""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from ml_platform.platform import Platform
 from ml_platform_tests.support import prediction_server
+from ml_platform_tests.support.disks import full, read_only
 from ml_platform_tests.support.prediction_server import wait_until
 
 pytestmark = pytest.mark.servers
@@ -50,3 +55,69 @@ def test_restart_without_mlflow_serves_stale(served: Platform) -> None:
         wait_until("the mark", lambda: server.facts["why_stale"] == "MLflow does not answer")
         wait_until("the header", lambda: server.ask().headers.get("ml-platform-stale") == "true")
         assert server.ask().status == 200
+
+
+@pytest.mark.fault("R12")
+@pytest.mark.parametrize("unwritable", [full, read_only])
+def test_unwritable_disk_stops_neither_server_nor_rollback(
+    served: Platform, disk: Path, unwritable: Callable[[Path], contextlib.AbstractContextManager[None]]
+) -> None:
+    home = served.settings.home
+    (home / "serving").symlink_to(disk)
+    with prediction_server.serving(home) as server:
+        server.wait_for(3)
+    with unwritable(disk):
+        with prediction_server.serving(home) as server:  # a restart with the copies that are there
+            server.wait_for(3)
+            (home / "platform.db").rename(home / "platform.gone")
+            wait_until("the mark", lambda: "does not exist" in server.facts["why_stale"])
+            assert server.ask().headers["ml-platform-stale"] == "true"
+            rollback = server.admin_ask("/rollback", {"reason": "worse"})
+            assert (rollback.status, rollback.json["version"]) == (200, 2)
+            assert (rollback.json["swapped"], rollback.json["stored"]) == (True, False)
+            assert server.ask().version == 2
+            (home / "platform.gone").rename(home / "platform.db")
+            wait_until("the ledger", lambda: prediction_server.list_champions(served) == [1, 2])
+            wait_until("a state that is not stale", lambda: not server.facts["stale"])
+            assert server.ask().version == 2
+            pids = server.pids()
+        log = server.log.read_text()
+    assert len(pids) == 1
+    assert "Nothing could be stored in" in log
+    # A full disk may have place for a line at the end of a file.
+    assert unwritable is full or "The call is recorded here only" in log
+    assert "Traceback" not in log
+
+
+@pytest.mark.fault("R12")
+def test_files_are_stored_when_disk_has_space_again(served: Platform, disk: Path) -> None:
+    home = served.settings.home
+    (home / "serving").symlink_to(disk)
+    with prediction_server.serving(home) as server:
+        server.wait_for(3)
+        with full(disk):
+            assert server.admin_ask("/rollback", {"reason": "worse"}).json["stored"] is False
+            before = (server.serving / "state.json").read_text()
+        wait_until("the state", lambda: (server.serving / "state.json").read_text() != before)
+        wait_until("the journal", lambda: "worse" in (server.serving / "journal.jsonl").read_text())
+
+
+@pytest.mark.fault("R13")
+def test_invalid_state_and_journal_are_set_aside(served: Platform) -> None:
+    home = served.settings.home
+    with prediction_server.serving(home) as server:
+        server.wait_for(3)
+        assert server.admin_ask("/rollback", {"reason": "worse"}).json["swapped"]
+        wait_until("the ledger", lambda: prediction_server.list_champions(served) == [1, 2])
+        wait_until("a closed journal", lambda: server.admin_ask("/log").json["rollbacks"][0]["closed"])
+    journal, state = server.serving / "journal.jsonl", server.serving / "state.json"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([lines[0], b"\0\0\0\n", b"[7]\n", *lines[1:]]))
+    state.write_bytes(state.read_bytes()[:100])
+    with prediction_server.serving(home) as server:
+        server.wait_for(2)
+        rollbacks = server.admin_ask("/log").json["rollbacks"]
+    assert [(entry["to"], entry["leaves"]) for entry in rollbacks] == [(2, 3)]
+    assert journal.read_bytes() == b"".join(lines)
+    assert (server.serving / "journal.jsonl.invalid").stat().st_size == journal.stat().st_size + len(b"\0\0\0\n[7]\n")
+    assert (server.serving / "state.json.invalid").stat().st_size == 100

@@ -12,7 +12,7 @@ from ml_platform.records.canonical import canonical_json, now, sha256_text
 from ml_platform.records.traffic import Mode
 from ml_platform.release.ledger.decisions import roll_back
 from ml_platform.serving import version_cache
-from ml_platform.serving.state import DesiredState, override_plan, read_state, write_state
+from ml_platform.serving.state import STATE_FILE, DesiredState, override_plan, read_state
 from ml_platform.serving.supervisor.rollback_journal import AdminAuditLog, Journal, Rollback
 from ml_platform.serving.supervisor.version_selection import VersionSelector, find_rollback_target
 from ml_platform_tests.support import fakes, prediction_server
@@ -152,7 +152,7 @@ def test_unused_local_copies_are_removed(selector: VersionSelector) -> None:
 def test_written_state_is_read_unchanged(selector: VersionSelector, tmp_path: Path) -> None:
     state = replace(select_state(selector), revision=7, stale="why", problems={4: "no"})
     assert read_state(tmp_path) is None
-    write_state(tmp_path, state)
+    (tmp_path / STATE_FILE).write_text(state.document)
     assert read_state(tmp_path) == state
 
 

@@ -7,6 +7,7 @@ the list of them. Training data, gates and MLflow are left out.
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -173,18 +174,19 @@ class Server:
         self.home, self.serving = home, home / "serving" / MODEL
         self.environment = {**os.environ, "ML_PLATFORM_HOME": str(home), **settings}
         self.log = home / "serve.log"
-        address = self.serving / "admin.address"
-        address.unlink(missing_ok=True)
         options = ["serve", MODEL, "--port", "0", "--admin-port", "0", "--workers", str(workers)]
         with self.log.open("ab") as log:
+            start = log.tell()
             self.process = subprocess.Popen(
                 [*(command or [str(BIN / "ml-platform")]), *options],
                 stdout=log,
                 stderr=log,
                 env=self.environment,
             )
-        wait_until("the admin address", lambda: address.exists() or self._ended())
-        self.admin = address.read_text().strip()
+        # As an operator reads it: with a full disk, the file of the address is the last server's.
+        said = re.compile(rb"admin (http://\S+), ")
+        found = wait_until("the admin address", lambda: said.search(self.log.read_bytes(), start) or self._ended())
+        self.admin = found[1].decode()
         self.token = token or (self.serving / TOKEN_FILE).read_text().strip()
         self.address = str(self.facts["address"])
 

@@ -1,5 +1,10 @@
-"""The admin port: state, metrics, rollbacks and their records; every call is recorded before it is carried out."""
+"""The admin port: state, metrics, rollbacks and their records.
 
+Every call is recorded before it is carried out. If the disk refuses the record, it goes to the server's log, because a
+rollback must be possible with a full disk.
+"""
+
+import logging
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -10,13 +15,15 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.params import Parameter
 
 from ml_platform.errors import ConfigurationError, ConflictError, EvidenceError, PlatformError, StorageError
-from ml_platform.records.canonical import now
+from ml_platform.records.canonical import canonical_json, now
 from ml_platform.serving import prometheus
 from ml_platform.serving.http.request_body import header
 from ml_platform.serving.supervisor.admin_tokens import Principal, Scope
 
 if TYPE_CHECKING:
     from ml_platform.serving.supervisor.supervisor import Supervisor
+
+log = logging.getLogger("ml_platform.serving")
 
 MAX_BODY = 16 * 1024
 # Characters of a caller's text that are recorded.
@@ -57,10 +64,7 @@ class AdminApp:
         if scope["type"] != "http":
             return
         holder, refusal = self._authorize(scope)
-        try:
-            self._record(scope, holder, refusal)
-        except StorageError as error:
-            refusal = (507, f"The call could not be recorded, so it was not carried out: {error}")
+        self._record(scope, holder, refusal)
         if refusal is not None:
             await _refuse(send, *refusal)
             return
@@ -82,17 +86,19 @@ class AdminApp:
 
     def _record(self, scope: Any, holder: Principal | None, refusal: tuple[int, str] | None) -> None:
         client = scope.get("client")
-        self.supervisor.audit_log.append(
-            {
-                "at": now().isoformat(),
-                "caller": holder.name if holder else None,
-                "from": client[0] if client else None,
-                "method": scope["method"][:20],
-                "path": scope["path"][:MAX_RECORDED],
-                "allowed": refusal is None,
-                "status": refusal[0] if refusal else None,
-            }
-        )
+        call = {
+            "at": now().isoformat(),
+            "caller": holder.name if holder else None,
+            "from": client[0] if client else None,
+            "method": scope["method"][:20],
+            "path": scope["path"][:MAX_RECORDED],
+            "allowed": refusal is None,
+            "status": refusal[0] if refusal else None,
+        }
+        try:
+            self.supervisor.audit_log.append(call)
+        except StorageError as error:
+            log.warning("%s The call is recorded here only: %s", error, canonical_json(call))
 
 
 async def _refuse(send: Any, status: int, reason: str) -> None:
@@ -122,7 +128,7 @@ def _make_litestar_app(supervisor: "Supervisor") -> Litestar:
         return Response(result, status_code=200 if result["swapped"] else 202)
 
     @get("/log", summary="The last calls of this port, and the rollbacks with their outcomes")
-    async def log(most: int = Parameter(default=100, ge=1, le=1_000)) -> dict[str, Any]:
+    async def read_log(most: int = Parameter(default=100, ge=1, le=1_000)) -> dict[str, Any]:
         entries = supervisor.journal.entries()[-most:]
         return {"calls": supervisor.audit_log.last(most), "rollbacks": [vars(entry) for entry in entries]}
 
@@ -131,7 +137,7 @@ def _make_litestar_app(supervisor: "Supervisor") -> Litestar:
         return Response(await supervisor.metrics(), headers={"content-type": prometheus.CONTENT_TYPE})
 
     return Litestar(
-        [state, rollback, log, metrics],
+        [state, rollback, read_log, metrics],
         openapi_config=OpenAPIConfig(
             title=f"Admin port of {supervisor.model}", version="1", path="/schema", render_plugins=[JsonRenderPlugin()]
         ),

@@ -1,18 +1,23 @@
 """Records of a server's admin port: all calls, and each rollback until the ledger contains it.
 
 Both are files of JSON lines, appended to and synced to disk before the caller gets its response. A last line without a
-newline was cut off by a crash; its caller got no response, so it is ignored.
+newline was cut off by a crash; its caller got no response, so it is ignored. A disk that is full or read-only must not
+prevent a rollback: the journal keeps it in memory and stores it later.
 """
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ml_platform.errors import StorageError
 from ml_platform.records.canonical import canonical_json
 from ml_platform.storage import atomic_files
+
+log = logging.getLogger("ml_platform.serving")
 
 CALLS_FILE, JOURNAL_FILE = "admin.jsonl", "journal.jsonl"
 # Callers without a token must not fill the disk with refused calls: one older file is kept, no more.
@@ -52,16 +57,22 @@ class Journal:
     Parameters
     ----------
     folder : Path
+
+    Attributes
+    ----------
+    unstored : list of Rollback
+        Appended rollbacks that are only in memory, because the disk refused them.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / JOURNAL_FILE
+        self.unstored: list[Rollback] = []
 
     def entries(self) -> list[Rollback]:
         """Return all rollbacks in their present state, oldest first."""
         entries: dict[str, Rollback] = {}
-        for line in read_lines(self.path):
-            entry = Rollback(**line)
+        stored = [entry for line in read_lines(self.path) if (entry := _read_rollback(line))]
+        for entry in [*stored, *self.unstored]:
             entries[entry.id] = entry
         return list(entries.values())
 
@@ -70,14 +81,18 @@ class Journal:
         return next((entry for entry in reversed(self.entries()) if not entry.closed), None)
 
     def append(self, entry: Rollback) -> None:
-        """Append a rollback; it is synced to disk when this returns.
+        """Append a rollback; it is synced to disk when this returns, unless the disk refuses it: see `unstored`."""
+        self.unstored.append(entry)
+        self.store()
 
-        Raises
-        ------
-        StorageError
-            It could not be written.
-        """
-        append_line(self.path, asdict(entry))
+    def store(self) -> None:
+        """Write the rollbacks that the disk refused before."""
+        try:
+            while self.unstored:
+                append_line(self.path, asdict(self.unstored[0]))
+                del self.unstored[0]
+        except StorageError as error:
+            log.warning("%s rollbacks are only in memory: %s", len(self.unstored), error)
 
     def close(self, entry: Rollback, outcome: str, decision: int) -> None:
         """Record the outcome of a rollback, and update the others that are open.
@@ -148,7 +163,39 @@ def append_line(path: Path, line: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the complete lines of a file of JSON lines; empty if there is no file."""
+    """Return the complete lines of a file of JSON objects; empty if there is no file. Other lines are left out."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    lines = map(_parse_line, path.read_bytes().split(b"\n")[:-1])
+    return [line for line in lines if isinstance(line, dict)]
+
+
+def _parse_line(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):  # damaged by the disk, or edited
+        return None
+
+
+def _read_rollback(line: dict[str, Any]) -> Rollback | None:
+    try:
+        return Rollback(**line)
+    except TypeError:
+        return None
+
+
+def set_invalid_lines_aside(path: Path) -> None:
+    """Copy a file of JSON lines to ``<name>.invalid`` if some of its lines are invalid, and keep the valid ones.
+
+    Raises
+    ------
+    StorageError
+        The disk refused it; the file is unchanged, and its invalid lines are ignored.
+    """
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    valid = [line for line in lines if isinstance(_parse_line(line), dict)]
+    if len(valid) < len(lines):
+        aside = path.with_name(f"{path.name}.invalid")
+        atomic_files.write(aside, path.read_bytes())
+        atomic_files.write(path, b"".join(line + b"\n" for line in valid))
+        log.warning("%s had %s invalid lines; the old file is now %s", path, len(lines) - len(valid), aside)

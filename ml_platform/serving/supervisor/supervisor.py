@@ -12,12 +12,11 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 
@@ -31,7 +30,6 @@ from ml_platform.errors import (
     PlatformError,
     PortInUseError,
     RegistryError,
-    RemoteServiceError,
     StorageError,
 )
 from ml_platform.monitoring.alerts import Alert, send, write_log
@@ -45,15 +43,22 @@ from ml_platform.serving import prometheus, version_cache
 from ml_platform.serving.counters import Counts
 from ml_platform.serving.http.connection_limits import bound, make_server
 from ml_platform.serving.prometheus import ServerFacts
-from ml_platform.serving.state import DesiredState, override_plan, read_state, write_state
+from ml_platform.serving.state import STATE_FILE, DesiredState, override_plan, read_state
 from ml_platform.serving.supervisor import version_selection
 from ml_platform.serving.supervisor.admin_api import AdminApp
 from ml_platform.serving.supervisor.admin_tokens import local_tokens, read_tokens
-from ml_platform.serving.supervisor.rollback_journal import AdminAuditLog, Journal, Rollback
+from ml_platform.serving.supervisor.mlflow_probe import mlflow_responds
+from ml_platform.serving.supervisor.pending_files import PendingFiles
+from ml_platform.serving.supervisor.rollback_journal import (
+    JOURNAL_FILE,
+    AdminAuditLog,
+    Journal,
+    Rollback,
+    set_invalid_lines_aside,
+)
 from ml_platform.serving.supervisor.version_selection import VersionSelector
 from ml_platform.serving.supervisor.worker_pool import WorkerHandle, WorkerPool
 from ml_platform.storage import atomic_files
-from ml_platform.system import http_client
 from ml_platform.system.isolated_process import AS_SERVED
 
 log = logging.getLogger("ml_platform.serving")
@@ -118,7 +123,7 @@ class Supervisor:
         self.journal, self.audit_log = Journal(self.home), AdminAuditLog(self.home)
         tokens_file = platform.settings.admin_tokens_file
         self.tokens = read_tokens(tokens_file) if tokens_file is not None else local_tokens(self.home)
-        state = read_state(self.home)
+        state = _read_last_state(self.home)
         self.state = state and replace(state, revision=state.revision + 1, stale=UNCONFIRMED)
         self.version_selector.seen = self.state.ledger_head if self.state else None
         self.problem = ""
@@ -129,6 +134,7 @@ class Supervisor:
         self._mlflow_answers = True
         self._settling = False
         self._background: set[asyncio.Task[Any]] = set()
+        self._files = PendingFiles()
 
     async def run(self) -> None:
         """Serve until the process receives SIGTERM or SIGINT."""
@@ -145,15 +151,18 @@ class Supervisor:
             on_ask=lambda worker, request: self._run_in_background(self._send_metrics(worker, request)),
         )
         if self.state is not None:
-            write_state(self.home, self.state)
+            self._send_state(self.state)
         self.worker_pool.start()
-        atomic_files.write(self.home / ADDRESS_FILE, f"{self.admin_address}\n".encode())
+        self._files.write(self.home / ADDRESS_FILE, f"{self.admin_address}\n".encode())
         admin = make_server(AdminApp(self))
         serving = asyncio.create_task(admin.serve([self._admin]))
-        parts = [asyncio.create_task(part) for part in (self._poll(), self._report_to_database(), self._probe_mlflow())]
+        parts = [
+            asyncio.create_task(keep_running(part))
+            for part in (self._poll, self._report_to_database, self._probe_mlflow)
+        ]
         self.say(f"{self.model}: {self.address}, admin {self.admin_address}, {self._workers} workers")
         stopping = asyncio.create_task(self._stopping.wait())
-        # A task that ends before the stop signal has failed: exit, so that the whole server is restarted.
+        # An admin port or a keeper that ends before the stop signal has failed: exit, to be restarted as a whole.
         ended, _ = await asyncio.wait(
             [stopping, serving, *parts, *self.worker_pool.keepers], return_when=asyncio.FIRST_COMPLETED
         )
@@ -184,6 +193,9 @@ class Supervisor:
                 healthy = await self._update_state()
                 pause = SECONDS_BETWEEN_POLLS if healthy else min(2 * pause, MAX_SECONDS_BETWEEN_POLLS)
                 poll_at = time.monotonic() + pause
+            self._files.store()
+            if self.journal.unstored:
+                self.journal.store()
             self._run_in_background(self._settle_journal())
             with suppress(TimeoutError):
                 async with asyncio.timeout(SECONDS_BETWEEN_POLLS):
@@ -235,17 +247,22 @@ class Supervisor:
         await asyncio.to_thread(version_cache.remove_unused_versions, self.home, kept)
 
     def _serve(self, state: DesiredState) -> None:
-        """Write a state for the workers, unless it is the same as the last one."""
+        """Send a state to the workers, unless it is the same as the last one."""
         if self.state is not None and state.same_as(self.state):
             return
         state = replace(state, revision=self.state.revision + 1 if self.state else 1)
-        write_state(self.home, state)
-        before, self.state = self.state, state
-        self.worker_pool.nudge()
+        before = self.state
+        self._send_state(state)
         if before is None or before.plan != state.plan:
             plan = state.plan
             successor = f", version {plan.successor} {plan.share:.0%}" if plan.successor is not None else ""
             log.info("plan %s: %s, version %s%s (%s)", plan.sequence, plan.mode, plan.stable, successor, plan.reason)
+
+    def _send_state(self, state: DesiredState) -> None:
+        """Send a state to the workers and store it for the next start; a full disk delays only that."""
+        self.state = state
+        self.worker_pool.send_state(state.document)
+        self._files.write(self.home / STATE_FILE, state.document.encode())
 
     # Rollback
 
@@ -261,7 +278,8 @@ class Supervisor:
         Returns
         -------
         dict
-            The versions before and after, the journal's entry, and ``swapped``: True if all workers confirmed.
+            The versions before and after, the journal's entry, ``stored``: False if the journal's entry is only in
+            memory, and ``swapped``: True if all workers confirmed.
 
         Raises
         ------
@@ -271,8 +289,6 @@ class Supervisor:
             This host has no earlier champion, or not the requested one.
         ConflictError
             The version gets all traffic already.
-        StorageError
-            The rollback could not be written to disk; nothing was changed.
         """
         began = time.monotonic()
         require_reason(reason)
@@ -303,6 +319,7 @@ class Supervisor:
         self._wake.set()
         return {
             "journal": entry.id,
+            "stored": not self.journal.unstored,
             "model": self.model,
             "version": entry.to,
             "instead_of": entry.leaves,
@@ -437,7 +454,7 @@ class Supervisor:
     async def _probe_mlflow(self) -> None:
         """Check MLflow at intervals; without it, files of a new version may be unavailable, so the state is stale."""
         while True:
-            answers = await asyncio.to_thread(_answers, self.platform.settings.tracking_uri)
+            answers = await asyncio.to_thread(mlflow_responds, self.platform.settings.tracking_uri)
             if answers != self._mlflow_answers:
                 self._mlflow_answers = answers
                 log.log(
@@ -447,6 +464,31 @@ class Supervisor:
                 )
                 await self._set_problem(self.problem)
             await asyncio.sleep(SECONDS_BETWEEN_PROBES)
+
+
+async def keep_running(part: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a background part, and start it again after an error: none of them may end the server."""
+    while True:
+        try:
+            await part()
+        except Exception:  # the boundary of a part: its error is logged, and the server goes on
+            log.exception("%s failed and is started again", part.__name__)
+        await asyncio.sleep(SECONDS_BETWEEN_POLLS)
+
+
+def _read_last_state(home: Path) -> DesiredState | None:
+    """Return the last stored state; ``None`` if there is none or it is invalid. Invalid files are set aside."""
+    try:
+        set_invalid_lines_aside(home / JOURNAL_FILE)
+    except StorageError as error:
+        log.warning("%s Its invalid lines are ignored.", error)
+    try:
+        return read_state(home)
+    except StorageError as error:
+        log.warning("%s The server starts without it.", error)
+        with suppress(OSError):
+            (home / STATE_FILE).replace(home / f"{STATE_FILE}.invalid")
+        return None
 
 
 def _bind(option: str, host: str, port: int) -> socket.socket:
@@ -462,20 +504,6 @@ def _bind(option: str, host: str, port: int) -> socket.socket:
 def _format_address(listening: socket.socket) -> str:
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _answers(tracking_uri: str) -> bool:
-    """Return True if MLflow's server responds, or its database file exists; MLflow's own client is slow to import."""
-    parts = urlsplit(tracking_uri)
-    if parts.scheme not in {"http", "https"}:
-        return Path(str(sa.make_url(tracking_uri).database)).is_file()
-    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-    netloc = f"{host}:{parts.port}" if parts.port else str(host)
-    try:
-        http_client.send(f"{parts.scheme}://{netloc}{parts.path.rstrip('/')}/health", seconds=3)
-    except RemoteServiceError as error:
-        return error.status is not None and error.status < 500
-    return True
 
 
 def serve(platform: Platform, model: str, **options: Any) -> None:

@@ -88,6 +88,7 @@ class WorkerPool:
         self._changed = asyncio.Condition()
         self._stopping = False
         self._requests = 0
+        self._state: str | None = None
         self.keepers: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -98,7 +99,12 @@ class WorkerPool:
         """Start one worker, and restart it after each crash, until the pool stops."""
         pause = 0.0
         while not self._stopping:
-            worker = await self._start_worker(number)
+            try:
+                worker = await self._start_worker(number)
+            except OSError:  # the system has no memory or no process left
+                log.exception("worker %s of %s could not be started", number, self._model)
+                await asyncio.sleep(SECONDS_UNTIL_HEALTHY)
+                continue
             await self._receive_messages(worker)
             worker.channel.close()
             status = await asyncio.to_thread(worker.process.wait)
@@ -136,6 +142,7 @@ class WorkerPool:
                 start_new_session=True,
             )
         worker = WorkerHandle(number, process, await Channel.open(ours), time.monotonic())
+        worker.channel.send({"state": self._state})
         self.workers[number] = worker
         return worker
 
@@ -155,10 +162,11 @@ class WorkerPool:
 
     # All workers together
 
-    def nudge(self) -> None:
-        """Notify all workers that the desired state has changed."""
+    def send_state(self, document: str) -> None:
+        """Send the desired state, as JSON, to all workers and to each that starts later."""
+        self._state = document
         for worker in self.workers.values():
-            worker.channel.send({"look": True})
+            worker.channel.send({"state": document})
 
     async def wait_for_revision(self, revision: int, seconds: float) -> bool:
         """Wait until all workers serve a revision of the state; return False on a timeout or without workers."""

@@ -1,11 +1,10 @@
 """A worker: a process that answers requests on its supervisor's socket, with the versions in the desired state.
 
-It never reads the database. It reads ``state.json``, loads the versions in a thread, and then swaps one reference. It
-stops on a signal or after its supervisor has ended, and answers its accepted requests before.
+It never reads the database. The supervisor sends the state; the worker loads its versions in a thread, and then swaps
+one reference. It stops on a signal or after its supervisor has ended, and answers its accepted requests before.
 """
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -16,20 +15,19 @@ from pathlib import Path
 
 import msgspec
 
-from ml_platform.errors import ConfigurationError, PlatformError, StorageError
+from ml_platform.errors import ConfigurationError, PlatformError
 from ml_platform.monitoring.prediction_log.writer import PredictionLog
 from ml_platform.serving.counters import Counts
 from ml_platform.serving.http.app import PublicApp
 from ml_platform.serving.http.connection_limits import allow_many_connections, make_server
 from ml_platform.serving.ipc import Channel
-from ml_platform.serving.state import STATE_FILE, ServedVersion, read_state
+from ml_platform.serving.state import DesiredState, ServedVersion
 from ml_platform.serving.worker.model_loader import load_version
 from ml_platform.serving.worker.request_handler import RequestHandler, read_counts
 from ml_platform.serving.worker.routing import ServedModel, build_routing_table
 
 log = logging.getLogger("ml_platform.serving")
 
-SECONDS_BETWEEN_POLLS = 0.05
 SECONDS_BETWEEN_COUNTS = 1.0
 SWITCH_SECONDS = 0.001
 SECONDS_FOR_METRICS = 2.0
@@ -75,8 +73,8 @@ class Worker:
         self.handler = RequestHandler(Counts(), self.prediction_log)
         self._models: dict[ServedVersion, ServedModel] = {}
         self._refused: dict[ServedVersion, str] = {}
-        self._fingerprint: object = None
-        self._nudged = asyncio.Event()
+        self._desired: DesiredState | None = None
+        self._received = asyncio.Event()
         self._metrics_requests: dict[int, asyncio.Future[bytes]] = {}
         self._last_request = 0
         self._stopping = asyncio.Event()
@@ -90,7 +88,8 @@ class Worker:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
         parts = [
-            asyncio.create_task(part) for part in (self._receive_messages(), self._poll(), self._send_counts_often())
+            asyncio.create_task(part)
+            for part in (self._receive_messages(), self._follow_states(), self._send_counts_often())
         ]
         # A worker without a version would take requests from the workers that have one, only to refuse them.
         waits = [asyncio.create_task(event.wait()) for event in (self._first_read, self._stopping)]
@@ -112,8 +111,10 @@ class Worker:
 
     async def _receive_messages(self) -> None:
         async for message in self.channel.messages():
-            if "look" in message:
-                self._nudged.set()
+            if "state" in message:
+                document = message["state"]
+                self._desired = DesiredState.from_document(document) if document else None
+                self._received.set()
             elif "count" in message:
                 self._send_counts(message["count"])
             elif "metrics" in message:
@@ -147,33 +148,17 @@ class Worker:
 
     # Following the desired state
 
-    async def _poll(self) -> None:
-        """Poll the state's file 20 times a second, and at once on a message; follow it after a change."""
-        path = self.home / STATE_FILE
+    async def _follow_states(self) -> None:
+        """Follow each state that the supervisor sends; of several that arrive meanwhile, only the last."""
         while True:
-            fingerprint: object = None
-            with contextlib.suppress(FileNotFoundError):
-                status = path.stat()
-                # The supervisor replaces the file, which changes at least one of these.
-                fingerprint = status.st_ino, status.st_mtime_ns, status.st_size
-            if fingerprint != self._fingerprint:
-                self._fingerprint = fingerprint
-                await self._follow()
+            await self._received.wait()
+            self._received.clear()
+            if self._desired is not None:
+                await self._follow(self._desired)
             self._first_read.set()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(SECONDS_BETWEEN_POLLS):
-                    await self._nudged.wait()
-            self._nudged.clear()
 
-    async def _follow(self) -> None:
+    async def _follow(self, desired: DesiredState) -> None:
         """Load the desired state's versions, swap the routing table, and report it to the supervisor."""
-        try:
-            desired = read_state(self.home)
-        except StorageError as error:
-            log.warning("%s The worker continues with the versions that it serves now.", error)
-            return
-        if desired is None:
-            return
         wanted = set(desired.arms.values())
         self._refused = {served: reason for served, reason in self._refused.items() if served in wanted}
         # The plan's versions first: the swap does not need the target of a rollback.

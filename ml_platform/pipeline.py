@@ -51,10 +51,11 @@ from ml_platform.orchestration.resources import (
     PlatformResource,
     arrivals_partition,
 )
+from ml_platform.orchestration.trigger_record import request_time, was_triggered
 from ml_platform.platform import Platform
 from ml_platform.records.retraining import Slot
 from ml_platform.release import integration_test
-from ml_platform.release.authentication import current_actor
+from ml_platform.release.authentication import current_actor, os_user
 from ml_platform.release.ledger.follow import sync_alias
 from ml_platform.release.promote import promote_version
 from ml_platform.release.register import register_candidate, stage_version
@@ -223,10 +224,17 @@ def _trained_model(spec: ModelSpec) -> dg.AssetsDefinition:
     def trained_model(context: dg.AssetExecutionContext, platform: PlatformResource) -> Result:
         isolated_process.start_early(integration_test.FRESH_MODULES)  # it imports while the model is fitted
         opened, tags = platform.open(), context.run.tags
-        # A trigger gives its run a reason and no actor; a run without a reason was started here, by the current user.
-        actor = tags.get(ACTOR_TAG) or (None if REASON_TAG in tags else current_actor(opened))
-        reason = tags.get(REASON_TAG, "manual: materialised")
-        candidate = train_candidate(opened, spec, reason=reason, run_id=_root_run(context), actor=actor)
+        triggered, root = was_triggered(context.instance, context.run, spec.name), _root_run(context)
+        candidate = train_candidate(
+            opened,
+            spec,
+            reason=tags.get(REASON_TAG, "manual: materialised"),
+            run_id=root,
+            # Tags are only a claim, so that the user of this process is recorded beside it.
+            actor=None if triggered else tags.get(ACTOR_TAG) or current_actor(opened),
+            trained_by=os_user().name,
+            requested_at=request_time(context.instance, root),
+        )
         return Result(metadata=candidate_metadata(candidate))
 
     return trained_model

@@ -26,7 +26,7 @@ from ml_platform.platform import Platform
 from ml_platform.records.ledger import Person
 from ml_platform.records.verdict import Measurement
 from ml_platform.release import integration_test
-from ml_platform.release.authentication import current_actor
+from ml_platform.release.authentication import current_actor, os_user
 from ml_platform.release.promote import approve_version
 from ml_platform.storage.landing_zone import open_zone
 from ml_platform.system import isolated_process
@@ -123,13 +123,14 @@ def test_run_without_approval_fails_and_trains_once(platform: Platform, instance
     ("tags", "actor"),
     [
         ({}, "the current user"),
-        ({REASON_TAG: "schedule"}, None),
+        pytest.param({REASON_TAG: "schedule"}, "the current user", marks=pytest.mark.fault("A2")),
+        pytest.param({REASON_TAG: "arrival", ACTOR_TAG: ""}, "the current user", marks=pytest.mark.fault("A2")),
         ({REASON_TAG: "manual: a test", ACTOR_TAG: "ada@desk"}, "ada@desk"),
     ],
-    ids=["manual", "trigger", "command"],
+    ids=["manual", "forged trigger", "forged actor", "command"],
 )
 def test_candidate_actor_by_kind_of_run(
-    platform: Platform, instance: dg.DagsterInstance, tags: dict[str, str], actor: str | None
+    platform: Platform, instance: dg.DagsterInstance, tags: dict[str, str], actor: str
 ) -> None:
     fakes.drop(platform, "monday.parquet", fakes.visits(100))
     publish(platform)
@@ -139,7 +140,30 @@ def test_candidate_actor_by_kind_of_run(
 
     candidate = platform.database.newest_candidate("visits")
     assert candidate is not None
-    assert candidate.actor == (current_actor(platform) if tags == {} else actor)
+    assert candidate.actor == (current_actor(platform) if actor == "the current user" else actor)
+    assert candidate.trained_by == os_user().name
+    assert candidate.requested_at is not None
+    assert candidate.requested_at < candidate.trained_at
+
+
+@pytest.mark.fault("A1")
+def test_variables_of_github_do_not_allow_self_approval(
+    platform: Platform, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = fakes.visits_spec(approval="manual")
+    fakes.drop(platform, "monday.parquet", fakes.visits(600))
+    publish(platform)
+    for name, value in {"ACTIONS": "true", "RUN_ID": "1", "TRIGGERING_ACTOR": "mallory"}.items():
+        monkeypatch.setenv(f"GITHUB_{name}", value)
+
+    run("visits_retrain", instance, spec)
+
+    candidate = platform.database.newest_candidate("visits")
+    assert candidate is not None
+    assert (candidate.actor, candidate.trained_by) == ("mallory@github", os_user().name)
+    with pytest.raises(ApprovalRefusedError, match=r"trained candidate .*, in the name of mallory@github"):
+        approve_version(platform, spec, None, os_user(), reason="mine")
+    assert platform.database.champion("visits") is None
 
 
 def test_quarantined_file_fails_check_not_run(platform: Platform, instance: dg.DagsterInstance) -> None:

@@ -87,6 +87,8 @@ candidates = sa.Table(
     sa.Column("forgotten_at", UtcDateTime),
     sa.Column("actor", sa.String(255)),
     sa.Column("served_digest", sa.String(64)),
+    sa.Column("trained_by", sa.String(255)),
+    sa.Column("requested_at", UtcDateTime),
 )
 
 tombstones = sa.Table(

@@ -9,11 +9,13 @@ from dagster._core.storage.asset_check_execution_record import (
 from dagster._core.storage.event_log import SqliteEventLogStorage
 from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable
 from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
-from dagster._core.storage.tags import ROOT_RUN_ID_TAG
+from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, ROOT_RUN_ID_TAG, TICK_ID_TAG
 from dagster._utils.schedules import reverse_cron_string_iterator
 
 __all__ = [
+    "AUTO_RETRY_RUN_ID_TAG",
     "ROOT_RUN_ID_TAG",
+    "TICK_ID_TAG",
     "AssetCheckExecutionRecord",
     "AssetCheckExecutionRecordStatus",
     "AssetCheckExecutionsTable",

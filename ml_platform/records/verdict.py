@@ -28,8 +28,10 @@ class Lineage:
 class Candidate:
     """A newly trained model; `run_id` is its Dagster run, None outside Dagster.
 
-    `actor` is the person who started the training, as ``name@where``; None if the platform started it.
-    `forgotten_at` is the time since when it cannot be reproduced, because training rows were erased; None if it can.
+    `actor` is the person who asked for the training, ``name@where``, as the request claims; None if Dagster's record
+    proves that a trigger asked. `trained_by` is the operating system's user of the training process; None outside
+    Dagster. `requested_at` is the time of the request; None if it is unknown. `forgotten_at` is the time since when it
+    cannot be reproduced, because training rows were erased; None if it can.
     `served_digest` is the digest of the list of files that a server needs, None before it was judged.
     """
 
@@ -43,6 +45,8 @@ class Candidate:
     forgotten_at: datetime | None = None
     actor: str | None = None
     served_digest: str | None = None
+    trained_by: str | None = None
+    requested_at: datetime | None = None
 
 
 class GateOutcome(StrEnum):

@@ -3,6 +3,7 @@
 import json
 import logging
 import uuid
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from ml_platform.data import dataset_checks, datasets
@@ -25,7 +26,14 @@ ENVIRONMENT = "environment.json"
 
 
 def train_candidate(
-    platform: Platform, spec: ModelSpec, *, reason: str, run_id: str | None = None, actor: str | None = None
+    platform: Platform,
+    spec: ModelSpec,
+    *,
+    reason: str,
+    run_id: str | None = None,
+    actor: str | None = None,
+    trained_by: str | None = None,
+    requested_at: datetime | None = None,
 ) -> Candidate:
     """Train on the dataset version that was pinned last, and store the candidate with its lineage.
 
@@ -38,8 +46,12 @@ def train_candidate(
     run_id : str or None
         Id of the Dagster run that trains; ``None`` outside Dagster.
     actor : str or None
-        The person who requested the training, and who must not approve the candidate; ``None`` for a trigger of the
-        platform.
+        The person who requested the training, as the request claims, who must not approve the candidate; ``None`` for a
+        trigger of the platform.
+    trained_by : str or None
+        The operating system's user of this process, who must not approve it either; ``None`` outside Dagster.
+    requested_at : datetime or None
+        Time of the request; ``None`` is now.
 
     Raises
     ------
@@ -48,18 +60,8 @@ def train_candidate(
     OutOfMemoryError
         Fitting needs more memory than there is, or than the deployment allows.
     """
-    pinned = platform.database.newest_dataset(spec.name)
-    # guard: no-dataset
-    if pinned is None:
-        raise EvidenceError(f"No dataset version of {spec.name!r} is pinned. Materialise training_dataset first.")
-    rows = pinned_rows(platform, spec, pinned)
-    # Dagster's checks show these problems to users; this condition also stops a run that starts after the checks.
-    problems = dataset_checks.build_dataset_report(pinned, rows, dataset_checks.target(rows, spec), spec).problems
-    # guard: dataset-problems
-    if problems:
-        problem = "; ".join(problems.values())
-        raise EvidenceError(f"Dataset version {pinned.version} of {spec.name!r} fails its checks: {problem}.")
-    rows, _ = datasets.split(rows, spec)
+    requested_at = requested_at or now()
+    pinned, rows = _load_training_rows(platform, spec)
     lineage = Lineage(
         dataset_version=pinned.version,
         dataset_digest=pinned.digest,
@@ -74,12 +76,36 @@ def train_candidate(
     digest = fit.store(pipeline, folder)
     atomic_files.write(folder / ENVIRONMENT, json.dumps(provenance.environment()).encode())
     candidate = Candidate(
-        id=name, model=spec.name, model_digest=digest, lineage=lineage, trained_at=now(), run_id=run_id, actor=actor
+        id=name,
+        model=spec.name,
+        model_digest=digest,
+        lineage=lineage,
+        trained_at=now(),
+        run_id=run_id,
+        actor=actor,
+        trained_by=trained_by,
+        requested_at=requested_at,
     )
     platform.database.record_candidate(candidate)
     platform.database.record_dataset(pinned)  # refuses a version from which rows were erased during the training
     log.info("candidate %s trained on %s rows", candidate.id, f"{len(rows):,}")
     return candidate
+
+
+def _load_training_rows(platform: Platform, spec: ModelSpec) -> "tuple[DatasetVersion, pd.DataFrame]":
+    """Return the dataset version that was pinned last, and its training rows; raise if they fail their checks."""
+    pinned = platform.database.newest_dataset(spec.name)
+    # guard: no-dataset
+    if pinned is None:
+        raise EvidenceError(f"No dataset version of {spec.name!r} is pinned. Materialise training_dataset first.")
+    rows = pinned_rows(platform, spec, pinned)
+    # Dagster's checks show these problems to users; this condition also stops a run that starts after the checks.
+    problems = dataset_checks.build_dataset_report(pinned, rows, dataset_checks.target(rows, spec), spec).problems
+    # guard: dataset-problems
+    if problems:
+        problem = "; ".join(problems.values())
+        raise EvidenceError(f"Dataset version {pinned.version} of {spec.name!r} fails its checks: {problem}.")
+    return pinned, datasets.split(rows, spec)[0]
 
 
 def pinned_rows(platform: Platform, spec: ModelSpec, pinned: DatasetVersion) -> "pd.DataFrame":

@@ -19,6 +19,7 @@ from ml_platform.data.landing import land_files, waiting_arrivals
 from ml_platform.errors import SecondDaemonError
 from ml_platform.orchestration.daemon_lock import LEFT, LOCK, require_no_daemon
 from ml_platform.orchestration.run_monitoring import exit_reason
+from ml_platform.orchestration.trigger_record import was_triggered
 from ml_platform.platform import Platform
 from ml_platform.settings import PROJECT_ROOT, Settings
 from ml_platform_tests.support import fakes
@@ -190,3 +191,4 @@ def test_run_out_of_memory_fails_alone(stack: Stack) -> None:
     assert stack.platform.database.newest_candidate("doomed") is None
     assert stack.platform.database.ledger("doomed") == []
     assert not (stack.platform.settings.model_home("doomed") / "candidates").exists()
+    assert was_triggered(stack.instance, failed, "doomed")

@@ -116,6 +116,7 @@ NOTICED_BY = {
     "refused-approval": "one's own approval",
     "approval-authentication": "an approval in a way that does not count",
     "self-approval": "an approval by who asked for it",
+    "self-approval-by-user": "an approval by the user who trained",
     "same-name": "an approval by who asked for it",
     "valid-approval": "a stale approval",
     "unexpired-approval": "a stale approval",

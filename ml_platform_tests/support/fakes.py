@@ -300,7 +300,12 @@ def candidate(identifier: str = "20240101-000000-00000001", **changes: Any) -> C
         reason="schedule",
     )
     made = Candidate(
-        id=identifier, model="visits", model_digest=sha256_text(identifier), lineage=lineage, trained_at=now()
+        id=identifier,
+        model="visits",
+        model_digest=sha256_text(identifier),
+        lineage=lineage,
+        trained_at=now(),
+        requested_at=now(),
     )
     return replace(made, **changes)
 

@@ -851,6 +851,12 @@ APPROVED = {
     "an approval in a way that does not count": Mutant(
         "accepts approvals by", approved(person=replace(BOB, authenticated_by="github_environment")), spec=MANUAL
     ),
+    "an approval by the user who trained": Mutant(
+        "bob@desk trained candidate",
+        relabelled(actor="carl@github", trained_by="bob@desk"),
+        approve,
+        MANUAL,
+    ),
     "one's own approval": Mutant(
         "asked for the training", attempt=partial(approve, person=replace(BOB, name="ada@token")), spec=MANUAL
     ),

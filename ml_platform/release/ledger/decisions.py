@@ -380,9 +380,22 @@ def _refusal(person: Person, candidate: Candidate, needed: Approval) -> str | No
     if person.authenticated_by not in needed.authenticated_by:
         ways = ", ".join(needed.authenticated_by)
         return f"The author of {candidate.model!r} accepts approvals by {ways}. Got {person.authenticated_by} instead"
+    # no guard: a trigger asked for the training
+    if candidate.actor is None:
+        return None
     # guard: self-approval
-    if candidate.actor is not None and same_name(person.name, candidate.actor):
+    if same_name(person.name, candidate.actor):
         return f"{person.name} asked for the training of candidate {candidate.id}: another person must approve it"
+    # All jobs of a runner share one user, so that it says nothing about the reviewer of an environment.
+    # no guard: only the user's comparison is left out
+    if person.authenticated_by == "github_environment" or candidate.trained_by is None:
+        return None
+    # guard: self-approval-by-user
+    if same_name(person.name, candidate.trained_by):
+        return (
+            f"{person.name} trained candidate {candidate.id}, in the name of {candidate.actor}: another person must "
+            "approve it"
+        )
     return None
 
 

@@ -384,6 +384,36 @@ def test_approval_by_training_requester_is_refused(database: PlatformDatabase, n
     assert database.ledger("visits") == []
 
 
+@pytest.mark.fault("A1")
+@pytest.mark.parametrize("way", ["os_user", "token"])
+def test_approval_by_training_user_is_refused(database: PlatformDatabase, way: str) -> None:
+    candidate = trained(database, 1, actor="carl@github", trained_by="bob@runner")
+
+    with pytest.raises(ApprovalRefusedError, match="bob@desk trained candidate candidate-1, in the name of carl"):
+        give_approval(database, candidate, replace(BOB, authenticated_by=way))
+
+    assert database.ledger("visits") == []
+
+
+@pytest.mark.fault("A1")
+def test_approval_in_github_ignores_shared_user(database: PlatformDatabase) -> None:
+    rule = Approval(authenticated_by=("github_environment",))
+    reviewer = Person(name="runner@github", authenticated_by="github_environment", identity={})
+    candidate = trained(database, 1, actor="carl@github", trained_by="runner@host")
+
+    assert give_approval(database, candidate, reviewer, rule).person == reviewer
+
+    with pytest.raises(ApprovalRefusedError, match="carl@github asked for the training"):
+        give_approval(database, candidate, replace(reviewer, name="carl@github"), rule)
+
+
+@pytest.mark.fault("A1")
+def test_approval_of_triggered_training_by_its_user_succeeds(database: PlatformDatabase) -> None:
+    candidate = trained(database, 1, actor=None, trained_by="bob@desk")
+
+    assert give_approval(database, candidate).person == BOB
+
+
 def test_approval_of_training_without_actor_succeeds(database: PlatformDatabase) -> None:
     candidate = trained(database, 1, actor=None)
 

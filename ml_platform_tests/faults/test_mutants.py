@@ -111,6 +111,10 @@ NOTICED_BY = {
     "version-not-rolled-back": "what was rolled back",
     "rolled-back-version": "what was rolled back",
     "rolled-back-making": "what was rolled back, made again",
+    "rolled-back-bytes": "the bytes that were rolled back",
+    "request-by-hand": "what was rolled back, made again",
+    "unknown-request-time": "what was rolled back, requested at no time",
+    "request-since-rollback": "what was rolled back, requested before",
     "same-making": "what was rolled back, made again",
     "overtaken-confirmation": "a confirmation of what was overtaken",
     "refused-approval": "one's own approval",
@@ -202,6 +206,9 @@ FAULTS = {
     "a signature that asks for something else": "M5",
     "a version without a signature": "M5",
     "two promotions at once": "P7",
+    "an approval by the user who trained": "A1",
+    "what was rolled back, requested before": "A4",
+    "the bytes that were rolled back": "A4",
 }
 
 

@@ -534,7 +534,19 @@ def promote_second(platform: Platform, spec: ModelSpec = SPEC) -> None:
 
 def made_again(platform: Platform) -> None:
     rolled_back(platform)
-    twin(platform)
+    twin(platform, requested_at=now())
+
+
+def made_again_by_hand(platform: Platform, **changes: Any) -> None:
+    """Stage a manual retraining that was requested before the rollback."""
+    rolled_back(platform)
+    twin(platform, lineage=replace(successor(platform).lineage, reason="manual: again"), **changes)
+
+
+def same_bytes_again(platform: Platform) -> None:
+    """Stage the bytes that were rolled back, made with another lock file."""
+    rolled_back(platform)
+    twin(platform, lineage=replace(successor(platform).lineage, lock_digest="1" * 64))
 
 
 def both(*changes: Change) -> Change:
@@ -805,6 +817,11 @@ PROMOTED = {
     "a promotion during a rollout": Mutant("version 3 must wait", twin_behind_a_canary),
     "what was rolled back": Mutant("Version 2 of 'visits' was rolled back", rolled_back),
     "what was rolled back, made again": Mutant("same rows, code and lock as version 2", made_again),
+    "what was rolled back, requested before": Mutant("same rows, code and lock as version 2", made_again_by_hand),
+    "what was rolled back, requested at no time": Mutant(
+        "same rows, code and lock as version 2", partial(made_again_by_hand, requested_at=None)
+    ),
+    "the bytes that were rolled back": Mutant("the same bytes as version 2", same_bytes_again),
     "the champion, promoted again": Mutant("nothing was written", crowned, promote_again),
     "a confirmation of what was overtaken": Mutant("not confirmed", crowned, confirm_the_first),
 }

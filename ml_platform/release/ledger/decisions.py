@@ -1,5 +1,6 @@
 """Entries of the ledger: approvals, promotions, rollbacks and replacements. The ledger defines the champion."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -78,7 +79,8 @@ def promote(
     ConflictError
         Another process promoted a version meanwhile, or the champion was trained later or on newer rows.
     EvidenceError
-        The version was rolled back, or was made from the same rows, code and lock as a version that was.
+        The version was rolled back; or it has the bytes, or the rows, code and lock, of a version that was, and no
+        person asked for it since.
     """
     head, champion = database.ledger_head(registration.model), database.champion(registration.model)
     # guard: promotion-of-champion
@@ -240,10 +242,14 @@ def replace_version(
 
 
 def _require_not_rolled_back(database: PlatformDatabase, registration: Registration) -> None:
-    """Refuse a version that was rolled back, and an automatic retraining on the same rows, code and lock."""
+    """Refuse a version that was rolled back, and its like from a retraining that was not asked for since by a person.
+
+    Its like has the same bytes, or the same rows, code and lock.
+    """
     history = database.history(registration.model)
     _, versions = champion_stack(history)
     ours = database.candidate(registration.candidate)
+    is_requested = _is_requested_since_rollback(ours, history)
     for entry in history:
         # guard: version-not-rolled-back
         if entry.version not in versions:
@@ -253,10 +259,16 @@ def _require_not_rolled_back(database: PlatformDatabase, registration: Registrat
         if entry.version == registration.version:
             refusal = f"Version {entry.version} of {registration.model!r} was rolled back"
         # guard: rolled-back-making
-        elif not ours.lineage.reason.startswith("manual") and _same_making(ours, theirs):
+        elif not is_requested and _same_making(ours, theirs):
             refusal = (
                 f"Version {registration.version} of {registration.model!r} was made from the same rows, code and lock "
                 f"as version {entry.version}, which was rolled back"
+            )
+        # guard: rolled-back-bytes
+        elif not is_requested and ours.model_digest == theirs.model_digest:
+            refusal = (
+                f"Version {registration.version} of {registration.model!r} has the same bytes as version "
+                f"{entry.version}, which was rolled back"
             )
         else:
             continue
@@ -264,6 +276,14 @@ def _require_not_rolled_back(database: PlatformDatabase, registration: Registrat
             f"{refusal}: it is not promoted automatically. To bring it back, run: ml-platform rollback "
             f"{registration.model} --to {registration.version} --reason …"
         )
+
+
+def _is_requested_since_rollback(candidate: Candidate, history: Sequence[LedgerEntry]) -> bool:
+    """Return True if a person asked for a training after the last rollback; False if the time is unknown."""
+    times = [entry.recorded_at for entry in history if entry.action == Action.ROLLBACK]
+    is_manual = candidate.lineage.reason.startswith("manual")
+    # guard: request-by-hand, unknown-request-time, request-since-rollback
+    return is_manual and candidate.requested_at is not None and all(candidate.requested_at > time for time in times)
 
 
 def _same_making(one: Candidate, other: Candidate) -> bool:

@@ -1,7 +1,7 @@
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +294,58 @@ def test_promotion_of_manual_or_new_rows_candidate_succeeds(database: PlatformDa
     roll_back_to(database, 1)
 
     assert promote_numbered(database, 3, lineage=lineage).version == 3
+
+
+@pytest.mark.fault("A4")
+@pytest.mark.parametrize("requested_at", [None, datetime(2024, 1, 1, tzinfo=UTC)], ids=["unknown", "before"])
+@pytest.mark.parametrize("likeness", ["making", "bytes"])
+def test_manual_retraining_requested_before_rollback_is_refused(
+    database: PlatformDatabase, requested_at: datetime | None, likeness: str
+) -> None:
+    for version in (1, 2):
+        promote_numbered(database, version, lineage=make_lineage("arrival", f"rows {version}"))
+    champion = roll_back_to(database, 1)
+    same_bytes, other_bytes = sha256_text("candidate-2"), sha256_text("candidate-3")
+    rows, digest, message = {
+        "making": ("rows 2", other_bytes, "was made from the same rows, code and lock as version 2"),
+        "bytes": ("rows 3", same_bytes, "has the same bytes as version 2"),
+    }[likeness]
+
+    with pytest.raises(EvidenceError, match=rf"Version 3 of 'visits' {message}.*rollback visits --to 3"):
+        promote_numbered(
+            database,
+            3,
+            lineage=make_lineage("manual: new prices", rows),
+            model_digest=digest,
+            requested_at=requested_at,
+        )
+
+    assert database.champion("visits") == champion
+
+
+@pytest.mark.fault("A4")
+def test_manual_retraining_requested_after_rollback_is_promoted(database: PlatformDatabase) -> None:
+    for version in (1, 2):
+        promote_numbered(database, version, lineage=make_lineage("arrival", f"rows {version}"))
+    roll_back_to(database, 1)
+
+    entry = promote_numbered(
+        database, 3, lineage=make_lineage("manual: again", "rows 2"), model_digest=sha256_text("candidate-2")
+    )
+
+    assert entry.version == 3
+
+
+@pytest.mark.fault("A4")
+def test_trigger_retraining_with_rolled_back_bytes_is_refused(database: PlatformDatabase) -> None:
+    for version in (1, 2):
+        promote_numbered(database, version)
+    roll_back_to(database, 1)
+
+    with pytest.raises(EvidenceError, match="has the same bytes as version 2, which was rolled back"):
+        promote_numbered(
+            database, 3, lineage=make_lineage("schedule", "rows 3"), model_digest=sha256_text("candidate-2")
+        )
 
 
 def test_rollback_to_rolled_back_version_restores_it(database: PlatformDatabase) -> None:

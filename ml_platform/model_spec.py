@@ -261,8 +261,8 @@ class Approval(_Declared):
     ----------
     authenticated_by : tuple of str
         Accepted proofs of the approver's identity: ``os_user``, the account that runs the command; ``token``, a
-        secret; ``github_environment``, the reviewer of a protected environment. The last is read from environment
-        variables, which any process can set: list it only if GitHub's runners alone can reach the database.
+        secret; ``github_environment``, the reviewer of a protected environment, whose job GitHub proves by a signed
+        token.
     expires_after_hours : float
         Maximum age of an approval, in hours; an older one does not count.
     """

@@ -15,6 +15,8 @@ variable                                   default               meaning
 ``GITHUB_…``                               none                  ``ACTIONS``, ``ACTOR``, ``TRIGGERING_ACTOR`` and
                                                                  ``RUN_ID``: set by GitHub's runners, but any process
                                                                  can set them
+``ACTIONS_ID_…``                           none                  ``TOKEN_REQUEST_URL`` and ``TOKEN_REQUEST_TOKEN``:
+                                                                 GitHub's service for the token of a job
 =========================================  ====================  ===================================================
 """
 
@@ -22,6 +24,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -96,13 +99,17 @@ class Settings(BaseSettings):
     """Token with which ``ml-platform rollback`` calls the admin ports. ``None`` takes this host's own token."""
 
     github_environment: str = ""
-    """Protected environment of this GitHub job."""
+    """Protected environment of GitHub, whose jobs may approve versions."""
 
     github_reviewer: str = ""
-    """Reviewer who approved this GitHub job."""
+    """Reviewer who approved this GitHub job, from GitHub's record of the run."""
 
     github_repository: str = ""
-    """Repository, ``owner/name``, in which ``ml-platform webhook-server`` starts workflows."""
+    """Repository, ``owner/name``, whose jobs may approve versions, and in which ``ml-platform webhook-server`` starts
+    workflows."""
+
+    github_issuer: str = "https://token.actions.githubusercontent.com"
+    """Issuer of the tokens of GitHub's jobs; ``https://HOST/_services/token`` on GitHub Enterprise Server."""
 
     github_api: str = "https://api.github.com"
     """Address of GitHub's API, for ``ml-platform webhook-server``."""
@@ -138,6 +145,13 @@ class Settings(BaseSettings):
     def _check_url(cls, value: SecretStr | None) -> SecretStr | None:
         if value and not value.get_secret_value().startswith(("http://", "https://")):
             raise ValueError("must start with http:// or https://. The value is not shown: it may hold a password.")
+        return value
+
+    @field_validator("github_issuer")
+    @classmethod
+    def _check_issuer(cls, value: str) -> str:
+        if not value.startswith("https://") and urlsplit(value).hostname != "127.0.0.1":
+            raise ValueError(f"must start with https://, except for 127.0.0.1. Got {value!r} instead.")
         return value
 
     @property
@@ -224,11 +238,6 @@ class GithubRun:
     environment: str
     reviewer: str
 
-    @property
-    def approver(self) -> str:
-        """The job's reviewer, or else the user who started it."""
-        return self.reviewer or self.triggering_actor
-
 
 def read_github_run(settings: Settings) -> GithubRun | None:
     """Return the job on GitHub that this process belongs to; ``None`` outside GitHub's runners."""
@@ -243,6 +252,20 @@ def read_github_run(settings: Settings) -> GithubRun | None:
         environment=settings.github_environment,
         reviewer=settings.github_reviewer,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenService:
+    """GitHub's service for the token of a job: its address, and the secret that it asks for."""
+
+    url: str
+    secret: SecretStr
+
+
+def read_token_service() -> TokenService | None:
+    """Return the token service of this job; ``None`` outside GitHub, or if the job may not ask for a token."""
+    url, secret = (os.environ.get(f"ACTIONS_ID_TOKEN_REQUEST_{name}", "") for name in ("URL", "TOKEN"))
+    return TokenService(url=url, secret=SecretStr(secret)) if url and secret else None
 
 
 def mlflow_secrets() -> list[str]:

@@ -4,7 +4,15 @@ import pytest
 from pydantic import ValidationError
 
 from ml_platform.errors import ConfigurationError
-from ml_platform.settings import PROJECT_ROOT, GithubRun, Settings, read_github_run, read_settings, require_dagster_home
+from ml_platform.settings import (
+    PROJECT_ROOT,
+    GithubRun,
+    Settings,
+    read_github_run,
+    read_settings,
+    read_token_service,
+    require_dagster_home,
+)
 
 
 def test_settings_paths_default_to_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -150,6 +158,27 @@ def test_github_run_is_read_from_runner_variables(monkeypatch: pytest.MonkeyPatc
     assert run == GithubRun(actor="ada", triggering_actor="ada", run_id="17", environment="production", reviewer="")
     monkeypatch.setenv("GITHUB_ACTIONS", "false")
     assert read_github_run(read_settings()) is None
+
+
+def test_token_service_needs_address_and_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_token_service() is None
+    monkeypatch.setenv("ACTIONS_ID_TOKEN_REQUEST_URL", "https://pipelines.example.org/token")
+    assert read_token_service() is None
+    monkeypatch.setenv("ACTIONS_ID_TOKEN_REQUEST_TOKEN", "s3cret")
+
+    service = read_token_service()
+
+    assert service is not None
+    assert service.secret.get_secret_value() == "s3cret"
+    assert "s3cret" not in repr(service)
+
+
+@pytest.mark.parametrize("issuer", ["http://token.example.org", "http://127.0.0.1.example.org", "token.example.org"])
+def test_settings_issuer_without_tls_is_refused(issuer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ML_PLATFORM_GITHUB_ISSUER", issuer)
+
+    with pytest.raises(ConfigurationError, match=r"ML_PLATFORM_GITHUB_ISSUER.*must start with https://"):
+        read_settings()
 
 
 @pytest.mark.parametrize("name", ["PORT", "SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "UI_PORT_80_TCP_ADDR"])

@@ -13,7 +13,7 @@ from ml_platform.cli.common import FIRST, REFUSED, AsJson, Model, Reason, Versio
 from ml_platform.cli.status import print_status
 from ml_platform.errors import ConfigurationError
 from ml_platform.models import discovery
-from ml_platform.records.ledger import Alerting, LedgerEntry
+from ml_platform.records.ledger import Alerting, LedgerEntry, approval_audience
 
 if TYPE_CHECKING:
     from ml_platform.governance import reproduce as governance_reproduce
@@ -67,20 +67,25 @@ def approve(
     auth: Annotated[str, typer.Option(help="Authentication: os_user, token or github_environment.")] = "os_user",
     token_name: Annotated[str, typer.Option(help="Owner of the token. Required with --auth token.")] = "",
     verdict: Annotated[
-        str | None, typer.Option(help="Digest of the reviewed verdict. Any other verdict is refused.")
+        str | None,
+        typer.Option(
+            help="Digest of the reviewed verdict; any other is refused. Required with --auth github_environment."
+        ),
     ] = None,
     json: AsJson = False,
 ) -> None:
     """Approve a version that passed its gates, and promote it.
 
-    The user who started the training cannot approve it.
+    Neither the person who asked for the training nor the user who ran it can approve it.
     """
     from ml_platform.platform import Platform
     from ml_platform.release.authentication import authenticate
     from ml_platform.release.promote import approve_version
 
     spec, platform = discovery.load(model), Platform()
-    person = authenticate(platform, auth, name=token_name, token=_token(platform) if auth == "token" else "")
+    token = _token(platform) if auth == "token" else ""
+    audience = approval_audience(model, version, verdict) if version is not None and verdict is not None else None
+    person = authenticate(platform, auth, name=token_name, token=token, audience=audience)
     approval, entry = approve_version(platform, spec, version, person, reason=reason, verdict_digest=verdict)
     _show_in_dagster(platform, entry)
     if json:

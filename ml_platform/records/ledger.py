@@ -88,6 +88,11 @@ class Person:
     identity: dict[str, str]
 
 
+def approval_audience(model: str, version: int, verdict_digest: str) -> str:
+    """Return the text that binds GitHub's token to the approval of one verdict on one version."""
+    return f"ml-platform:{model}:{version}:{verdict_digest}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class GivenApproval:
     """A person's approval of one verdict; `digest` is that of its ledger entry."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ml_platform.errors import ApprovalRefusedError, ConfigurationError
 from ml_platform.records.canonical import sha256_text
 from ml_platform.records.ledger import Person
-from ml_platform.settings import GithubRun, Settings, read_github_run
+from ml_platform.settings import Settings, read_github_run
 from ml_platform.storage.secret_files import NAME, SHA256, read_secret_file
 
 if TYPE_CHECKING:
@@ -86,31 +86,37 @@ def token_holder(name: str, token: str, tokens: Path | None) -> Person:
     return Person(name=f"{name}@token", authenticated_by="token", identity={"name": name})
 
 
-def github_person(run: GithubRun | None) -> Person:
-    """Return the approver of a job in a protected GitHub environment.
+def github_person(settings: Settings, audience: str) -> Person:
+    """Return the reviewer of a job in the deployment's protected GitHub environment.
 
-    The name comes from environment variables, which the user who starts the process can set. A model's author should
-    accept this way only if GitHub's runners alone can reach the database.
+    GitHub's token proves repository, environment and run; the environment's protection proves that a reviewer approved
+    the run. The reviewer's name is the one that the job reads from GitHub's record, and is not part of the token.
+
+    Parameters
+    ----------
+    settings : Settings
+    audience : str
+        The approval that the token must be issued for; see `approval_audience`.
 
     Raises
     ------
     ApprovalRefusedError
-        The process is not a GitHub job, or no protected environment is named.
+        The settings name no environment, repository or reviewer, or the token does not prove the job.
+    RemoteServiceError
+        GitHub did not respond.
     """
-    # guard: no-github-job, no-github-environment, no-github-approver
-    if run is None or not run.environment or not run.approver:
+    from ml_platform.release.github_token import prove_job
+
+    run = read_github_run(settings)
+    # guard: no-github-job, no-github-environment, no-github-repository, no-github-reviewer
+    if run is None or not run.environment or not settings.github_repository or not run.reviewer:
         raise ApprovalRefusedError(
-            "This is not a job of a protected GitHub environment: GITHUB_ACTIONS, GITHUB_RUN_ID, "
-            "GITHUB_TRIGGERING_ACTOR and ML_PLATFORM_GITHUB_ENVIRONMENT must be set. Nothing was approved."
+            "This is not a job of a protected GitHub environment: ML_PLATFORM_GITHUB_ENVIRONMENT, "
+            "ML_PLATFORM_GITHUB_REPOSITORY, ML_PLATFORM_GITHUB_REVIEWER and the runner's own variables must be set. "
+            "Nothing was approved."
         )
-    identity = {
-        "actor": run.actor,
-        "triggering_actor": run.triggering_actor,
-        "reviewer": run.reviewer or "",
-        "run_id": run.run_id,
-        "environment": run.environment,
-    }
-    return Person(name=f"{run.approver}@github", authenticated_by="github_environment", identity=identity)
+    identity = {**prove_job(settings, audience), "reviewer": run.reviewer}
+    return Person(name=f"{run.reviewer}@github", authenticated_by="github_environment", identity=identity)
 
 
 def current_actor(platform: "Platform") -> str:
@@ -118,7 +124,9 @@ def current_actor(platform: "Platform") -> str:
     return caller(platform.settings)
 
 
-def authenticate(platform: "Platform", way: str, *, name: str = "", token: str = "") -> Person:
+def authenticate(
+    platform: "Platform", way: str, *, name: str = "", token: str = "", audience: str | None = None
+) -> Person:
     """Authenticate the person who approves.
 
     Parameters
@@ -128,13 +136,17 @@ def authenticate(platform: "Platform", way: str, *, name: str = "", token: str =
         ``os_user``, ``token`` or ``github_environment``.
     name, token : str
         For ``token``: its owner, and the secret.
+    audience : str or None
+        For ``github_environment``: the approval that GitHub's token must be issued for; see `approval_audience`.
 
     Raises
     ------
     ApprovalRefusedError
         The person could not be authenticated in this way.
     ConfigurationError
-        `way` is unknown.
+        `way` is unknown, or ``github_environment`` has no `audience`.
+    RemoteServiceError
+        GitHub did not respond.
     """
     settings = platform.settings
     # no guard: selects the authentication
@@ -145,5 +157,11 @@ def authenticate(platform: "Platform", way: str, *, name: str = "", token: str =
         return token_holder(name, token, settings.approval_tokens_file)
     # no guard: selects the authentication
     if way == "github_environment":
-        return github_person(read_github_run(settings))
+        # guard: no-audience
+        if audience is None:
+            raise ConfigurationError(
+                "--auth github_environment needs the version and --verdict with the digest that was reviewed, because "
+                "GitHub's token is issued for them alone. Got no digest or no version. Nothing was approved."
+            )
+        return github_person(settings, audience)
     raise ConfigurationError(f"--auth must be os_user, token or github_environment. Got {way!r} instead.")

@@ -22,7 +22,7 @@ from ml_platform.data.landing import waiting_arrivals
 from ml_platform.devtools.demo_data import exports
 from ml_platform.errors import ApprovalNeededError, ApprovalRefusedError, ConfigurationError, LandingZoneError
 from ml_platform.governance.reproduce import Reproduction, ReproductionOutcome
-from ml_platform.model_spec import ModelSpec
+from ml_platform.model_spec import Approval, ModelSpec
 from ml_platform.platform import Platform
 from ml_platform.records.canonical import sha256_text
 from ml_platform.records.ledger import LedgerEntry
@@ -31,6 +31,7 @@ from ml_platform.release.promote import promote_version
 from ml_platform.settings import PROJECT_ROOT
 from ml_platform_tests.support import fakes, lifecycle
 from ml_platform_tests.support.command_line import call
+from ml_platform_tests.support.github_issuer import GithubIssuer
 
 PROGRAM = Path(sys.executable).parent / "ml-platform"
 
@@ -447,6 +448,37 @@ def test_approve_reads_token_from_environment_or_input(
     assert "secret" not in done.output
     approval = platform.database.ledger("visits")[0]
     assert (approval.actor, approval.details["identity"]) == ("bob@token", {"name": "bob"})
+    assert platform.database.champion("visits") is not None
+
+
+@pytest.mark.fault("A1")
+def test_approve_in_github_needs_proof_for_the_verdict(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = fakes.uncompared_spec(approval=Approval(authenticated_by=("github_environment",)))
+    monkeypatch.setattr("ml_platform.models.discovery.load", lambda _: spec)
+    registration = fakes.staged_version(platform, actor="ada@github", trained_by="runner@host")
+    verdict = platform.database.verdict_on(registration.candidate)
+    assert verdict is not None
+    arguments = ["approve", "visits", "1", "--auth", "github_environment", "--reason", "reviewed"]
+    monkeypatch.setenv("ML_PLATFORM_GITHUB_REVIEWER", "grace")
+
+    with GithubIssuer("ES256").running() as github:
+        for name, value in github.environment().items():
+            monkeypatch.setenv(name, value)
+        without = CliRunner().invoke(app, arguments)
+        other = CliRunner().invoke(app, [*arguments, "--verdict", "0" * 64])
+        github.changes = {"environment": "staging"}
+        elsewhere = CliRunner().invoke(app, [*arguments, "--verdict", verdict.digest])
+        github.changes = {}
+        before = platform.database.ledger("visits")
+        right = CliRunner().invoke(app, [*arguments, "--verdict", verdict.digest])
+
+    assert "needs the version and --verdict" in str(without.exception)
+    assert "the evidence changed since it was reviewed" in str(other.exception)
+    assert "its environment must be 'production'. Got 'staging'" in str(elsewhere.exception)
+    assert before == []
+    assert right.exit_code == 0
+    approval = platform.database.ledger("visits")[0]
+    assert (approval.actor, approval.details["identity"]["run_id"]) == ("grace@github", "17")
     assert platform.database.champion("visits") is not None
 
 

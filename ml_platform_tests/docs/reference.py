@@ -37,6 +37,8 @@ OTHER_VARIABLES = {
     "`MLFLOW_TRACKING_PASSWORD`; removed from every message.",
     "GITHUB_ACTIONS": "Set by GitHub's runners, with `GITHUB_ACTOR`, `GITHUB_TRIGGERING_ACTOR` and `GITHUB_RUN_ID`: "
     "the actor of a job. Any process can set them.",
+    "ACTIONS_ID_TOKEN_REQUEST_URL": "Set by GitHub's runners for a job with `id-token: write`, with "
+    "`ACTIONS_ID_TOKEN_REQUEST_TOKEN`: the service that issues the job's signed token.",
 }
 # "name : type" of a numpydoc section, then its indented lines.
 PARAMETER = re.compile(r"^(?P<names>[a-z0-9_, ]+) : (?P<type>.+)\n(?P<text>(?:    .*\n)*)", flags=re.MULTILINE)

@@ -32,6 +32,7 @@ RELEASES = ["image.yml", "promote.yml", "quality-report.yml", "retrain.yml"]
 PINNED = re.compile(r"uses: (?:\./\S+|[\w.-]+/[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+)$")
 WRITING = {
     "image.yml": {"publish": {"attestations", "id-token", "packages"}},
+    "promote.yml": {"promote": {"id-token"}},
     "quality-report.yml": {"comment": {"pull-requests"}},
 }
 

@@ -360,6 +360,7 @@ def test_promotion_approves_the_tested_verdict(tmp_path: Path) -> None:
     [step] = [step for _, step in steps(document) if step.get("id") == "approve"]
     assert step["env"]["VERDICT"] == "${{ needs.test.outputs.verdict }}"
     assert step["env"]["ML_PLATFORM_GITHUB_REVIEWER"] == "${{ steps.reviewer.outputs.login }}"
+    assert step["env"]["ML_PLATFORM_GITHUB_REPOSITORY"] == "${{ github.repository }}"
     assert step["env"]["ML_PLATFORM_GITHUB_ENVIRONMENT"] == document["jobs"]["promote"]["environment"]
 
 

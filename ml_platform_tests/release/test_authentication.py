@@ -2,6 +2,7 @@ import getpass
 import json
 import os
 import pwd
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from ml_platform.errors import ApprovalRefusedError
 from ml_platform.records.canonical import sha256_text
 from ml_platform.release.authentication import github_person, os_user, token_holder
-from ml_platform.settings import GithubRun
+from ml_platform.settings import Settings, read_settings
+from ml_platform_tests.support.github_issuer import GithubIssuer
 
 
 @pytest.fixture
@@ -92,27 +94,40 @@ def test_without_a_file_there_are_no_tokens(tmp_path: Path) -> None:
         token_holder("ada", "x", tmp_path / "none")
 
 
-def github(**changes: str) -> GithubRun:
-    fields = {"actor": "ada", "triggering_actor": "bob", "run_id": "17", "environment": "production", "reviewer": ""}
-    return GithubRun(**{**fields, **changes})
+@pytest.fixture
+def job(monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+    """The settings of a job in the protected environment, and its variables."""
+    with GithubIssuer("ES256").running() as issuer:
+        for name, value in {**issuer.environment(), "ML_PLATFORM_GITHUB_REVIEWER": "carl"}.items():
+            monkeypatch.setenv(name, value)
+        yield read_settings()
 
 
-def test_github_person_is_the_reviewer_or_triggering_actor() -> None:
-    assert github_person(github()).name == "bob@github"
-
-    person = github_person(github(reviewer="carl"))
+def test_github_person_is_reviewer_of_proven_job(job: Settings) -> None:
+    person = github_person(job, "ml-platform:churn:7:d")
 
     assert (person.name, person.authenticated_by) == ("carl@github", "github_environment")
-    assert person.identity == {
-        "actor": "ada",
-        "triggering_actor": "bob",
-        "reviewer": "carl",
-        "run_id": "17",
-        "environment": "production",
-    }
+    assert person.identity["aud"] == "ml-platform:churn:7:d"
+    assert (person.identity["repository"], person.identity["environment"]) == ("ada/churn", "production")
+    assert (person.identity["run_id"], person.identity["reviewer"]) == ("17", "carl")
 
 
-@pytest.mark.parametrize("run", [None, github(environment=""), github(triggering_actor="")])
-def test_a_job_outside_a_protected_environment_approves_nothing(run: GithubRun | None) -> None:
+@pytest.mark.fault("A1")
+def test_github_variables_without_token_approve_nothing(job: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ACTIONS_ID_TOKEN_REQUEST_TOKEN")
+
+    with pytest.raises(ApprovalRefusedError, match="cannot ask GitHub for a token"):
+        github_person(job, "ml-platform:churn:7:d")
+
+
+@pytest.mark.parametrize("field", ["github_environment", "github_repository", "github_reviewer"])
+def test_job_without_a_setting_approves_nothing(job: Settings, field: str) -> None:
     with pytest.raises(ApprovalRefusedError, match="not a job of a protected GitHub environment"):
-        github_person(run)
+        github_person(job.model_copy(update={field: ""}), "ml-platform:churn:7:d")
+
+
+def test_process_outside_github_approves_nothing(job: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GITHUB_ACTIONS")
+
+    with pytest.raises(ApprovalRefusedError, match="not a job of a protected GitHub environment"):
+        github_person(job, "ml-platform:churn:7:d")

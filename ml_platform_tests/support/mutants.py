@@ -14,6 +14,7 @@ from functools import partial
 from math import inf, nan
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import sqlalchemy as sa
 from mlflow import MlflowClient
@@ -30,20 +31,20 @@ from ml_platform.model_spec import Approval, Comparison, Gate, ModelSpec, Rollou
 from ml_platform.orchestration import metadata
 from ml_platform.platform import Platform
 from ml_platform.records.canonical import canonical_json, now, sha256_text
-from ml_platform.records.ledger import Action, LedgerEntry, Person, Registration
+from ml_platform.records.ledger import Action, LedgerEntry, Person, Registration, approval_audience
 from ml_platform.records.traffic import ServerHeartbeat
 from ml_platform.records.verdict import Candidate, Evaluation, GateOutcome, Measurement, Reference, Verdict
-from ml_platform.release import authentication, integration_test, rollback
+from ml_platform.release import authentication, github_token, integration_test, rollback
 from ml_platform.release.ledger import decisions
 from ml_platform.release.ledger.follow import promotion_lock, sync_alias
 from ml_platform.release.promote import approve_version, promote_version
 from ml_platform.release.register import register_candidate, stage_version
 from ml_platform.release.rollout.traffic import plan_in_force
-from ml_platform.settings import GithubRun
 from ml_platform.storage.mlflow_registry import LEDGER_TAG, MLMODEL, MODEL_FOLDER
 from ml_platform.storage.model_files import MODEL_FILE
 from ml_platform.training.train import current_candidate, train_candidate
 from ml_platform_tests.support import fakes
+from ml_platform_tests.support.github_issuer import ENVIRONMENT, REPOSITORY, GithubIssuer
 
 SPEC = fakes.visits_spec()
 MANUAL = fakes.visits_spec(approval=Approval(authenticated_by=("os_user", "token"), expires_after_hours=24))
@@ -242,8 +243,31 @@ def write_a_verdict(platform: Platform, spec: ModelSpec, *, value: float) -> Non
         raise EvidenceError(verdict.results[0].why)
 
 
-def approve_by_run(_: Platform, __: ModelSpec, *, run: GithubRun | None) -> object:
-    return authentication.github_person(run)
+def approve_by_job(
+    platform: Platform, _: ModelSpec, *, claims: dict[str, Any] | None = None, in_github: bool = True, **changes: str
+) -> object:
+    """Approve by a token that GitHub issued for a job, with some claims or settings changed."""
+    with GithubIssuer("ES256").running() as issuer:
+        names = {"github_environment": ENVIRONMENT, "github_repository": REPOSITORY, "github_reviewer": "carl"}
+        settings = platform.settings.model_copy(update={"github_issuer": issuer.address, **names, **changes})
+        token = issuer.issue(AUDIENCE, **(claims or {}))
+        github_token.verify_token(token, issuer.keys, settings, AUDIENCE)
+    variables = {"GITHUB_ACTIONS": "true", "GITHUB_ACTOR": "ada", "GITHUB_RUN_ID": "17"} if in_github else {}
+    with patch.dict(os.environ, variables):
+        return authentication.github_person(settings, AUDIENCE)
+
+
+def approve_by_unknown_key(platform: Platform, _: ModelSpec) -> None:
+    issuer = GithubIssuer("ES256")
+    github_token.verify_token(issuer.issue(AUDIENCE), {"keys": []}, platform.settings, AUDIENCE)
+
+
+def ask_for_no_object(*_: Any) -> None:
+    github_token._read_object(b"[]", "GitHub's issuer")
+
+
+def authenticate_without_verdict(platform: Platform, _: ModelSpec) -> None:
+    authentication.authenticate(platform, "github_environment")
 
 
 def append(platform: Platform, _: ModelSpec, *, behind: int = 0, **changes: Any) -> None:
@@ -657,7 +681,9 @@ def keep_tokens(text: str, mode: int = 0o600) -> Change:
 
 
 BOBS_TOKEN = json.dumps({"bob": sha256_text("secret")})
-GITHUB = GithubRun(actor="ada", triggering_actor="bob", run_id="17", environment="production", reviewer="")
+AUDIENCE = approval_audience("visits", 2, "d" * 64)
+IN_GITHUB = fakes.visits_spec(approval=Approval(authenticated_by=("github_environment",)))
+CARL = Person(name="carl@github", authenticated_by="github_environment", identity={"aud": AUDIENCE})
 
 
 @dataclass(frozen=True)
@@ -896,12 +922,30 @@ APPROVED = {
     "tokens in a list": Mutant("must be one JSON object", keep_tokens("[]"), hold_token),
     "tokens in plain text": Mutant("64 hex digits", keep_tokens('{"bob": "secret"}'), hold_token),
     "tokens from a pipe": Mutant("owner alone", attempt=hold_token_from_a_pipe),
-    "no GitHub job": Mutant("not a job of a protected", attempt=partial(approve_by_run, run=None)),
+    "no GitHub job": Mutant("not a job of a protected", attempt=partial(approve_by_job, in_github=False)),
+    "a GitHub job without a token service": Mutant("cannot ask GitHub for a token", attempt=approve_by_job),
     "a GitHub job outside an environment": Mutant(
-        "not a job of a protected", attempt=partial(approve_by_run, run=replace(GITHUB, environment=""))
+        "not a job of a protected", attempt=partial(approve_by_job, claims={"environment": ""}, github_environment="")
     ),
-    "a GitHub job without an actor": Mutant(
-        "not a job of a protected", attempt=partial(approve_by_run, run=replace(GITHUB, triggering_actor=""))
+    "a GitHub job of no repository": Mutant(
+        "not a job of a protected", attempt=partial(approve_by_job, claims={"repository": ""}, github_repository="")
+    ),
+    "a GitHub job without a reviewer": Mutant(
+        "not a job of a protected", attempt=partial(approve_by_job, github_reviewer="")
+    ),
+    "a GitHub job of another repository": Mutant(
+        "its repository must be 'ada/churn'", attempt=partial(approve_by_job, claims={"repository": "mallory/churn"})
+    ),
+    "a GitHub job without a run": Mutant(
+        "its run_id must be a number", attempt=partial(approve_by_job, claims={"run_id": "x"})
+    ),
+    "a token by an unknown key": Mutant("has no single key '1'", attempt=approve_by_unknown_key),
+    "a token service that returns a list": Mutant("must return one JSON object", attempt=ask_for_no_object),
+    "an approval in GitHub of no verdict": Mutant(
+        "needs the version and --verdict", attempt=authenticate_without_verdict
+    ),
+    "a token of GitHub for another verdict": Mutant(
+        "issued for another approval", attempt=partial(approve, person=CARL), spec=IN_GITHUB
     ),
 }
 MUTANTS = {**MEASURED, **JUDGED, **TAMPERED, **PROMOTED, **ROLLED_BACK, **APPROVED}

@@ -15,7 +15,15 @@ from ml_platform.errors import (
 )
 from ml_platform.model_spec import Approval, Rollout
 from ml_platform.records.canonical import now
-from ml_platform.records.ledger import GENESIS, Action, GivenApproval, LedgerEntry, Person, Registration
+from ml_platform.records.ledger import (
+    GENESIS,
+    Action,
+    GivenApproval,
+    LedgerEntry,
+    Person,
+    Registration,
+    approval_audience,
+)
 from ml_platform.records.traffic import TrafficPlan
 from ml_platform.records.verdict import Candidate, Verdict
 from ml_platform.release.ledger.champions import FROM_VERSION, ROLLOUT, champion_stack
@@ -367,7 +375,8 @@ def approve(
     ConflictError
         Another process changed the ledger meanwhile.
     """
-    refusal = _refusal(person, database.candidate(registration.candidate), needed)
+    audience = approval_audience(registration.model, registration.version, verdict.digest)
+    refusal = _refusal(person, database.candidate(registration.candidate), needed, audience)
     # guard: refused-approval
     if refusal:
         raise ApprovalRefusedError(f"{refusal}. Nothing was approved.")
@@ -394,12 +403,19 @@ def given_approval(entry: LedgerEntry) -> GivenApproval:
     )
 
 
-def _refusal(person: Person, candidate: Candidate, needed: Approval) -> str | None:
-    """Return the reason to refuse a person's approval of a candidate; ``None`` if it is valid."""
+def _refusal(person: Person, candidate: Candidate, needed: Approval, audience: str) -> str | None:
+    """Return the reason to refuse a person's approval of a candidate; ``None`` if it is valid.
+
+    `audience` is the one for which a token of GitHub must have been issued.
+    """
     # guard: approval-authentication
     if person.authenticated_by not in needed.authenticated_by:
         ways = ", ".join(needed.authenticated_by)
         return f"The author of {candidate.model!r} accepts approvals by {ways}. Got {person.authenticated_by} instead"
+    is_github = person.authenticated_by == "github_environment"
+    # guard: approval-audience
+    if is_github and person.identity.get("aud") != audience:
+        return f"GitHub's token of {person.name} was issued for another approval than {audience}"
     # no guard: a trigger asked for the training
     if candidate.actor is None:
         return None
@@ -408,7 +424,7 @@ def _refusal(person: Person, candidate: Candidate, needed: Approval) -> str | No
         return f"{person.name} asked for the training of candidate {candidate.id}: another person must approve it"
     # All jobs of a runner share one user, so that it says nothing about the reviewer of an environment.
     # no guard: only the user's comparison is left out
-    if person.authenticated_by == "github_environment" or candidate.trained_by is None:
+    if is_github or candidate.trained_by is None:
         return None
     # guard: self-approval-by-user
     if same_name(person.name, candidate.trained_by):
@@ -439,7 +455,8 @@ def require_approval(
     entries = [entry for entry in database.ledger(registration.model) if entry.verdict_digest == verdict.digest]
     candidate, refusals = database.candidate(registration.candidate), list[str]()
     for approval in [given_approval(entry) for entry in entries if entry.action == Action.APPROVAL]:
-        refusal = _refusal(approval.person, candidate, needed)
+        audience = approval_audience(registration.model, registration.version, verdict.digest)
+        refusal = _refusal(approval.person, candidate, needed, audience)
         # guard: unexpired-approval
         if now() >= approval.expires_at:
             refusal = f"The approval by {approval.person.name} expired at {approval.expires_at:%Y-%m-%d %H:%M} UTC"

@@ -11,7 +11,7 @@ from ml_platform.database import PlatformDatabase
 from ml_platform.errors import ApprovalNeededError, ApprovalRefusedError, ConflictError, EvidenceError
 from ml_platform.model_spec import Approval
 from ml_platform.records.canonical import sha256_text
-from ml_platform.records.ledger import GivenApproval, LedgerEntry, Person
+from ml_platform.records.ledger import GivenApproval, LedgerEntry, Person, approval_audience
 from ml_platform.records.verdict import Candidate, Lineage
 from ml_platform.release.ledger.champions import champion_stack
 from ml_platform.release.ledger.decisions import approve, confirm, given_approval, is_confirmed, promote, roll_back
@@ -447,11 +447,30 @@ def test_approval_by_training_user_is_refused(database: PlatformDatabase, way: s
     assert database.ledger("visits") == []
 
 
+def github_reviewer(name: str, candidate: Candidate, version: int = 1) -> Person:
+    """Return the reviewer of a job whose token is for the verdict on a candidate."""
+    audience = approval_audience("visits", version, fakes.verdict(candidate).digest)
+    return Person(name=f"{name}@github", authenticated_by="github_environment", identity={"aud": audience})
+
+
+@pytest.mark.fault("A1")
+def test_approval_by_token_for_other_verdict_is_refused(database: PlatformDatabase) -> None:
+    rule = Approval(authenticated_by=("github_environment",))
+    candidate, other = (trained(database, version, actor="ada@desk") for version in (1, 2))
+
+    for reviewer in (github_reviewer("bob", other), github_reviewer("bob", candidate, version=2)):
+        with pytest.raises(ApprovalRefusedError, match="issued for another approval than ml-platform:visits:1:"):
+            give_approval(database, candidate, reviewer, rule)
+    by_variables = Person(name="bob@github", authenticated_by="github_environment", identity={"reviewer": "bob"})
+    with pytest.raises(ApprovalRefusedError, match="issued for another approval"):
+        give_approval(database, candidate, by_variables, rule)
+
+
 @pytest.mark.fault("A1")
 def test_approval_in_github_ignores_shared_user(database: PlatformDatabase) -> None:
     rule = Approval(authenticated_by=("github_environment",))
-    reviewer = Person(name="runner@github", authenticated_by="github_environment", identity={})
     candidate = trained(database, 1, actor="carl@github", trained_by="runner@host")
+    reviewer = github_reviewer("runner", candidate)
 
     assert give_approval(database, candidate, reviewer, rule).person == reviewer
 
@@ -482,7 +501,7 @@ def test_approval_by_other_authentication_is_refused(database: PlatformDatabase)
 def test_approval_by_formerly_accepted_authentication_is_refused(database: PlatformDatabase) -> None:
     candidate = trained(database, 1)
     wide = Approval(authenticated_by=("github_environment",))
-    give_approval(database, candidate, replace(BOB, authenticated_by="github_environment"), wide)
+    give_approval(database, candidate, github_reviewer("bob", candidate), wide)
 
     with pytest.raises(ApprovalNeededError, match="Got github_environment instead"):
         promote_approved(database, candidate)

@@ -77,7 +77,8 @@ class Settings(BaseSettings):
     """Days after which a logged prediction is deleted."""
 
     code_revision: str | None = None
-    """Commit of the installed code, for an installation that is not a git checkout. ``None`` asks git."""
+    """Commit of the installed code, for an installation that is not a git checkout, such as an image. In a checkout it
+    is ignored: git describes the code."""
 
     mlflow_ui_url: str = "http://127.0.0.1:5000"
     """Address of MLflow's UI, with which links to it start."""

@@ -137,7 +137,6 @@ def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Iterator[dg.Da
     import dagster as dg
 
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
-    monkeypatch.setenv("ML_PLATFORM_CODE_REVISION", "0" * 40)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dagster").mkdir()
     with dg.DagsterInstance.local_temp(str(tmp_path / "dagster")) as opened:

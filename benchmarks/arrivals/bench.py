@@ -96,7 +96,7 @@ def main() -> None:
     kind = sys.argv[2] if len(sys.argv) > 2 else "folder"
     manifests, in_bucket = "manifests" in kind, kind.startswith("bucket")
     with tempfile.TemporaryDirectory() as home:
-        os.environ |= {"ML_PLATFORM_HOME": home, "ML_PLATFORM_CODE_REVISION": "0" * 40}
+        os.environ["ML_PLATFORM_HOME"] = home
         platform, server = fakes.platform_in(Path(home)), None
         if in_bucket:
             here, there = multiprocessing.Pipe()

@@ -36,16 +36,24 @@ def code_revision(given: str | None = None, root: Path = PROJECT_ROOT) -> str:
     Parameters
     ----------
     given : str or None
-        ``ML_PLATFORM_CODE_REVISION``, for an installation without a checkout; returned as it is. ``None`` asks git.
+        ``ML_PLATFORM_CODE_REVISION``, for an installation that is no checkout; returned as it is. A checkout is
+        described by git alone, so that no variable can give its code another name.
     root : Path
-        The checkout.
+        The folder of the code.
 
     Raises
     ------
     ConfigurationError
-        `given` is None, and git fails.
+        git fails in the checkout; or `root` is no checkout, and `given` is None.
     """
-    if given:
+    # A repository around the folder, for instance around a virtual environment, does not hold this code.
+    is_checkout = (root / ".git").exists()
+    if not is_checkout and not given:
+        raise ConfigurationError(
+            f"The code in {root} is no git checkout, so that its revision is unknown. Set ML_PLATFORM_CODE_REVISION "
+            "to the commit that was installed."
+        )
+    if given and not is_checkout:
         return given
     commit = _git(root, "rev-parse", "HEAD").decode().strip()
     difference = hashlib.sha256(_git(root, "diff", "--binary", "--no-ext-diff", "--no-color", "HEAD"))
@@ -135,12 +143,15 @@ def _git_succeeds(root: Path, *arguments: str) -> bool:
 
 
 def _git(root: Path, *arguments: str) -> bytes:
+    # Variables such as GIT_DIR would show another repository.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    command = ["git", "-C", str(root), *arguments]
     try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, check=True)  # noqa: S603
+        done = subprocess.run(command, env=environment, capture_output=True, check=True)  # noqa: S603
     except (OSError, subprocess.CalledProcessError) as error:
         detail = getattr(error, "stderr", b"").decode(errors="replace") or str(error)
         raise ConfigurationError(
-            f"git failed in {root}: {detail.strip()}. The code revision is read from git: run in a checkout with a "
-            "commit, or set ML_PLATFORM_CODE_REVISION."
+            f"git failed in {root}: {detail.strip()}. The code revision of a checkout is read from git: install git, "
+            "and run in a checkout with a commit."
         ) from error
     return done.stdout

@@ -45,7 +45,7 @@ class Stack:
         socket = folder / "code.sock"
         server = f"{{socket: {socket}, location_name: small}}"
         (folder / "workspace.yaml").write_text(f"load_from:\n  - grpc_server: {server}\n")
-        self.platform = Platform(Settings(home=folder / "var", code_revision="0" * 40))
+        self.platform = Platform(Settings(home=folder / "var"))
         for model in SPECS:
             self.platform.zone.prepare(model)
         location = ["--module-name", "ml_platform_tests.support.daemon_location", "--location-name", "small"]
@@ -55,7 +55,7 @@ class Stack:
 
     def start(self, *command: Any, pass_fds: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:
         home = {"DAGSTER_HOME": self.folder, "ML_PLATFORM_HOME": self.folder / "var"}
-        more = {"ML_PLATFORM_CODE_REVISION": "0" * 40, "ML_PLATFORM_TRAINING_MEMORY_BYTES": str(2**30)}
+        more = {"ML_PLATFORM_TRAINING_MEMORY_BYTES": str(2**30)}
         with self.log.open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-W", "ignore", "-m", *map(str, command)],

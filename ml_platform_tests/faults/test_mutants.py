@@ -339,7 +339,6 @@ def materialise(selection: str, folder: Path, mutant: str = "") -> subprocess.Co
     program = [str(Path(sys.executable).parent / "dagster"), "asset", "materialize", "--select", selection]
     here = {
         "DAGSTER_HOME": str(folder),
-        "ML_PLATFORM_CODE_REVISION": "0" * 40,
         "PYTHONPATH": str(PROJECT_ROOT),
         "MUTANT": mutant,
     }

@@ -55,9 +55,11 @@ def record_revision(platform: Platform, revision: str) -> None:
         connection.execute(tables.candidates.update().values(code_revision=revision))
 
 
-def set_revision(platform: Platform, revision: str | None) -> None:
-    """Set the revision of the platform's code; ``None`` reads it from git."""
-    platform.settings = platform.settings.model_copy(update={"code_revision": revision})
+def champion_of_revision(platform: Platform, revision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train a champion as a checkout of this revision would."""
+    with monkeypatch.context() as other:
+        other.setattr(provenance, "code_revision", lambda *_: revision)
+        champion(platform)
 
 
 def reproduce(platform: Platform, model: str = "visits", **options: Any) -> Reproduction:
@@ -94,7 +96,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def change_the_model(checkout: Path) -> None:
-    file = checkout / "ml_platform_tests" / "declared.py"
+    file = checkout / "ml_platform_tests" / "support" / "example_models.py"
     assert SEED in file.read_text()
     file.write_text(file.read_text().replace(SEED, OTHER))
     git(checkout, "commit", "--quiet", "--all", "--message", "another model")
@@ -128,11 +130,11 @@ def test_pipeline_without_seed_is_named(platform: Platform) -> None:
 
 
 @pytest.mark.soak
-def test_reproduce_older_code_uses_a_temporary_worktree(platform: Platform, checkout: Path) -> None:
-    set_revision(platform, git(checkout, "rev-parse", "HEAD"))
-    champion(platform)
+def test_reproduce_older_code_uses_a_temporary_worktree(
+    platform: Platform, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    champion_of_revision(platform, git(checkout, "rev-parse", "HEAD"), monkeypatch)
     change_the_model(checkout)
-    set_revision(platform, None)
 
     result = reproduce(platform, root=checkout)
     other = reproduce(platform, root=checkout, current_code=True)
@@ -147,12 +149,12 @@ def test_reproduce_older_code_uses_a_temporary_worktree(platform: Platform, chec
 
 
 @pytest.mark.soak
-def test_reproduce_unrelated_commit_needs_any_commit(platform: Platform, checkout: Path) -> None:
+def test_reproduce_unrelated_commit_needs_any_commit(
+    platform: Platform, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     change_the_model(checkout)
-    set_revision(platform, git(checkout, "rev-parse", "HEAD"))
-    champion(platform)
+    champion_of_revision(platform, git(checkout, "rev-parse", "HEAD"), monkeypatch)
     git(checkout, "reset", "--quiet", "--hard", "HEAD~1")
-    set_revision(platform, None)
 
     with pytest.raises(IrreproducibleError, match=r"is not an ancestor of HEAD; --any-commit"):
         reproduce(platform, root=checkout)
@@ -191,12 +193,12 @@ def test_the_threads_that_trained_it_train_it_again(platform: Platform, monkeypa
 
 
 @pytest.mark.soak
-def test_reproduce_same_uncommitted_changes_are_accepted(platform: Platform, checkout: Path) -> None:
+def test_reproduce_same_uncommitted_changes_are_accepted(
+    platform: Platform, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (checkout / "ml_platform_tests" / "note.py").write_text("")
     revision = provenance.code_revision(root=checkout)
-    set_revision(platform, revision)
-    champion(platform)
-    set_revision(platform, None)
+    champion_of_revision(platform, revision, monkeypatch)
 
     result = reproduce(platform, root=checkout)
 
@@ -299,6 +301,8 @@ def test_golden_answers_that_were_changed_show(platform: Platform) -> None:
 def test_a_folder_without_the_platforms_code_is_refused(platform: Platform, tmp_path: Path) -> None:
     champion(platform)
     shutil.copy(PROJECT_ROOT / "requirements.lock", tmp_path)
+    revision = candidate(platform).lineage.code_revision
+    platform.settings = platform.settings.model_copy(update={"code_revision": revision})
 
     with pytest.raises(IrreproducibleError, match="but Python imported it from"):
         reproduce(platform, root=tmp_path)

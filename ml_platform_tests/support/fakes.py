@@ -190,7 +190,7 @@ def spending(rows: pd.DataFrame) -> pd.DataFrame:
 
 def platform_in(folder: Path) -> Platform:
     """Return a platform with its state in a folder, independent of the environment."""
-    settings = Settings(home=folder, code_revision="0" * 40)
+    settings = Settings(home=folder)
     (folder / "landing" / "visits").mkdir(parents=True, exist_ok=True)
     return Platform(settings.model_copy(update={"mlflow_tracking_uri": None, "database_url": None}))
 

@@ -58,7 +58,7 @@ def promote_in_a_process(platform: Platform, candidate: str, stop_at: str = "") 
 
 if __name__ == "__main__":
     home, identifier, *where = sys.argv[1:]
-    platform = Platform(Settings(home=Path(home), code_revision="0" * 40))
+    platform = Platform(Settings(home=Path(home)))
     candidate = platform.database.candidate(identifier)
     platform.registry.alias("visits", "champion")
     if any(where):

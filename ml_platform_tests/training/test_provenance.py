@@ -40,8 +40,48 @@ def test_clean_checkout_revision_is_commit(checkout: Path) -> None:
     assert code_revision(root=checkout) == git(checkout, "rev-parse", "HEAD")
 
 
-def test_given_revision_is_returned(checkout: Path) -> None:
-    assert code_revision("v1.2", root=checkout) == "v1.2"
+def test_given_revision_names_code_without_checkout(tmp_path: Path) -> None:
+    assert code_revision("v1.2", root=tmp_path) == "v1.2"
+
+
+@pytest.mark.fault("A3")
+def test_given_revision_does_not_rename_checkout(checkout: Path) -> None:
+    commit = git(checkout, "rev-parse", "HEAD")
+
+    assert code_revision("0" * 40, root=checkout) == commit
+    (checkout / "model.py").write_text("depth = 4\n")
+    assert code_revision(commit, root=checkout).startswith(f"{commit}+")
+
+
+@pytest.mark.fault("A3")
+def test_variables_of_git_do_not_rename_checkout(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = checkout.parent / "other"
+    git(checkout.parent, "clone", "--quiet", str(checkout), str(other))
+    git(other, "commit", "--quiet", "--allow-empty", "--message", "other")
+    (checkout / "new.py").write_text("depth = 5\n")
+    (checkout.parent / "ignored").write_text("new.py\n")
+    right = code_revision(root=checkout)
+    variables = {
+        "GIT_DIR": str(other / ".git"),
+        "GIT_WORK_TREE": str(other),
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": "core.excludesFile",
+        "GIT_CONFIG_VALUE_0": str(checkout.parent / "ignored"),
+    }
+
+    assert "+" in right
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert code_revision(root=checkout) == right
+
+
+@pytest.mark.fault("A3")
+def test_folder_within_other_repository_is_no_checkout(checkout: Path) -> None:
+    installed = checkout / "site-packages"
+    installed.mkdir()
+
+    with pytest.raises(ConfigurationError, match=r"no git checkout.*Set ML_PLATFORM_CODE_REVISION"):
+        code_revision(root=installed)
 
 
 def test_uncommitted_change_adds_digest_of_content(checkout: Path) -> None:
@@ -129,9 +169,7 @@ def test_reverted_change_gives_commit_again(checkout: Path) -> None:
     assert "+" not in code_revision(root=checkout)
 
 
-def test_folder_without_checkout_is_refused_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-
+def test_folder_without_checkout_is_refused_with_advice(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="ML_PLATFORM_CODE_REVISION"):
         code_revision(root=tmp_path)
 
@@ -139,8 +177,8 @@ def test_folder_without_checkout_is_refused_with_advice(tmp_path: Path, monkeypa
 def test_missing_git_is_refused_with_advice(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(checkout))
 
-    with pytest.raises(ConfigurationError, match="ML_PLATFORM_CODE_REVISION"):
-        code_revision(root=checkout)
+    with pytest.raises(ConfigurationError, match="install git"):
+        code_revision("v1.2", root=checkout)
 
 
 def test_lock_digest_is_sha256_of_lock(tmp_path: Path) -> None:

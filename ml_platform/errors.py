@@ -47,11 +47,16 @@ quarantined arrival is a result, not an error: the command line exits with 1.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ml_platform.safe_text import hide_secrets
+
 MAX_PROBLEMS = 10
 
 
 class PlatformError(Exception):
-    """The base class of every error that the platform raises on purpose."""
+    """The base class of every error that the platform raises on purpose; its message shows no secret of an address."""
+
+    def __str__(self) -> str:
+        return hide_secrets(super().__str__())
 
 
 class ConfigurationError(PlatformError):
@@ -260,8 +265,9 @@ MAX_CHARACTERS = 1_000
 
 
 def printable(text: str) -> str:
-    """Return text without control characters, which could change a terminal, cut to `MAX_CHARACTERS` characters."""
-    return "".join(letter if letter.isprintable() else " " for letter in text[:MAX_CHARACTERS])
+    """Return text without secrets and control characters, which could change a terminal, cut to `MAX_CHARACTERS`."""
+    shown = hide_secrets(text)[:MAX_CHARACTERS]
+    return "".join(letter if letter.isprintable() else " " for letter in shown)
 
 
 def one_line(error: BaseException) -> str:

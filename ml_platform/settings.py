@@ -5,7 +5,8 @@ Each field of `Settings` is read from the variable ``ML_PLATFORM_<FIELD>``, for 
 
 Variables of other tools are read, too:
 
-=========================================  ====================  ===================================================
+=========================================  ====================  ============================================        return value
+
 variable                                   default               meaning
 =========================================  ====================  ===================================================
 ``MLFLOW_TRACKING_URI``                    SQLite in the home    MLflow's server or database: the model registry
@@ -30,6 +31,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ml_platform.errors import ConfigurationError
+from ml_platform.safe_text import is_valid_address, show_address
 
 MAX_FILE_BYTES = 8 * 2**30
 # Kubernetes sets these variables in every pod for each service, one called ml-platform included: they are no settings.
@@ -138,7 +140,8 @@ class Settings(BaseSettings):
     @classmethod
     def _check_landing_zone(cls, value: str | None) -> str | None:
         if value is not None and not Path(value).is_absolute() and not S3_ADDRESS.fullmatch(value):
-            raise ValueError(f"must be an absolute path or s3://bucket/prefix. Got {value!r} instead.")
+            shown = show_address(value)
+            raise ValueError(f"must be an absolute path or s3://bucket/prefix. Got {shown!r} instead.")
         return value
 
     @field_validator("alertmanager_url")
@@ -153,6 +156,15 @@ class Settings(BaseSettings):
     def _check_issuer(cls, value: str) -> str:
         if not value.startswith("https://") and urlsplit(value).hostname != "127.0.0.1":
             raise ValueError(f"must start with https://, except for 127.0.0.1. Got {value!r} instead.")
+=======
+    @field_validator("database_url", "mlflow_tracking_uri", "alertmanager_url")
+    @classmethod
+    def _check_address(cls, value: SecretStr | None) -> SecretStr | None:
+        if value and not is_valid_address(value.get_secret_value()):
+            raise ValueError(
+                "must be an address that starts with its scheme (http://), has a number as its port, and a password in "
+                "which / ? # @ are written %2F %3F %23 %40. The value is not shown: it may hold a password."
+            )
         return value
 
     @property

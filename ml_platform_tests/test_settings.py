@@ -203,3 +203,29 @@ def test_settings_retention_out_of_range_is_refused(days: str, monkeypatch: pyte
 
     with pytest.raises(ConfigurationError, match="ML_PLATFORM_PREDICTION_RETENTION_DAYS"):
         read_settings()
+
+
+@pytest.mark.fault("X2")
+@pytest.mark.parametrize(
+    "variable", ["ML_PLATFORM_DATABASE_URL", "MLFLOW_TRACKING_URI", "ML_PLATFORM_ALERTMANAGER_URL"]
+)
+@pytest.mark.parametrize(
+    "address", ["http://u:s3cret@host:bad", "http://u:s3c/ret@host", "u:s3cret@host", "http://:80"]
+)
+def test_malformed_address_is_an_error_without_password(
+    monkeypatch: pytest.MonkeyPatch, variable: str, address: str
+) -> None:
+    monkeypatch.setenv(variable, address)
+
+    with pytest.raises(ConfigurationError, match=rf"{variable}: Value error, must ") as refused:
+        read_settings()
+
+    assert "s3c" not in str(refused.value)
+
+
+@pytest.mark.fault("X2")
+def test_landing_zone_with_password_hides_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ML_PLATFORM_LANDING_ZONE", "s3://key:s3cret@bucket/prefix")
+
+    with pytest.raises(ConfigurationError, match=r"Got 's3://\*\*\*@bucket/prefix' instead"):
+        read_settings()

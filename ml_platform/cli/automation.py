@@ -11,6 +11,7 @@ from ml_platform.errors import ConflictError, RemoteServiceError
 from ml_platform.models import discovery
 from ml_platform.records.canonical import now
 from ml_platform.records.retraining import Slot
+from ml_platform.safe_text import show_address
 
 if TYPE_CHECKING:
     from ml_platform.platform import Platform
@@ -62,7 +63,7 @@ def retrain_at(platform: "Platform", url: str, model: str, reason: str, slot: st
     claimed = _slot(model, reason, slot, now()) if slot else None
     full_reason = claimed.reason if claimed else _by_hand(reason)
     run = dagster.retrain(model, full_reason, current_actor(platform), claimed.slot if claimed else None)
-    output.print(f"{url.rstrip('/')}/runs/{run}", markup=False)
+    output.print(f"{show_address(url.rstrip('/'))}/runs/{run}", markup=False)
     outcome = dagster.outcome(run, lambda message: progress.print(message, markup=False))
     advice = "Open it in that deployment's UI. Re-execute it there, which keeps its slot, or start another retraining."
     if outcome == "CANCELED":

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from ml_platform.errors import ConfigurationError, DatabaseUnavailableError
 from ml_platform.records.canonical import sha256_text
+from ml_platform.safe_text import hide_secrets, show_address
 from ml_platform.storage import atomic_files
 
 # The newest migration, so that opening an up-to-date database does not import Alembic. A test compares it with
@@ -41,21 +42,20 @@ class DatabaseEngine:
     def __init__(self, url: str) -> None:
         # No wait for the first connection: a server that never answered is a wrong address.
         self._patience = 0.0
-        address = "address"
         try:
             self.url = sa.make_url(url)
-            address = self.url.render_as_string(hide_password=True)
             if self.url.drivername == "postgresql":
                 # SQLAlchemy 2.1 takes a bare postgresql:// for psycopg 3; the extra `postgres` installs psycopg2, as
                 # Dagster's does.
                 self.url = self.url.set(drivername="postgresql+psycopg2")
             self.engine = _create_engine(self.url)
             self._migrate()
-        except (sa.exc.SQLAlchemyError, DatabaseUnavailableError, ImportError, OSError) as error:
+        except (sa.exc.SQLAlchemyError, DatabaseUnavailableError, ImportError, OSError, ValueError) as error:
+            # Its cause may repeat the password: Dagster shows causes.
             raise ConfigurationError(
-                f"The platform's database {address} cannot be opened: {str(error).splitlines()[0]}. "
+                f"The platform's database {show_address(url)} cannot be opened: {_first_line(error, url)}. "
                 "Check ML_PLATFORM_DATABASE_URL or, for an SQLite file, ML_PLATFORM_HOME."
-            ) from error
+            ) from None
         self._patience = PATIENCE
 
     def close(self) -> None:
@@ -99,9 +99,10 @@ class DatabaseEngine:
             unanswered = isinstance(error, sa.exc.OperationalError) and (code is None or code.startswith("57P"))
             if not (self._is_server and (error.connection_invalidated or unanswered)):
                 raise
+            address = self.url.render_as_string(hide_password=False)
             raise DatabaseUnavailableError(
-                f"The connection to the platform's database {self.url.render_as_string(hide_password=True)} was lost: "
-                f"{str(error.orig).splitlines()[0]}. The open transaction was rolled back. Run the step again."
+                f"The connection to the platform's database {show_address(address)} was lost: "
+                f"{_first_line(error.orig, address)}. The open transaction was rolled back. Run the step again."
             ) from error
 
     @property
@@ -198,6 +199,10 @@ class DatabaseEngine:
         with self._transaction() as connection:
             row = connection.execute(query).first()
             return dict(row._mapping) if row else None
+
+
+def _first_line(error: BaseException | None, address: str) -> str:
+    return next(iter(hide_secrets(str(error), address).splitlines()), type(error).__name__)
 
 
 def _create_engine(url: sa.URL) -> sa.Engine:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 
 from ml_platform.errors import ConfigurationError, PortInUseError
 from ml_platform.platform import Platform
+from ml_platform.safe_text import show_address
 from ml_platform.settings import PROJECT_ROOT, Settings, require_dagster_home
 from ml_platform.storage.landing_zone import open_zone
 from ml_platform.storage.mlflow_registry import prepare_store
@@ -61,7 +62,7 @@ def run_servers(
     prepare_store(settings.tracking_uri)
     # Otherwise MLflow starts eight more processes, of 260 MB each, for jobs that are never submitted here.
     environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ, "ML_PLATFORM_MLFLOW_UI_URL": page}
-    say(f"Dagster http://{HOST}:{port}, MLflow {page}; drop files into {settings.landing}/MODEL")
+    say(f"Dagster http://{HOST}:{port}, MLflow {show_address(page)}; drop files into {settings.landing}/MODEL")
     # In a session of their own: an interrupt reaches the servers only from here, and not their children as well.
     servers = {
         name: subprocess.Popen(  # noqa: S603

@@ -16,6 +16,7 @@ import graphql
 from gql.transport import Transport
 
 from ml_platform.errors import RemoteServiceError
+from ml_platform.safe_text import show_address
 from ml_platform.system import http_client
 
 PAUSE = 5.0  # seconds between two requests for a run's status
@@ -48,7 +49,7 @@ class _Transport(Transport):
         response = http_client.post(f"{self.url.rstrip('/')}/graphql", self.token, request.payload)
         errors = response.get("errors") if isinstance(response, dict) else None
         if errors or not isinstance(response, dict) or not isinstance(response.get("data"), dict):
-            shown = http_client.without_password(self.url)
+            shown = show_address(self.url)
             raise RemoteServiceError(
                 f"{shown} did not return a valid Dagster GraphQL response: {errors or 'no data'}.", status=400
             )
@@ -138,5 +139,5 @@ class DeployedDagster:
             if isinstance(error.__cause__, RemoteServiceError):
                 raise error.__cause__ from None
             reason = getattr(error, "body", None) or error.__cause__ or error.args[-1]
-            shown = http_client.without_password(self.url)
+            shown = show_address(self.url)
             raise RemoteServiceError(f"Dagster at {shown} refused the request: {reason}.", status=400) from error

@@ -21,6 +21,7 @@ from ml_platform.errors import LedgerError, MissingInRegistryError, RegistryErro
 from ml_platform.records.canonical import canonical_json, now
 from ml_platform.records.ledger import LedgerHead, RegistrySnapshot
 from ml_platform.records.verdict import Candidate, Verdict
+from ml_platform.safe_text import hide_secrets, show_address
 from ml_platform.settings import PROJECT_ROOT, mlflow_secrets
 from ml_platform.storage import model_files
 from ml_platform.storage.model_files import MODEL_FILE
@@ -67,7 +68,7 @@ class Registry:
     @property
     def address(self) -> str:
         """MLflow's address without its password."""
-        return sa.make_url(self._uri).render_as_string(hide_password=True)
+        return show_address(self._uri)
 
     @contextmanager
     def _asking(self, action: str) -> Iterator["MlflowClient"]:
@@ -76,18 +77,21 @@ class Registry:
 
         try:
             yield self._client()
-        except (MlflowException, OSError) as error:
+        except (MlflowException, OSError, sa.exc.SQLAlchemyError, ImportError) as error:
             text = str(error)
             kind: type[RegistryError] = RegistryUnavailableError
             detail = "no answer"
             if isinstance(error, OSError):  # of an artifact store; the text may contain the address with its password
                 detail = error.strerror or detail
+            elif not isinstance(error, MlflowException):  # of a database, or of its missing driver
+                detail = text.splitlines()[0]
             elif "API request to" not in text or "failed with exception" not in text:
                 # A server or proxy may return the request, with its credentials, in the response.
                 detail = text.splitlines()[0].partition(". Response body")[0]
                 kind = MissingInRegistryError if error.error_code == "RESOURCE_DOES_NOT_EXIST" else RegistryError
-            for secret in (sa.make_url(self._uri).password, *mlflow_secrets()):
-                detail = detail.replace(str(secret), "***") if secret else detail
+            for secret in mlflow_secrets():
+                detail = detail.replace(secret, "***")
+            detail = hide_secrets(detail, self._uri)
             raise kind(
                 f"MLflow at {self.address} could not {action}: {detail}. The champion stays as it is. Check "
                 "MLFLOW_TRACKING_URI and that the server runs, then try again."

@@ -10,9 +10,9 @@ import re
 import urllib.error
 import urllib.request
 from typing import Any
-from urllib.parse import urlsplit
 
 from ml_platform.errors import ConfigurationError, RemoteServiceError, printable
+from ml_platform.safe_text import show_address
 
 MAX_BYTES = 4 * 2**20  # maximum size of a response
 TOKEN = re.compile("[!-~]+")
@@ -45,7 +45,7 @@ def send(url: str, body: bytes | None = None, *, token: str | None = None, secon
     require_address(url)
     if token and not TOKEN.fullmatch(token):
         raise ConfigurationError("A token must consist of visible ASCII characters. Check its last line break.")
-    shown = without_password(url)
+    shown = show_address(url)
     try:
         request = urllib.request.Request(url, body, {"Content-Type": "application/json"} if body is not None else {})  # noqa: S310
         if token:
@@ -63,7 +63,8 @@ def send(url: str, body: bytes | None = None, *, token: str | None = None, secon
         # An invalid URL's error repeats a part of the URL, which may be the password.
         invalid = isinstance(error, http.client.InvalidURL)
         reason = "invalid host or port" if invalid else getattr(error, "reason", error)
-        raise RemoteServiceError(f"{shown} did not respond: {printable(str(reason))}.") from error
+        # None: Dagster and tracebacks show the cause, too.
+        raise RemoteServiceError(f"{shown} did not respond: {printable(str(reason))}.") from None
     if missing:
         raise RemoteServiceError(f"{shown} closed the connection {missing:,} bytes before the end of its response.")
     if len(content) > MAX_BYTES:
@@ -90,7 +91,7 @@ def post(url: str, token: str | None, document: dict[str, Any]) -> Any:
     try:
         return json.loads(content) if content.strip() else None
     except (ValueError, RecursionError) as error:
-        raise RemoteServiceError(f"{without_password(url)} did not return valid JSON: {error}.") from error
+        raise RemoteServiceError(f"{show_address(url)} did not return valid JSON: {error}.") from error
 
 
 def require_address(url: str) -> None:
@@ -102,17 +103,7 @@ def require_address(url: str) -> None:
         It is neither http nor https.
     """
     if not url.lower().startswith(("http://", "https://")):
-        raise ConfigurationError(f"The URL must start with http:// or https://. Got {without_password(url)!r}.")
-
-
-def without_password(url: str) -> str:
-    """Return a URL without its user and password; an invalid one with its scheme and the part after the last @ only."""
-    try:
-        parts = urlsplit(url)
-        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-    except ValueError:
-        scheme, separator, rest = url.partition("://")
-        return scheme + separator + rest.rpartition("@")[2]
+        raise ConfigurationError(f"The URL must start with http:// or https://. Got {show_address(url)!r}.")
 
 
 class _NoRedirection(urllib.request.HTTPRedirectHandler):

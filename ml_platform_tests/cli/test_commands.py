@@ -176,7 +176,7 @@ def test_land_unsafe_file_name_is_refused(platform: Platform, tmp_path: Path) ->
         (["history", "chrun"], {}, "There is no model 'chrun'. Declared models: churn."),
         (["demo", "--next-file"], {}, "Nothing is published yet"),
         (["status"], {"ML_PLATFORM_DATABASE_URL": "nonsense"}, "database address cannot be opened"),
-        (["status"], {"ML_PLATFORM_DATABASE_URL": "postgresql://u:secret@127.0.0.1:9/x"}, "u:***@127.0.0.1:9/x cannot"),
+        (["status"], {"ML_PLATFORM_DATABASE_URL": "postgresql://u:secret@127.0.0.1:9/x"}, "//***@127.0.0.1:9/x cannot"),
         (["status"], {"ML_PLATFORM_HOME": "/dev/null/x"}, "/dev/null/x/platform.db cannot be opened"),
         (["status"], {"ML_PLATFORM_HOEM": "/x"}, "ML_PLATFORM_HOEM is not known"),
         (["ingest", "churn"], {"DAGSTER_HOME": str(PROJECT_ROOT)}, "cannot be listed: No such file or directory. Make"),
@@ -210,7 +210,7 @@ def test_demo_unreachable_mlflow_promotes_nothing(platform: Platform, tmp_path: 
     done = program("demo", **environment)
 
     assert done.returncode == 2
-    assert "MLflow at http://user:***@127.0.0.1:9 could not record the run: no answer." in done.stderr
+    assert "MLflow at http://***@127.0.0.1:9 could not record the run: no answer." in done.stderr
     assert "secret" not in done.stdout + done.stderr
     assert platform.database.champion("churn") is None
 

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
@@ -17,7 +18,7 @@ from alembic.script import ScriptDirectory
 from ml_platform.database import PlatformDatabase, migrations
 from ml_platform.database.engine import HEAD
 from ml_platform.database.tables import metadata
-from ml_platform.errors import ConflictError, DatabaseUnavailableError, EvidenceError, LedgerError
+from ml_platform.errors import ConfigurationError, ConflictError, DatabaseUnavailableError, EvidenceError, LedgerError
 from ml_platform.records.canonical import now
 from ml_platform.records.data import Arrival, BatchResult, DatasetVersion, Outcome, RawBatch
 from ml_platform.records.ledger import GENESIS, LedgerEntry
@@ -596,3 +597,23 @@ def run_together(actions: list[Callable[[], None]]) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+@pytest.mark.fault("X2")
+@pytest.mark.parametrize(
+    "address",
+    [
+        "postgresql://u:s3cret@127.0.0.1:bad/x",
+        "postgresql://u:s3c/ret@127.0.0.1:9/x",
+        "postgresql://127.0.0.1:9/x?user=u&password=s3cret",
+        "unknown://u:s3cret@127.0.0.1/x",
+    ],
+)
+def test_unusable_address_hides_password_and_cause(address: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"platform's database \w+://.* cannot be opened") as refused:
+        PlatformDatabase(address)
+
+    shown = "".join(traceback.format_exception(refused.value))
+    assert "s3c" not in shown
+    assert "ret@" not in shown
+    assert "\n" not in str(refused.value)

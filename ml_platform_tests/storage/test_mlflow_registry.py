@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -321,7 +322,7 @@ def test_unreachable_server_error_is_quick_without_password(unreachable: Registr
         with pytest.raises(RegistryUnavailableError, match="no answer") as caught:
             request()
         assert "hunter2" not in str(caught.value)
-        assert "me:***@127.0.0.1" in str(caught.value)
+        assert "//***@127.0.0.1" in str(caught.value)
 
     assert time.monotonic() - start < 10
 
@@ -364,3 +365,14 @@ def test_prepare_store_overtaken_keeps_other_database(tmp_path: Path, monkeypatc
     prepare_store(f"sqlite:///{tmp_path}/mlflow.db")
 
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"mlflow.db": "theirs"}
+
+
+@pytest.mark.fault("X2")
+@pytest.mark.parametrize("scheme", ["ftp", "postgresql", "mysql"])
+def test_unusable_address_hides_password_and_cause(scheme: str, tmp_path: Path) -> None:
+    registry = Registry(f"{scheme}://u:s3cret@127.0.0.1:9/x", tmp_path)
+
+    with pytest.raises(RegistryError, match=rf"^MLflow at {scheme}://\*\*\*@127") as refused:
+        registry.alias("visits", "champion")
+
+    assert "s3cret" not in "".join(traceback.format_exception(refused.value))

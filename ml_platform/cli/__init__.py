@@ -4,18 +4,22 @@ Exit status: 0 success; 1 the command finished, but something was refused (a gat
 2 the command failed: its message names the cause and the next step.
 """
 
+import contextlib
 import logging
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import typer
-from rich.console import Console
 from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
 from ml_platform.cli import automation, ci, data, lifecycle, local, predict, serve, status, traffic
 from ml_platform.cli.common import FAILED, progress
+from ml_platform.cli.console import prepare_streams
 from ml_platform.errors import PlatformError
+from ml_platform.safe_text import escape_controls, hide_secrets
 
 Command = Callable[..., None]
 
@@ -76,14 +80,34 @@ PANELS: dict[str, dict[str, Command | typer.Typer]] = {
 }
 
 
-class _PanelOrder(TyperGroup):
+class _Commands(TyperGroup):
     def list_commands(self, ctx: object) -> list[str]:  # noqa: ARG002 - typer's signature
         """Return commands in the order of `PANELS`; typer lists sub-apps first."""
         return [name for commands in PANELS.values() for name in commands]
 
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        """Parse the group's options."""
+        with _escaped_usage_errors():
+            return super().make_context(*args, **options)
+
+    def invoke(self, context: Any) -> Any:
+        """Parse a command's arguments and run it."""
+        with _escaped_usage_errors():
+            return super().invoke(context)
+
+
+@contextlib.contextmanager
+def _escaped_usage_errors() -> Iterator[None]:
+    """Show control characters of arguments, which usage errors repeat, as escapes."""
+    try:
+        yield
+    except TyperException as error:
+        error.message = escape_controls(hide_secrets(error.message))
+        raise
+
 
 app = typer.Typer(
-    cls=_PanelOrder,
+    cls=_Commands,
     help="Train, evaluate, promote and serve models, with verifiable evidence for each decision.",
     no_args_is_help=True,
     add_completion=False,
@@ -99,19 +123,21 @@ for panel, commands in PANELS.items():
 
 class _Progress(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        progress.print(f"  {record.getMessage()}", markup=False)
+        progress.print(f"  {record.getMessage()}")
 
 
 def main() -> None:
     """Run the command line; print a platform error as one message and exit with status 2."""
+    prepare_streams()
     logger = logging.getLogger("ml_platform")
     logger.addHandler(_Progress())
     logger.setLevel(logging.INFO)
     try:
         app()
     except PlatformError as error:
-        Console(stderr=True, style="red", highlight=False).print(f"error: {error}", markup=False, soft_wrap=True)
+        progress.print(f"error: {error}", style="red")
         sys.exit(FAILED)
     except Exception:  # noqa: BLE001 - a bug: print the traceback; exit status 1 would mean "refused"
-        traceback.print_exc()
+        for line in traceback.format_exc().splitlines():
+            progress.print(line)
         sys.exit(FAILED)

@@ -35,7 +35,7 @@ def models(
     if json:
         output.print_json(data=names)
     for name in [] if json else names:
-        output.print(name, markup=False)
+        output.print(name)
 
 
 def retrain_here(platform: "Platform", model: str, reason: str, slot: str | None) -> list[str]:
@@ -49,7 +49,7 @@ def retrain_here(platform: "Platform", model: str, reason: str, slot: str | None
     try:
         return launch.retrain_once(platform, _slot(model, reason, slot, now()), actor)
     except ConflictError as error:
-        progress.print(f"nothing to do: {error}", markup=False)
+        progress.print(f"nothing to do: {error}")
         return []
 
 
@@ -63,13 +63,13 @@ def retrain_at(platform: "Platform", url: str, model: str, reason: str, slot: st
     claimed = _slot(model, reason, slot, now()) if slot else None
     full_reason = claimed.reason if claimed else _by_hand(reason)
     run = dagster.retrain(model, full_reason, current_actor(platform), claimed.slot if claimed else None)
-    output.print(f"{show_address(url.rstrip('/'))}/runs/{run}", markup=False)
-    outcome = dagster.outcome(run, lambda message: progress.print(message, markup=False))
+    output.print(f"{show_address(url.rstrip('/'))}/runs/{run}")
+    outcome = dagster.outcome(run, progress.print)
     advice = "Open it in that deployment's UI. Re-execute it there, which keeps its slot, or start another retraining."
     if outcome == "CANCELED":
         raise RemoteServiceError(f"Run {run} was canceled. {advice}")
     if outcome != "SUCCESS":
-        progress.print(f"refused: run {run} failed. {advice}", style="red", markup=False)
+        progress.print(f"refused: run {run} failed. {advice}", style="red")
         raise typer.Exit(REFUSED)
 
 
@@ -101,6 +101,6 @@ def webhook_server(
     from ml_platform.platform import Platform
 
     server = Server((host, port), receiver(Platform().settings))
-    progress.print(f"listening on http://{host}:{server.server_address[1]}{PATH}", markup=False)
+    progress.print(f"listening on http://{host}:{server.server_address[1]}{PATH}")
     with server, contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()

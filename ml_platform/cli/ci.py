@@ -32,13 +32,13 @@ def affected(
         output.out(to_json([cell for model in models for cell in model.cells]))
         return
     for model in models:
-        output.print(f"{model.model}  {', '.join(model.golden) or 'no golden datasets'}", markup=False)
+        output.print(f"{model.model}  {', '.join(model.golden) or 'no golden datasets'}")
         for reason in model.reasons[:5]:
-            output.print(f"  {reason}", markup=False)
+            output.print(f"  {reason}")
         if len(model.reasons) > 5:
             output.print(f"  and {len(model.reasons) - 5} more")
     if not models:
-        output.print(f"No model is affected by the changes since {base}.", markup=False)
+        output.print(f"No model is affected by the changes since {base}.")
 
 
 def compare(
@@ -57,8 +57,8 @@ def compare(
 
     result = run_comparison(model, base, PROJECT_ROOT, out, golden=golden, say=_say)
     for problem in result.problems:
-        progress.print(f"refused: {problem}", style="red", markup=False)
-    output.print(f"{model}: {result.outcome.value}", markup=False)
+        progress.print(f"refused: {problem}", style="red")
+    output.print(f"{model}: {result.outcome.value}")
     raise typer.Exit(STATUS[result.outcome.value])
 
 
@@ -91,8 +91,8 @@ def report(
     reports.write(results, page=out, markdown=markdown)
     for result in results:
         dataset = f" on {result.golden}" if result.golden else ""
-        output.print(f"{result.model}{dataset}: {result.outcome.value}", markup=False)
-    output.print(f"{out}: {len(results)} comparisons" if results else f"{out}: no model is affected", markup=False)
+        output.print(f"{result.model}{dataset}: {result.outcome.value}")
+    output.print(f"{out}: {len(results)} comparisons" if results else f"{out}: no model is affected")
     raise typer.Exit(max((STATUS[result.outcome.value] for result in results), default=0))
 
 
@@ -109,11 +109,11 @@ def check_version(model: Model, version: Version, json: AsJson = False) -> None:
         output.print_json(data=asdict(tested))
     elif tested.problem is None:
         state = "waits for an approval" if tested.waits else f"needs no approval, champion is {tested.champion}"
-        output.print(f"{model} version {version}: passed, verdict {tested.verdict}, {state}", markup=False)
+        output.print(f"{model} version {version}: passed, verdict {tested.verdict}, {state}")
     if tested.problem is not None:
-        progress.print(f"refused: {tested.problem}", style="red", markup=False)
+        progress.print(f"refused: {tested.problem}", style="red")
         raise typer.Exit(REFUSED)
 
 
 def _say(message: str) -> None:
-    progress.print(f"  {message} …", markup=False)
+    progress.print(f"  {message} …")

@@ -6,16 +6,24 @@ from collections.abc import Iterator
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from ml_platform.cli.console import SafeConsole, literal
 from ml_platform.errors import ConfigurationError
 from ml_platform.models import discovery
 
-progress = Console(stderr=True, highlight=False, soft_wrap=True)
+progress = SafeConsole(stderr=True, soft_wrap=True)
 # Files and logs have no width: 160 columns keep the rows of tables on one line.
-output = Console(highlight=False, width=None if sys.stdout and sys.stdout.isatty() else 160)
+output = SafeConsole(width=None if sys.stdout and sys.stdout.isatty() else 160)
 
-Model = Annotated[str, typer.Argument(help="Model name, e.g. churn.")]
+
+def _require_name(model: str) -> str:
+    """Refuse a text that no model can have as its name, before it reaches the database."""
+    if not model.isidentifier():
+        raise typer.BadParameter(f"{model!r} is not a model name. See: ml-platform models")
+    return model
+
+
+Model = Annotated[str, typer.Argument(help="Model name, e.g. churn.", callback=_require_name)]
 Version = Annotated[int, typer.Argument(help="Version number in the registry.")]
 Reason = Annotated[str, typer.Option(help="Reason, stored in the ledger.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -28,7 +36,7 @@ FIRST = 10
 def working(message: str) -> Iterator[None]:
     """Print the current work, with a spinner on a terminal."""
     progress.print(message, style="bold")
-    with progress.status(message) if progress.is_terminal else contextlib.nullcontext():
+    with progress.status(literal(message)) if progress.is_terminal else contextlib.nullcontext():
         yield
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
+from rich.console import Group
 from rich.table import Table
 
 from ml_platform.cli import common
@@ -120,8 +120,7 @@ def quarantine_show(model: Model, json: AsJson = False) -> None:
                 f"row {e['row']}: {e['value']}" if e["row"] is not None else e["value"] for e in violation["examples"]
             ]
             count = f"{violation['count']:,}"
-            cells = violation["check"], violation["column"], violation["rule"], count, "\n".join(examples)
-            table.add_row(*(escape(cell) for cell in cells))
+            table.add_row(violation["check"], violation["column"], violation["rule"], count, Group(*examples))
         output.print(table)
         if arrival["more_rules"]:
             output.print(f"and {arrival['more_rules']:,} more violated rules")
@@ -155,7 +154,7 @@ def quarantine_release(
         table = Table("file", "outcome", "released rows", "still quarantined", "reason")
         for row in released:
             counts = f"{row['released_rows']:,}", f"{row['quarantined_rows']:,}"
-            table.add_row(row["name"], row["outcome"], *counts, escape(row["reason"]))
+            table.add_row(row["name"], row["outcome"], *counts, row["reason"])
         output.print(table)
     if any(row["stays"] for row in released):
         raise typer.Exit(REFUSED)

@@ -10,6 +10,7 @@ import typer
 from ml_platform.cli import common
 from ml_platform.cli.automation import DAGSTER_URL_HELP, SLOT_HELP, retrain_at, retrain_here
 from ml_platform.cli.common import FIRST, REFUSED, AsJson, Model, Reason, Version, output, progress, working
+from ml_platform.cli.console import literal
 from ml_platform.cli.status import print_status
 from ml_platform.errors import ConfigurationError
 from ml_platform.models import discovery
@@ -150,7 +151,8 @@ def reproduce(
 
 def _print_reproduction(result: "governance_reproduce.Reproduction") -> None:
     colour = "green" if result.identical else "red"
-    output.print(f"[bold]{result.model}[/] version {result.version}: [{colour}]{result.outcome}[/]")
+    output.print(result.model, style="bold", end=" ")
+    output.print(f"version {result.version}:", literal(result.outcome, colour))
     lines = {
         "dataset": f"version {result.dataset_version}, digest {result.dataset_digest[:12]}",
         "code": result.code,

@@ -44,4 +44,4 @@ def predict(
 
 
 def _say(text: str) -> None:
-    progress.print(text, markup=False)
+    progress.print(text)

@@ -1,11 +1,12 @@
 """`ml-platform serve`: the prediction server of one model."""
 
 import logging
+from functools import partial
 from typing import Annotated
 
 import typer
 
-from ml_platform.cli.common import Model
+from ml_platform.cli.common import Model, output
 
 
 def serve(
@@ -21,10 +22,12 @@ def serve(
     """
     from ml_platform.platform import Platform
     from ml_platform.serving.supervisor import supervisor
+    from ml_platform.system.log_format import configure_server_logs
 
     # A server's log lines have timestamps; progress messages of other commands have none.
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    configure_server_logs()
     logger = logging.getLogger("ml_platform")
     logger.handlers.clear()
     logger.setLevel(logging.INFO)
-    supervisor.serve(Platform(), model, host=host, port=port, admin_port=admin_port, workers=workers, say=typer.echo)
+    say = partial(output.print, soft_wrap=True)
+    supervisor.serve(Platform(), model, host=host, port=port, admin_port=admin_port, workers=workers, say=say)

@@ -3,11 +3,11 @@
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from ml_platform.cli import common
 from ml_platform.cli.common import FAILED, FIRST, REFUSED, AsJson, Model, Version, output
+from ml_platform.cli.console import literal
 from ml_platform.records.ledger import Action
 from ml_platform.reporting.charts import format_number
 
@@ -30,10 +30,11 @@ def print_status(model: dict[str, Any]) -> None:
     """Print one entry of `governance.status.status`."""
     run = model["last_run"]
     champion = f"version {model['champion']}, since {model['promoted_at'][:16]}" if model["champion"] else "none yet"
-    output.print(f"[bold]{model['model']}[/]\nchampion          {champion}")
+    output.print(model["model"], style="bold")
+    output.print(f"champion          {champion}")
     if run:
         text = f"{run['state']}: {run['candidate']}, dataset version {run['dataset_version']}, {run['reason']}"
-        output.print(f"newest candidate  {text}", markup=False)
+        output.print(f"newest candidate  {text}")
         if not run["reproducible"]:
             output.print("                  not reproducible: some of its training rows were forgotten on request")
     if model["gates"]:
@@ -41,7 +42,7 @@ def print_status(model: dict[str, Any]) -> None:
     arrivals = ", ".join(f"{n} {outcome}" for outcome, n in sorted(model["arrivals"].items())) or "none"
     output.print(f"arrivals          {arrivals}; {model['new_rows']:,} rows not trained on yet")
     for name in model["stuck"]:
-        output.print(f"stuck             {name}: the file does not match its manifest", style="red", markup=False)
+        output.print(f"stuck             {name}: the file does not match its manifest", style="red")
 
 
 def gates_table(gates: list[dict[str, Any]]) -> Table:
@@ -50,7 +51,7 @@ def gates_table(gates: list[dict[str, Any]]) -> Table:
     for gate in gates:
         value = format_number(gate["value"])
         colour = "green" if gate["result"] == "PASS" else "red"
-        table.add_row(gate["gate"], value, f"[{colour}]{gate['result']}[/]")
+        table.add_row(gate["gate"], value, literal(gate["result"], colour))
     return table
 
 
@@ -69,7 +70,7 @@ def history(model: Model, json: AsJson = False) -> None:
         instead = "none" if e.previous_version is None else str(e.previous_version)
         when, digest = f"{e.recorded_at:%Y-%m-%d %H:%M:%S}", e.verdict_digest[:12]
         cells = str(e.sequence), e.action, str(e.version), instead, when, e.reason, digest, e.actor
-        table.add_row(*(escape(cell) for cell in cells))
+        table.add_row(*cells)
     output.print(table if entries else f"{model} never had a champion.")
 
 
@@ -91,13 +92,13 @@ def ledger_verify(
         output.print_json(data=[vars(report) for report in reports])
     for report in [] if json else reports:
         state = "was changed" if report.problems else "verifies"
-        output.print(f"{report.model}: {report.entries} entries, the ledger {state}", markup=False)
+        output.print(f"{report.model}: {report.entries} entries, the ledger {state}")
         for problem in report.problems[:FIRST]:
-            output.print(f"  {problem}", style="red", markup=False)
+            output.print(f"  {problem}", style="red")
         if len(report.problems) > FIRST:
             output.print(f"  and {len(report.problems) - FIRST} more problems")
         for late in (*report.behind, *report.unread):
-            output.print(f"  {late}", markup=False)
+            output.print(f"  {late}")
     if any(report.problems for report in reports):
         raise typer.Exit(REFUSED)
     if any(report.unread for report in reports):
@@ -127,7 +128,8 @@ def _print_explanation(explanation: dict[str, Any], json: bool) -> None:
     candidate, dataset, decision, proof = (explanation[key] for key in ("candidate", "dataset", "decision", "ledger"))
     states = {"champion": "is_champion", "rolled back": "was_rolled_back", "former champion": "decision"}
     state = next((name for name, key in states.items() if explanation[key]), "never champion")
-    output.print(f"[bold]{explanation['model']}[/] version {explanation['version']}, {state}")
+    output.print(explanation["model"], style="bold", end=" ")
+    output.print(f"version {explanation['version']}, {state}")
     if decision:
         instead = "nothing" if decision["instead_of"] is None else f"version {decision['instead_of']}"
         _say(decision["action"], f"{decision['when'][:19]} UTC by {decision['by']}, instead of {instead}")
@@ -155,4 +157,4 @@ def _print_explanation(explanation: dict[str, Any], json: bool) -> None:
 
 
 def _say(name: str, text: str) -> None:
-    output.print(f"{name:<13}{text}", markup=False)
+    output.print(f"{name:<13}{text}")

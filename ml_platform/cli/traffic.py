@@ -29,7 +29,7 @@ def rollout_status(model: Model, json: AsJson = False) -> None:
         return
     plan = traffic.plan
     if plan is None:
-        output.print(f"{traffic.why}.", markup=False)
+        output.print(f"{traffic.why}.")
         return
     lines = [
         ("traffic", describe_plan(plan)),
@@ -41,7 +41,7 @@ def rollout_status(model: Model, json: AsJson = False) -> None:
         text = f"{beat.server}, admin {beat.admin_address}, serves plan {beat.says.get('plan')}{refused}"
         lines.append(("server", text))
     for name, text in lines if traffic.servers else [*lines, ("server", f"none is alive: ml-platform serve {model}")]:
-        output.print(f"{name:<9}{text}", markup=False)
+        output.print(f"{name:<9}{text}")
     if traffic.report is not None:
         _print_statistics(traffic.report.document)
 
@@ -55,7 +55,7 @@ def _print_statistics(report: dict[str, Any]) -> None:
         table.add_row(str(row["version"]), *counts, f"{row['error_share']:.2%}", interval, p95)
     output.print(table)
     for condition in report["conditions"]:
-        output.print(f"{condition['outcome']:<13}{condition['name']}: {condition['why']}", markup=False)
+        output.print(f"{condition['outcome']:<13}{condition['name']}: {condition['why']}")
 
 
 def rollout_wait(
@@ -82,7 +82,7 @@ def rollout_wait(
     if json:
         output.print_json(data=asdict(result))
     else:
-        output.print(f"{model}: {result.end}, {result.why}", markup=False)
+        output.print(f"{model}: {result.end}, {result.why}")
     if result.end not in {wait.RolloutOutcome.ARRIVED, wait.RolloutOutcome.NOBODY_SERVES}:
         raise typer.Exit(REFUSED)
 
@@ -118,13 +118,13 @@ def rollback(
             text = f"is champion again, instead of {result.entry.previous_version}"
         else:
             text = f"serves again; the ledger will follow: {result.problem}"
-        output.print(f"{model}: version {result.version} {text}", markup=False)
+        output.print(f"{model}: version {result.version} {text}")
         swapped = [swap.address for swap in result.swaps if swap.swapped]
         if swapped:
-            progress.print(f"{len(swapped)} servers swapped: {', '.join(swapped)}", markup=False)
+            progress.print(f"{len(swapped)} servers swapped: {', '.join(swapped)}")
     late = [swap for swap in result.swaps if not swap.swapped]
     for swap in late:
         problem = swap.problem or f"{swap.address} has not confirmed yet"
-        progress.print(f"not yet: {problem}", style="red", markup=False)
+        progress.print(f"not yet: {problem}", style="red")
     if result.entry is None and late:
         raise typer.Exit(REFUSED)

@@ -9,6 +9,7 @@ import dagster as dg
 from ml_platform.errors import PlatformError, SecondDaemonError
 from ml_platform.orchestration.dagster_internals import QueuedRunCoordinator
 from ml_platform.platform import Platform
+from ml_platform.safe_text import escape_controls
 
 LOCK = "daemon"
 # Exit status of a second daemon.
@@ -50,7 +51,7 @@ class OneDaemonCoordinator(QueuedRunCoordinator[dg.DagsterInstance]):
         try:
             _lock_daemon(Platform(), self._lock)
         except PlatformError as error:
-            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.write(f"error: {escape_controls(str(error))}\n")
             sys.stderr.flush()
             # At once, which loses nothing: under `dagster dev` an exception would wait forever on a pipe.
             os._exit(LEFT)

@@ -175,7 +175,11 @@ def test_land_unsafe_file_name_is_refused(platform: Platform, tmp_path: Path) ->
         (["land", "a/x.csv", "b/x.csv", "--model", "churn"], {}, "Two files have the name 'x.csv'"),
         (["history", "chrun"], {}, "There is no model 'chrun'. Declared models: churn."),
         (["demo", "--next-file"], {}, "Nothing is published yet"),
-        (["status"], {"ML_PLATFORM_DATABASE_URL": "nonsense"}, "database address cannot be opened"),
+        (
+            ["status"],
+            {"ML_PLATFORM_DATABASE_URL": "nonsense"},
+            "ML_PLATFORM_DATABASE_URL: Value error, must be an address",
+        ),
         (["status"], {"ML_PLATFORM_DATABASE_URL": "postgresql://u:secret@127.0.0.1:9/x"}, "//***@127.0.0.1:9/x cannot"),
         (["status"], {"ML_PLATFORM_HOME": "/dev/null/x"}, "/dev/null/x/platform.db cannot be opened"),
         (["status"], {"ML_PLATFORM_HOEM": "/x"}, "ML_PLATFORM_HOEM is not known"),

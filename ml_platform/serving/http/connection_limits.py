@@ -5,6 +5,7 @@ uvicorn leaves both limits to a proxy.
 
 import asyncio
 import contextlib
+import errno
 import resource
 import socket
 from typing import Any
@@ -125,9 +126,12 @@ def bound(host: str, port: int) -> socket.socket:
         listening.bind((host, port))
         listening.listen(BACKLOG)
         listening.setblocking(False)
-    except OSError:
+    except (OSError, UnicodeError, TypeError) as error:
         listening.close()
-        raise
+        if isinstance(error, OSError):
+            raise
+        # The host cannot be encoded: Python raises another error for each reason.
+        raise OSError(errno.EINVAL, "this is not a host name") from error
     return listening
 
 

@@ -25,6 +25,7 @@ from ml_platform.serving.state import DesiredState, ServedVersion
 from ml_platform.serving.worker.model_loader import load_version
 from ml_platform.serving.worker.request_handler import RequestHandler, read_counts
 from ml_platform.serving.worker.routing import ServedModel, build_routing_table
+from ml_platform.system.log_format import configure_server_logs
 
 log = logging.getLogger("ml_platform.serving")
 
@@ -204,7 +205,7 @@ async def _run(task: WorkerTask) -> None:
 
 def main(arguments: list[str]) -> None:
     """Run a worker; its only argument is a `WorkerTask`."""
-    logging.basicConfig(level=logging.WARNING, format=f"%(asctime)s %(levelname)s worker {os.getpid()}: %(message)s")
+    configure_server_logs(f"worker {os.getpid()}: ")
     logging.getLogger("ml_platform").setLevel(logging.INFO)
     if len(arguments) != 1:
         raise ConfigurationError(

@@ -25,7 +25,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -36,6 +36,9 @@ from ml_platform.safe_text import is_valid_address, show_address
 MAX_FILE_BYTES = 8 * 2**30
 # Kubernetes sets these variables in every pod for each service, one called ml-platform included: they are no settings.
 SERVICE_LINK = re.compile(r"(_SERVICE_HOST|_SERVICE_PORT(_\w+)?|_PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$")
+ESCAPES = str.maketrans({"%": "%25", "?": "%3F", "#": "%23"})
+# deltalake panics, or reads another path than it writes.
+NO_TABLE_PATH = re.compile(r"[\[\]\\^|\x00-\x1f\x7f]|%[0-9A-Fa-f]{2}")
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 S3_ADDRESS = re.compile(r"s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/(?!\.{1,2}(/|$))[^/\x00-\x1f]+)*/?")
 
@@ -49,7 +52,8 @@ class Settings(BaseSettings):
     )
 
     home: Path = PROJECT_ROOT / "var"
-    """Folder of all state: databases, tables, models and logs. An absolute path; ``var/`` in the checkout if unset."""
+    """Folder of all state: databases, tables, models and logs. An absolute path, without the characters that deltalake
+    cannot open; ``var/`` in the checkout if unset."""
 
     landing_zone: str | None = None
     """Folder, or ``s3://bucket/prefix``, in which new data files arrive. ``None`` is ``landing/`` in the home."""
@@ -136,6 +140,16 @@ class Settings(BaseSettings):
             raise ValueError(f"must be an absolute path. Got {str(value)!r} instead.")
         return value
 
+    @field_validator("home")
+    @classmethod
+    def _check_home(cls, value: Path) -> Path:
+        if NO_TABLE_PATH.search(str(value)):
+            raise ValueError(
+                "must be a path without [ ] \\ ^ |, control characters and percent signs before two hex digits: "
+                f"deltalake cannot open tables there. Got {str(value)!r} instead."
+            )
+        return value
+
     @field_validator("landing_zone")
     @classmethod
     def _check_landing_zone(cls, value: str | None) -> str | None:
@@ -180,14 +194,14 @@ class Settings(BaseSettings):
     @property
     def database(self) -> str:
         """SQLAlchemy URL of the platform's database, which may hold a password."""
-        return self.database_url.get_secret_value() if self.database_url else _sqlite(self.home / "platform.db")
+        return self.database_url.get_secret_value() if self.database_url else sqlite_address(self.home / "platform.db")
 
     @property
     def tracking_uri(self) -> str:
         """URI of MLflow's tracking server and registry, which may hold a password."""
         if self.mlflow_tracking_uri:
             return self.mlflow_tracking_uri.get_secret_value()
-        return _sqlite(self.home / "mlflow.db")
+        return sqlite_address(self.home / "mlflow.db")
 
     @property
     def tracking_is_local(self) -> bool:
@@ -213,8 +227,9 @@ class Settings(BaseSettings):
         return self.home / "models" / model
 
 
-def _sqlite(path: Path) -> str:
-    return f"sqlite:///{path}"
+def sqlite_address(path: Path) -> str:
+    """Return SQLAlchemy's address of an SQLite file, in whose path the separators of an address are escaped."""
+    return f"sqlite:///{str(path).translate(ESCAPES)}"
 
 
 def read_settings() -> Settings:
@@ -303,7 +318,8 @@ def require_dagster_home() -> Path:
     Raises
     ------
     ConfigurationError
-        ``DAGSTER_HOME`` is unset, relative, or holds no ``dagster.yaml``: Dagster would not store its runs.
+        ``DAGSTER_HOME`` is unset, relative, holds no ``dagster.yaml`` or has a path that Dagster cannot use: it
+        would not store its runs.
     """
     value = os.environ.get("DAGSTER_HOME", "")
     advice = f"Set it to the folder that holds dagster.yaml, for instance: export DAGSTER_HOME={PROJECT_ROOT}"
@@ -314,4 +330,10 @@ def require_dagster_home() -> Path:
         raise ConfigurationError(f"DAGSTER_HOME must be an absolute path. Got {value!r} instead. {advice}")
     if not (path / "dagster.yaml").is_file():
         raise ConfigurationError(f"DAGSTER_HOME is {value!r}, which holds no dagster.yaml. {advice}")
+    # Dagster writes the path into the address of its SQLite file without escaping it.
+    if "?" in str(path) or unquote(str(path)) != str(path):
+        raise ConfigurationError(
+            f"DAGSTER_HOME is {value!r}: Dagster cannot store its runs in a folder whose path holds a question mark or "
+            "a percent sign with two hexadecimal digits. Rename the folder."
+        )
     return path

@@ -229,3 +229,24 @@ def test_landing_zone_with_password_hides_it(monkeypatch: pytest.MonkeyPatch) ->
 
     with pytest.raises(ConfigurationError, match=r"Got 's3://\*\*\*@bucket/prefix' instead"):
         read_settings()
+
+
+@pytest.mark.fault("X3")
+@pytest.mark.parametrize("name", ["a%41", "[a]", "a|b", "a^b", "a\\b", "a\tb"])
+def test_home_that_deltalake_cannot_open_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("ML_PLATFORM_HOME", f"/x/{name}")
+
+    with pytest.raises(ConfigurationError, match="deltalake cannot open tables there"):
+        read_settings()
+
+
+@pytest.mark.fault("X3")
+@pytest.mark.parametrize("name", ["50% off?", "a%41"])
+def test_dagster_home_with_unusable_path_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "dagster.yaml").touch()
+    monkeypatch.setenv("DAGSTER_HOME", str(folder))
+
+    with pytest.raises(ConfigurationError, match="Rename the folder"):
+        require_dagster_home()

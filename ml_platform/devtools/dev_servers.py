@@ -13,7 +13,7 @@ from ml_platform.platform import Platform
 from ml_platform.safe_text import show_address
 from ml_platform.settings import PROJECT_ROOT, Settings, require_dagster_home
 from ml_platform.storage.landing_zone import open_zone
-from ml_platform.storage.mlflow_registry import prepare_store
+from ml_platform.storage.mlflow_registry import name_driver, prepare_store
 
 HOST = "127.0.0.1"
 SECONDS_TO_STOP = 20
@@ -51,7 +51,8 @@ def run_servers(
     commands = {"Dagster": ["dagster", "dev", "--host", HOST, "--port", str(port), *workspace]}
     ports, page = {"--port": port}, settings.mlflow_ui_url
     if settings.tracking_is_local:
-        store = ["--backend-store-uri", settings.tracking_uri, "--default-artifact-root", settings.artifacts.as_uri()]
+        store = ["--backend-store-uri", name_driver(settings.tracking_uri)]
+        store += ["--default-artifact-root", settings.artifacts.as_uri()]
         commands["MLflow"] = ["mlflow", "server", "--host", HOST, "--port", str(mlflow_port), "--workers", "1", *store]
         ports["--mlflow-port"], page = mlflow_port, f"http://{HOST}:{mlflow_port}"
     for option, number in ports.items():

@@ -22,7 +22,7 @@ from ml_platform.records.canonical import canonical_json, now
 from ml_platform.records.ledger import LedgerHead, RegistrySnapshot
 from ml_platform.records.verdict import Candidate, Verdict
 from ml_platform.safe_text import hide_secrets, show_address
-from ml_platform.settings import PROJECT_ROOT, mlflow_secrets
+from ml_platform.settings import PROJECT_ROOT, mlflow_secrets, sqlite_address
 from ml_platform.storage import model_files
 from ml_platform.storage.model_files import MODEL_FILE
 
@@ -102,7 +102,8 @@ class Registry:
             from mlflow import MlflowClient
 
             prepare_store(self._uri)
-            self._connected = MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
+            uri = name_driver(self._uri)
+            self._connected = MlflowClient(tracking_uri=uri, registry_uri=uri)
         return self._connected
 
     # Runs
@@ -273,11 +274,11 @@ class Registry:
             source = client.get_model_version_download_uri(model, str(version))
             try:
                 path = mlflow.artifacts.download_artifacts(
-                    artifact_uri=f"{source}/{name}", dst_path=str(folder), tracking_uri=self._uri
+                    artifact_uri=f"{source}/{name}", dst_path=str(folder), tracking_uri=name_driver(self._uri)
                 )
             except (MlflowException, OSError):
                 # The error does not distinguish a missing file from a failed request: list the files.
-                listed = mlflow.artifacts.list_artifacts(artifact_uri=source, tracking_uri=self._uri)
+                listed = mlflow.artifacts.list_artifacts(artifact_uri=source, tracking_uri=name_driver(self._uri))
                 if any(Path(file.path).name == name for file in listed):
                     raise
                 raise MissingInRegistryError(
@@ -297,7 +298,7 @@ class Registry:
 
         with self._asking(f"provide {name!r} of run {run_id}"):
             path = mlflow.artifacts.download_artifacts(
-                run_id=run_id, artifact_path=name, dst_path=str(folder), tracking_uri=self._uri
+                run_id=run_id, artifact_path=name, dst_path=str(folder), tracking_uri=name_driver(self._uri)
             )
         return Path(path)
 
@@ -384,10 +385,18 @@ def prepare_store(tracking_uri: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def name_driver(tracking_uri: str) -> str:
+    """Return MLflow's address with the driver of an SQLite file whose path has escapes.
+
+    Without a driver's name, MLflow makes the folder of the path as it is written, with the escapes.
+    """
+    return tracking_uri.replace("sqlite:", "sqlite+pysqlite:", 1) if "%" in tracking_uri else tracking_uri
+
+
 def _make_tables(path: Path) -> None:
     from mlflow.db import upgrade  # `mlflow db upgrade`
 
-    upgrade.main([f"sqlite:///{path}"], standalone_mode=False)
+    upgrade.main([name_driver(sqlite_address(path))], standalone_mode=False)
 
 
 def _parse_head(model: str, registered: "RegisteredModel") -> LedgerHead | None:

@@ -11,6 +11,7 @@ from ml_platform.models import discovery
 from ml_platform.orchestration import maintenance
 from ml_platform.orchestration.resources import PlatformResource
 from ml_platform.pipeline import model_definitions
+from ml_platform.system.file_modes import make_files_private
 
 log = logging.getLogger("ml_platform")
 
@@ -22,6 +23,7 @@ def defs() -> dg.Definitions:
     A run executes in one process, because each step of Dagster's default executor would import pandas, scikit-learn
     and MLflow again (docs/decisions/0003). A model that cannot be loaded is logged and left out.
     """
+    make_files_private()
     location, broken = load_location()
     for name, error in sorted(broken.items()):
         log.error("The model %r was not loaded: %s", name, error)

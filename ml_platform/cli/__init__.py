@@ -20,6 +20,7 @@ from ml_platform.cli.common import FAILED, progress
 from ml_platform.cli.console import prepare_streams
 from ml_platform.errors import PlatformError
 from ml_platform.safe_text import escape_controls, hide_secrets
+from ml_platform.system.file_modes import make_files_private
 
 Command = Callable[..., None]
 
@@ -129,6 +130,7 @@ class _Progress(logging.Handler):
 def main() -> None:
     """Run the command line; print a platform error as one message and exit with status 2."""
     prepare_streams()
+    make_files_private()
     logger = logging.getLogger("ml_platform")
     logger.addHandler(_Progress())
     logger.setLevel(logging.INFO)

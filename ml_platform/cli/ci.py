@@ -10,6 +10,7 @@ import typer
 from ml_platform.cli.common import REFUSED, AsJson, Model, Version, output, progress
 from ml_platform.models import discovery
 from ml_platform.settings import PROJECT_ROOT
+from ml_platform.system.file_modes import users_file_modes
 
 Base = Annotated[str, typer.Option(help="Branch, tag or commit to compare with.")]
 RESULTS = Path("var/quality")
@@ -55,7 +56,8 @@ def compare(
     """
     from ml_platform.ci.compare_change import run_comparison
 
-    result = run_comparison(model, base, PROJECT_ROOT, out, golden=golden, say=_say)
+    with users_file_modes():
+        result = run_comparison(model, base, PROJECT_ROOT, out, golden=golden, say=_say)
     for problem in result.problems:
         progress.print(f"refused: {problem}", style="red")
     output.print(f"{model}: {result.outcome.value}")
@@ -88,7 +90,8 @@ def report(
         if sources
         else reports.compare_all(base, PROJECT_ROOT, RESULTS, say=_say)
     )
-    reports.write(results, page=out, markdown=markdown)
+    with users_file_modes():
+        reports.write(results, page=out, markdown=markdown)
     for result in results:
         dataset = f" on {result.golden}" if result.golden else ""
         output.print(f"{result.model}{dataset}: {result.outcome.value}")

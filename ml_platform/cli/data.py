@@ -1,5 +1,6 @@
 """`ml-platform land`, `ingest`, `quarantine` and `forget`."""
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from ml_platform.cli.common import REFUSED, AsJson, Model, output, progress, wor
 from ml_platform.errors import LandingZoneError, PlatformError
 from ml_platform.models import discovery
 from ml_platform.settings import require_dagster_home
+from ml_platform.system.file_modes import users_file_modes
 
 if TYPE_CHECKING:
     from ml_platform.platform import Platform
@@ -40,7 +42,10 @@ def land(
         contents = {file.name: file.read_bytes() for file in files}
     except OSError as error:
         raise PlatformError(f"{error.filename} cannot be read: {error.strerror}. Nothing was landed.") from error
-    landed = land_files(Platform(), model, contents)
+    platform = Platform()
+    # The user of the daemon, perhaps another one, must read a shared landing zone.
+    with users_file_modes() if platform.settings.landing_zone else contextlib.nullcontext():
+        landed = land_files(platform, model, contents)
     for name in names:
         output.print(f"{name}: {'landed' if name in landed else 'is there already'}", markup=False)
 

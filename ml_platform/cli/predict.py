@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ml_platform.cli.common import REFUSED, Model, progress
+from ml_platform.system.file_modes import users_file_modes
 
 
 def predict(
@@ -31,7 +32,8 @@ def predict(
     platform = Platform()
     served = batch_scoring.load_model(platform, model, version)
     target = sys.stdout.buffer if out is None else out
-    scored = batch_scoring.score_file(file, served, target, platform.settings.max_file_bytes)
+    with users_file_modes():
+        scored = batch_scoring.score_file(file, served, target, platform.settings.max_file_bytes)
     _say(f"{scored.rows:,} rows scored by version {served.version} of {model}, {scored.refused:,} refused")
     if scored.ignored:
         _say(f"columns that the model does not use were ignored: {', '.join(scored.ignored[:10])}")

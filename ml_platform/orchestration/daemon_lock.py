@@ -10,6 +10,7 @@ from ml_platform.errors import PlatformError, SecondDaemonError
 from ml_platform.orchestration.dagster_internals import QueuedRunCoordinator
 from ml_platform.platform import Platform
 from ml_platform.safe_text import escape_controls
+from ml_platform.system.file_modes import make_files_private
 
 LOCK = "daemon"
 # Exit status of a second daemon.
@@ -47,6 +48,7 @@ class OneDaemonCoordinator(QueuedRunCoordinator[dg.DagsterInstance]):
         Only a daemon reads this property, once, before its threads start. It takes the lock here and holds it until its
         process ends; a second daemon reports the error and exits here.
         """
+        make_files_private()
         self._lock = contextlib.ExitStack()
         try:
             _lock_daemon(Platform(), self._lock)

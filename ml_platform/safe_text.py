@@ -121,12 +121,8 @@ def escape_controls(text: str) -> str:
     """
     if text.isprintable():
         return text
-    return "".join(letter if _is_shown(letter) else _escape(letter) for letter in text)
+    return "".join(letter if _is_shown(letter) else letter.encode("unicode_escape").decode("ascii") for letter in text)
 
 
 def _is_shown(letter: str) -> bool:
     return letter.isprintable() or unicodedata.category(letter) == "Zs"
-
-
-def _escape(letter: str) -> str:
-    return letter.encode("unicode_escape").decode("ascii")

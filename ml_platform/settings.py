@@ -5,8 +5,7 @@ Each field of `Settings` is read from the variable ``ML_PLATFORM_<FIELD>``, for 
 
 Variables of other tools are read, too:
 
-=========================================  ====================  ============================================        return value
-
+=========================================  ====================  ===================================================
 variable                                   default               meaning
 =========================================  ====================  ===================================================
 ``MLFLOW_TRACKING_URI``                    SQLite in the home    MLflow's server or database: the model registry
@@ -170,7 +169,8 @@ class Settings(BaseSettings):
     def _check_issuer(cls, value: str) -> str:
         if not value.startswith("https://") and urlsplit(value).hostname != "127.0.0.1":
             raise ValueError(f"must start with https://, except for 127.0.0.1. Got {value!r} instead.")
-=======
+        return value
+
     @field_validator("database_url", "mlflow_tracking_uri", "alertmanager_url")
     @classmethod
     def _check_address(cls, value: SecretStr | None) -> SecretStr | None:

@@ -93,7 +93,12 @@ def verify_token(token: str, keys: Mapping[str, Any], settings: Settings, audien
 
     try:
         kid = jwt.get_unverified_header(token).get("kid")
-        matches = [key for key in _list_keys(keys) if key.get("kid") == kid]
+        listed = keys.get("keys")
+        matches = (
+            [key for key in listed if isinstance(key, dict) and key.get("kid") == kid]
+            if isinstance(listed, list)
+            else []
+        )
         # guard: unknown-signing-key
         if len(matches) != 1:
             raise ApprovalRefusedError(_refused(f"the issuer has no single key {kid!r}"))
@@ -116,12 +121,6 @@ def verify_token(token: str, keys: Mapping[str, Any], settings: Settings, audien
     if not NUMBER.fullmatch(str(claims["run_id"])):
         raise ApprovalRefusedError(_refused(f"its run_id must be a number. Got {str(claims['run_id'])!r}"))
     return {name: str(claims[name]) for name in KEPT if name in claims}
-
-
-def _list_keys(keys: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the keys of a JSON Web Key Set, without entries that are no keys."""
-    listed = keys.get("keys")
-    return [key for key in listed if isinstance(key, dict)] if isinstance(listed, list) else list[dict[str, Any]]()
 
 
 def _refused(reason: str) -> str:

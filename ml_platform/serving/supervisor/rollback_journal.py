@@ -5,6 +5,7 @@ newline was cut off by a crash; its caller got no response, so it is ignored. A 
 prevent a rollback: the journal keeps it in memory and stores it later.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -71,9 +72,10 @@ class Journal:
     def entries(self) -> list[Rollback]:
         """Return all rollbacks in their present state, oldest first."""
         entries: dict[str, Rollback] = {}
-        stored = [entry for line in read_lines(self.path) if (entry := _read_rollback(line))]
-        for entry in [*stored, *self.unstored]:
-            entries[entry.id] = entry
+        for line in [*read_lines(self.path), *map(asdict, self.unstored)]:
+            with contextlib.suppress(TypeError):  # an edited line with other fields
+                entry = Rollback(**line)
+                entries[entry.id] = entry
         return list(entries.values())
 
     def open_entry(self) -> Rollback | None:
@@ -174,13 +176,6 @@ def _parse_line(line: bytes) -> Any:
     try:
         return json.loads(line)
     except (ValueError, RecursionError):  # damaged by the disk, or edited
-        return None
-
-
-def _read_rollback(line: dict[str, Any]) -> Rollback | None:
-    try:
-        return Rollback(**line)
-    except TypeError:
         return None
 
 

@@ -123,7 +123,7 @@ class Supervisor:
         self.journal, self.audit_log = Journal(self.home), AdminAuditLog(self.home)
         tokens_file = platform.settings.admin_tokens_file
         self.tokens = read_tokens(tokens_file) if tokens_file is not None else local_tokens(self.home)
-        state = _read_last_state(self.home)
+        state = read_last_state(self.home)
         self.state = state and replace(state, revision=state.revision + 1, stale=UNCONFIRMED)
         self.version_selector.seen = self.state.ledger_head if self.state else None
         self.problem = ""
@@ -476,7 +476,7 @@ async def keep_running(part: Callable[[], Coroutine[Any, Any, None]]) -> None:
         await asyncio.sleep(SECONDS_BETWEEN_POLLS)
 
 
-def _read_last_state(home: Path) -> DesiredState | None:
+def read_last_state(home: Path) -> DesiredState | None:
     """Return the last stored state; ``None`` if there is none or it is invalid. Invalid files are set aside."""
     try:
         set_invalid_lines_aside(home / JOURNAL_FILE)

@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 
 from ml_platform.settings import PROJECT_ROOT
 from ml_platform_tests.support import workflow_files
+from ml_platform_tests.support.github_issuer import REPOSITORY, GithubIssuer
 from ml_platform_tests.support.workflow_files import Runner, commit, git
 
 pytestmark = [
@@ -292,8 +293,15 @@ esac
 REVIEW = {"state": "approved", "environments": [{"name": "production"}], "user": {"login": "grace"}}
 
 
+@pytest.fixture
+def github() -> Iterator[GithubIssuer]:
+    """GitHub's issuer of tokens for the repository of act."""
+    with GithubIssuer().running() as issuer:
+        yield issuer
+
+
 def promotions(
-    repository: dict[str, Any], deployment: Path, folder: Path
+    repository: dict[str, Any], deployment: Path, folder: Path, github: GithubIssuer
 ) -> tuple[Callable[..., tuple[int, str]], Path]:
     """Train a version that waits for an approval; return a function that runs promote.yml, and the deployment."""
     home = shutil.copytree(deployment, folder / "home")
@@ -307,15 +315,19 @@ def promotions(
     runner = make_runner({**repository, "commit": head}, folder, programs=program(folder / "bin", "gh", GH))
 
     def promote(says: list[dict[str, Any]], event: str, payload: dict[str, Any]) -> tuple[int, str]:
-        runner.environment["GH_SAYS"] = json.dumps(says)
-        done = runner.run("promote.yml", event, payload, *settings(home), "--actor", "ada", seconds=900)
+        service = {name: value for name, value in github.environment().items() if name.startswith("ACTIONS_")}
+        runner.environment.update(service, GH_SAYS=json.dumps(says), GITHUB_REPOSITORY=REPOSITORY)
+        issuer = ["--var", f"ML_PLATFORM_GITHUB_ISSUER={github.address}"]
+        done = runner.run("promote.yml", event, payload, *settings(home), *issuer, "--actor", "ada", seconds=900)
         return done.returncode, done.stdout
 
     return promote, home
 
 
-def test_promotion_records_github_reviewer(repository: dict[str, Any], deployment: Path, tmp_path: Path) -> None:
-    promote, _ = promotions(repository, deployment, tmp_path)
+def test_promotion_records_github_reviewer(
+    repository: dict[str, Any], deployment: Path, tmp_path: Path, github: GithubIssuer
+) -> None:
+    promote, _ = promotions(repository, deployment, tmp_path, github)
     nudge = {"action": "ml-platform-promote", "client_payload": {"model": "churn", "version": 1}}
 
     unapproved = promote([], "repository_dispatch", nudge)
@@ -329,17 +341,19 @@ def test_promotion_records_github_reviewer(repository: dict[str, Any], deploymen
     assert "churn: arrived, version 1 serves all traffic" in promoted[1]
     # It is champion already: the test runs, but there is nothing to approve.
     assert again[0] == 0, again[1][-8_000:]
-    assert "Promote what was approved" in promoted[1]
-    assert "Promote what was approved" not in again[1]
+    assert "Promote the approved verdict" in promoted[1]
+    assert "Promote the approved verdict" not in again[1]
 
 
-def test_promotion_invalid_version_is_refused(repository: dict[str, Any], deployment: Path, tmp_path: Path) -> None:
-    promote, _ = promotions(repository, deployment, tmp_path)
+def test_promotion_invalid_version_is_refused(
+    repository: dict[str, Any], deployment: Path, tmp_path: Path, github: GithubIssuer
+) -> None:
+    promote, _ = promotions(repository, deployment, tmp_path, github)
     odd = {"action": "ml-platform-promote", "client_payload": {"model": 'churn"; touch x #', "version": "1; touch x"}}
 
     status, said = promote([REVIEW], "repository_dispatch", odd)
 
     assert status == 1
-    assert "Promote what was approved" not in said
+    assert "Promote the approved verdict" not in said
     assert [path for path in tmp_path.rglob("x") if path.is_file()] == []
     assert git(repository["repository"], "status", "--porcelain") == ""

@@ -47,6 +47,7 @@ PANELS: dict[str, dict[str, Command | typer.Typer]] = {
         "models": automation.models,
         "status": status.status,
         "retrain": lifecycle.retrain,
+        "resume": lifecycle.resume,
         "approve": lifecycle.approve,
         "reconcile": lifecycle.reconcile,
     },

@@ -16,14 +16,17 @@ progress = SafeConsole(stderr=True, soft_wrap=True)
 output = SafeConsole(width=None if sys.stdout and sys.stdout.isatty() else 160)
 
 
-def require_name(model: str) -> str:
-    """Refuse a text that no model can have as its name, before it reaches the database."""
+def require_model_name(model: str) -> str:
+    """Return the name of a model; raise BadParameter for a text that no model can have as its name.
+
+    Such a text must not reach the database, which accepts no surrogates.
+    """
     if not model.isidentifier():
         raise typer.BadParameter(f"{model!r} is not a model name. See: ml-platform models")
     return model
 
 
-Model = Annotated[str, typer.Argument(help="Model name, e.g. churn.", callback=require_name)]
+Model = Annotated[str, typer.Argument(help="Model name, e.g. churn.", callback=require_model_name)]
 Version = Annotated[int, typer.Argument(help="Version number in the registry.")]
 Reason = Annotated[str, typer.Option(help="Reason, stored in the ledger.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -95,6 +95,25 @@ def retrain(model: str, reason: str, actor: str) -> list[str]:
         return _execute(job, instance, {REASON_TAG: reason, ACTOR_TAG: actor, MODEL_TAG: model})
 
 
+def resume(model: str, actor: str) -> list[str]:
+    """Register, test and promote the newest candidate, whose gates must have passed.
+
+    Returns
+    -------
+    list of str
+        As `retrain`.
+
+    Raises
+    ------
+    ConfigurationError, RunFailedError
+        As `retrain`; also a candidate whose gates did not pass.
+    """
+    job = _job(f"{model}_retrain", model)
+    steps = [dg.AssetKey([model, name]) for name in ("registered_version", "staging_version", "champion_version")]
+    with open_instance() as instance:
+        return _execute(job, instance, {REASON_TAG: "manual: resume", ACTOR_TAG: actor, MODEL_TAG: model}, steps=steps)
+
+
 def retrain_once(platform: Platform, slot: Slot, actor: str) -> list[str]:
     """Retrain for a slot, unless another run has it; release the slot if the run fails or is interrupted.
 
@@ -189,12 +208,16 @@ def _add_partitions(instance: dg.DagsterInstance, name: str, keys: Sequence[str]
 
 
 def _execute(
-    job: dg.JobDefinition, instance: dg.DagsterInstance, tags: dict[str, str], run_id: str | None = None
+    job: dg.JobDefinition,
+    instance: dg.DagsterInstance,
+    tags: dict[str, str],
+    run_id: str | None = None,
+    steps: Sequence[dg.AssetKey] | None = None,
 ) -> list[str]:
     run_id = run_id or str(uuid.uuid4())
     tags = {**tags, PROCESS_TAG: process_tag(run_id)}
     execute = partial(job.execute_in_process, run_config=QUIET, instance=instance, raise_on_error=False)
-    result = execute(tags=tags, run_id=run_id)
+    result = execute(tags=tags, run_id=run_id, asset_selection=steps)
     if result.success:
         return []
     failed = [check for check in result.get_asset_check_evaluations() if check.blocking and not check.passed]

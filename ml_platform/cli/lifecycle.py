@@ -52,6 +52,31 @@ def retrain(
     exit_if_refused(failed)
 
 
+def resume(model: Model, json: AsJson = False) -> None:
+    """Register, test and promote the newest candidate.
+
+    Finishes a retraining whose gates passed and that stopped later: MLflow was unreachable, or the latency behind the
+    server was inconclusive on a busy machine. Nothing is trained. Exit status 1 if a check failed.
+
+    Example: ml-platform resume churn
+    """
+    from ml_platform.cli import launch
+    from ml_platform.governance.status import status
+    from ml_platform.platform import Platform
+    from ml_platform.release.authentication import current_actor
+
+    common.require_model(model)
+    platform = Platform()
+    with working(f"Testing the newest candidate of {model} …"):
+        failed = launch.resume(model, current_actor(platform))
+    rows = [row for row in status(platform) if row["model"] == model]
+    if json:
+        output.print_json(data=rows)
+    for row in [] if json else rows:
+        print_status(row)
+    exit_if_refused(failed)
+
+
 def exit_if_refused(failed: list[str]) -> None:
     """Print failed checks; exit with status 1 if there are any."""
     for check in failed:

@@ -35,6 +35,8 @@ def print_status(model: dict[str, Any]) -> None:
     if run:
         text = f"{run['state']}: {run['candidate']}, dataset version {run['dataset_version']}, {run['reason']}"
         output.print(f"newest candidate  {text}")
+        if run["next_step"]:
+            output.print(f"next step         {run['next_step']}")
         if not run["reproducible"]:
             output.print("                  not reproducible: some of its training rows were forgotten on request")
     if model["gates"]:

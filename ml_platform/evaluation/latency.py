@@ -10,11 +10,11 @@ the predictions; the spread of its times bounds the error of the measured latenc
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ml_platform.errors import ModelError
 from ml_platform.inference.predictor import load
@@ -39,39 +39,27 @@ CALLS_BETWEEN = 10
 CONTROLS_BETWEEN = 5
 CONTROLS_AROUND = 50
 CONTROL_ADDITIONS = 20_000
+L = TypeVar("L", bound="WarmLatency")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Latency:
-    """Latency, memory and size of a model.
+class WarmLatency:
+    """Time of one record, and the machine's noise during its measurement.
 
     Parameters
     ----------
-    cold_load_seconds : float
-        Time from an interpreter without imports to a verified model in memory, in seconds.
-    first_prediction_ms : float
-        Time of the first record after that, in milliseconds.
-    p50_ms, p95_ms, p99_ms : float
+    p50_ms, p95_ms : float
         Percentiles of the warm time of one record, in milliseconds.
     calls : int
         Number of timed records. It is small if a record takes seconds: the percentiles are then near the maximum.
     noise : float
-        95th percentile of the control's time divided by its median; 1 on an idle machine.
-    resident_memory_mib : float
-        Peak resident memory of the process, in MiB.
-    model_size_mb : float
-        Size of the model file, in MB (millions of bytes).
+        Rare time of the control divided by its usual time; 1 on an idle machine.
     """
 
-    cold_load_seconds: float
-    first_prediction_ms: float
     p50_ms: float
     p95_ms: float
-    p99_ms: float
     calls: int
     noise: float
-    resident_memory_mib: float
-    model_size_mb: float
 
     @property
     def low_ms(self) -> float:
@@ -85,18 +73,43 @@ class Latency:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatencyDecision:
+class Latency(WarmLatency):
+    """Latency, memory and size of a model; `WarmLatency` describes the other fields.
+
+    Parameters
+    ----------
+    cold_load_seconds : float
+        Time from an interpreter without imports to a verified model in memory, in seconds.
+    first_prediction_ms : float
+        Time of the first record after that, in milliseconds.
+    p99_ms : float
+        99th percentile of the warm time of one record, in milliseconds.
+    resident_memory_mib : float
+        Peak resident memory of the process, in MiB.
+    model_size_mb : float
+        Size of the model file, in MB (millions of bytes).
+    """
+
+    cold_load_seconds: float
+    first_prediction_ms: float
+    p99_ms: float
+    resident_memory_mib: float
+    model_size_mb: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyDecision(Generic[L]):
     """Result of a bound on the warm p95, with all measurements that it took.
 
     ``outcome`` is INCONCLUSIVE if the bound lies in the range of every measurement, `low_ms` to `high_ms`.
     """
 
     outcome: GateOutcome
-    tries: tuple[Latency, ...]
+    tries: tuple[L, ...]
     why: str
 
 
-def measure_until_decided(bound_ms: float, measure: Callable[[], Latency], *, tries: int = TRIES) -> LatencyDecision:
+def measure_until_decided(bound_ms: float, measure: Callable[[], L], *, tries: int = TRIES) -> LatencyDecision[L]:
     """Measure until the result is conclusive, or `tries` times.
 
     PASS if a measured p95 is within the bound; FAIL if it is beyond the bound even without the machine's noise.
@@ -110,7 +123,7 @@ def measure_until_decided(bound_ms: float, measure: Callable[[], Latency], *, tr
     tries : int
         Maximum number of measurements, at least 1.
     """
-    measured: list[Latency] = []
+    measured: list[L] = []
     outcome = GateOutcome.INCONCLUSIVE
     while outcome is GateOutcome.INCONCLUSIVE and len(measured) < tries:
         last = measure()
@@ -164,11 +177,26 @@ def measure(
     return _read(times, model_file)
 
 
+def measure_noise(control_seconds: Sequence[float], *, usual: float = 50, rare: float = 95) -> float:
+    """Return the ratio of two percentiles of the control's times; 1 on an idle machine.
+
+    Parameters
+    ----------
+    control_seconds : sequence of float
+        Times of the same work, in seconds.
+    usual, rare : float
+        Percentiles, from 0 to 100: the time of an idle machine, and the time that a busy one may take.
+    """
+    import numpy as np
+
+    undisturbed, disturbed = np.percentile(control_seconds, [usual, rare])
+    return float(disturbed / undisturbed)
+
+
 def _read(times: dict[str, Any], model_file: Path) -> Latency:
     import numpy as np
 
     p50, p95, p99 = np.percentile(times["warm"], [50, 95, 99]) * 1000
-    usual, rare = np.percentile(times["control"], [50, 95])
     return Latency(
         cold_load_seconds=times["load"],
         first_prediction_ms=times["first"] * 1000,
@@ -176,7 +204,7 @@ def _read(times: dict[str, Any], model_file: Path) -> Latency:
         p95_ms=float(p95),
         p99_ms=float(p99),
         calls=len(times["warm"]),
-        noise=float(rare / usual),
+        noise=measure_noise(times["control"]),
         resident_memory_mib=times["memory"] / 2**20,
         model_size_mb=model_file.stat().st_size / 1e6,
     )

@@ -9,6 +9,13 @@ from ml_platform.platform import Platform
 from ml_platform.records.ledger import DECISIONS, Action, LedgerEntry
 from ml_platform.records.verdict import Candidate, Verdict
 
+# The command with which a user continues, by the candidate's state.
+NEXT_STEPS = {
+    "passed, not promoted": "ml-platform resume {model}",
+    "waits for approval": 'ml-platform approve {model} --reason "…"',
+    "not judged": 'ml-platform retrain {model} --reason "…"',
+}
+
 
 def status(platform: Platform) -> list[dict[str, Any]]:
     """Return the status of every model in the database: champion, newest candidate with gates, arrivals by outcome."""
@@ -20,6 +27,7 @@ def _read_model_status(platform: Platform, model: str) -> dict[str, Any]:
     candidate = database.newest_candidate(model)
     verdict = database.verdict_on(candidate.id) if candidate else None
     champion = database.champion(model)
+    state = _describe_candidate_state(platform, candidate, verdict, champion) if candidate else ""
     return {
         "model": model,
         "champion": champion.version if champion else None,
@@ -28,7 +36,8 @@ def _read_model_status(platform: Platform, model: str) -> dict[str, Any]:
         "new_rows": platform.new_rows(model),
         "stuck": stuck_files(platform, model),
         "last_run": {
-            "state": _describe_candidate_state(platform, candidate, verdict, champion),
+            "state": state,
+            "next_step": NEXT_STEPS[state].format(model=model) if state in NEXT_STEPS else None,
             "candidate": candidate.id,
             "trained_at": candidate.trained_at.isoformat(),
             "reason": candidate.lineage.reason,

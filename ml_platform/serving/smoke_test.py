@@ -5,8 +5,9 @@ Run as a program, it is a part of the integration test, which knows only files a
     python -m ml_platform.serving.smoke_test MODEL.skops FOLDER MODEL MODEL_DIGEST SERVED_DIGEST ANSWERS.json
 
 FOLDER contains the other files that a server needs. The result is ``{"scores": […], "predictions": […], "p50_ms": …,
-"p95_ms": …}``. A golden request is one record in MLflow's format, sent over HTTP to loopback on one open connection;
-the requests repeat until there are enough for a 95th percentile.
+"p95_ms": …, "calls": …, "noise": …}``. A golden request is one record in MLflow's format, sent over HTTP to loopback on
+one open connection; the requests repeat until there are enough for a 95th percentile. After each, a request without a
+model measures the machine's noise.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ml_platform.evaluation import latency
 from ml_platform.inference.golden_requests import golden_requests
 from ml_platform.records.canonical import now
 from ml_platform.records.traffic import Mode, TrafficPlan
@@ -38,7 +40,11 @@ if TYPE_CHECKING:
 
 REQUESTS = 100
 WARM_UP = 10
+# Percentiles of the control. On a busy machine most requests wait, so that their median is no measure of an idle one;
+# and a tail of a hundred requests varies.
+UNDISTURBED, DISTURBED = 5, 99
 LOOPBACK = "127.0.0.1"
+CONTROL = "/v2/health/live"
 
 
 async def _no_metrics() -> bytes:
@@ -79,18 +85,29 @@ def _send_requests(port: int, requests: "pd.DataFrame") -> dict[str, Any]:
     bodies = [_body(requests.iloc[[place]]) for place in range(len(requests))]
     connection = http.client.HTTPConnection(LOOPBACK, port, timeout=60)
     answers = [_post(connection, body) for body in bodies]
-    seconds = []
+    seconds, control = [], []
     for number in range(WARM_UP + REQUESTS):
         begin = time.perf_counter()
         _post(connection, bodies[number % len(bodies)])
         seconds.append(time.perf_counter() - begin)
+        control.append(_time_control(connection))
     connection.close()
     ordered = sorted(seconds[WARM_UP:])
     return {
         "scores": [answer["scores"][0] for answer in answers],
         "predictions": [answer["predictions"][0] for answer in answers],
+        "calls": REQUESTS,
+        "noise": latency.measure_noise(control, usual=UNDISTURBED, rare=DISTURBED),
         **{f"p{share}_ms": 1_000 * ordered[len(ordered) * share // 100] for share in (50, 95)},
     }
+
+
+def _time_control(connection: http.client.HTTPConnection) -> float:
+    """Return the time of a request that reaches no model, in seconds; it waits for the same threads as a prediction."""
+    begin = time.perf_counter()
+    connection.request("GET", CONTROL)
+    connection.getresponse().read()
+    return time.perf_counter() - begin
 
 
 def _body(request: "pd.DataFrame") -> bytes:

@@ -49,7 +49,7 @@ def champion(platform: Platform) -> None:
 
 PANELS = {
     "Data": ["land", "ingest", "quarantine", "forget"],
-    "Lifecycle": ["models", "status", "retrain", "approve", "reconcile"],
+    "Lifecycle": ["models", "status", "retrain", "resume", "approve", "reconcile"],
     "Serving": ["serve", "predict", "rollout", "rollback"],
     "Governance": ["history", "explain", "reproduce", "ledger"],
     "CI": ["ci", "webhook-server"],

@@ -1,5 +1,6 @@
 """Runs launched by this process, next to runs of killed processes and of the daemon."""
 
+import json
 import shutil
 import time
 import uuid
@@ -21,8 +22,11 @@ from ml_platform.orchestration.run_monitoring import (
     this_process,
 )
 from ml_platform.platform import Platform
+from ml_platform.records.ledger import Action
+from ml_platform.release import integration_test
 from ml_platform.settings import PROJECT_ROOT
 from ml_platform_tests.support import fakes
+from ml_platform_tests.support.command_line import call
 
 
 @pytest.fixture
@@ -151,3 +155,27 @@ def test_ingest_takes_files_unchanged_between_scans(
 
     assert [arrival.name for arrival in scan.complete] == ["done.csv"]
     assert "not complete yet: growing.csv" in caplog.text
+
+
+@pytest.mark.servers
+def test_resume_promotes_candidate_after_failed_test(
+    home: Path, platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(home)
+    problems = iter(["behind the server, inconclusive"])
+    monkeypatch.setattr(integration_test, "server_problem", lambda *_: next(problems, None))
+
+    refused = call("demo")
+    (before,) = json.loads(call("status", "--json")[1])
+    shown = call("status")[1]
+    status, text = call("resume", "churn")
+    again = call("resume", "churn")
+
+    assert refused[0] == 1
+    assert "integration_test of staging_version: behind the server, inconclusive" in refused[1]
+    assert (before["champion"], before["last_run"]["state"]) == (None, "passed, not promoted")
+    assert "next step         ml-platform resume churn\n" in shown
+    assert (status, platform.database.champion("churn").version) == (0, 1)  # type: ignore[union-attr]
+    assert "next step" not in text
+    assert again[0] == 0
+    assert [entry.action for entry in platform.database.ledger("churn")].count(Action.PROMOTION) == 1

@@ -38,7 +38,7 @@ def a_try(p95_ms: float, noise: float = 1.0) -> Latency:
 # --- deciding on a bound ---------------------------------------------------------------------------------------------
 
 
-def settled(bound: float, *tries: Latency) -> latency.LatencyDecision:
+def settled(bound: float, *tries: Latency) -> latency.LatencyDecision[Latency]:
     left = iter(tries)
     return latency.measure_until_decided(bound, lambda: next(left))
 

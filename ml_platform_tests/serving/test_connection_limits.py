@@ -1,6 +1,7 @@
 """Tests of the limits on a connection, with a real uvicorn server in this process."""
 
 import asyncio
+import socket
 from typing import Any
 
 import pytest
@@ -30,6 +31,28 @@ async def exchange(*parts: bytes, pause: float = 0.0) -> bytes:
     server.should_exit = True
     await serving
     return received
+
+
+async def read_nodelay() -> int:
+    """Return TCP_NODELAY of a connection that asyncio's server accepted."""
+    listening, accepted = bound("127.0.0.1", 0), asyncio.Queue[asyncio.StreamWriter]()
+    async with await asyncio.start_server(lambda _, writer: accepted.put_nowait(writer), sock=listening):
+        _, client = await asyncio.open_connection(*listening.getsockname())
+        writer = await accepted.get()
+        nodelay: int = writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        client.close()
+        writer.close()
+    return nodelay
+
+
+def test_accepted_connection_sends_answers_at_once() -> None:
+    assert asyncio.run(read_nodelay()) == 1
+
+
+def test_host_that_cannot_be_encoded_is_refused() -> None:
+    for host in ("ü" * 100, "\udcff", "a\x00b"):
+        with pytest.raises(OSError, match=r"not a host name|Name or service|not known|\[Errno"):
+            bound(host, 0)
 
 
 @pytest.mark.fault("R4")

@@ -90,7 +90,7 @@ def _column(name: str, now: "pd.Series[Any]", then: "pd.Series[Any] | None") -> 
         labels=labels,
         now=shares[0],
         then=shares[1] if then is not None else None,
-        psi=_psi(shares[0], shares[1]) if then is not None else None,
+        psi=population_stability_index(shares[0], shares[1]) if then is not None else None,
     )
 
 
@@ -116,8 +116,12 @@ def _categories(now: "pd.Series[Any]", then: "pd.Series[Any] | None") -> tuple[l
     return named, bars
 
 
-def _psi(now: list[float], then: list[float]) -> float:
-    """Return the population stability index; an empty bin counts as 0.0001, so that the index is finite."""
+def population_stability_index(now: list[float], then: list[float]) -> float:
+    """Return the population stability index of two lists of shares, one share per bin, each list with the sum 1.
+
+    It is the sum of (a - b) ln(a / b) over the bins: the symmetric Kullback-Leibler divergence. An empty bin counts as
+    0.0001, so that the index is finite.
+    """
     pairs = [(max(a, 1e-4), max(b, 1e-4)) for a, b in zip(now, then, strict=True)]
     return sum((a - b) * math.log(a / b) for a, b in pairs)
 

@@ -82,7 +82,8 @@ async def _serve(loaded: Loaded, model: str, requests: "pd.DataFrame") -> dict[s
 
 def _send_requests(port: int, requests: "pd.DataFrame") -> dict[str, Any]:
     """Send every golden request once, for its answer, and then all in turn, for their latency."""
-    bodies = [_body(requests.iloc[[place]]) for place in range(len(requests))]
+    records = requests.astype(object).where(requests.notna(), None).to_dict("records")
+    bodies = [json.dumps({"dataframe_records": [record]}, default=str).encode() for record in records]
     connection = http.client.HTTPConnection(LOOPBACK, port, timeout=60)
     answers = [_post(connection, body) for body in bodies]
     seconds, control = [], []
@@ -108,11 +109,6 @@ def _time_control(connection: http.client.HTTPConnection) -> float:
     connection.request("GET", CONTROL)
     connection.getresponse().read()
     return time.perf_counter() - begin
-
-
-def _body(request: "pd.DataFrame") -> bytes:
-    records = request.astype(object).where(request.notna(), None).to_dict("records")
-    return json.dumps({"dataframe_records": records}, default=str).encode()
 
 
 def _post(connection: http.client.HTTPConnection, body: bytes) -> dict[str, Any]:

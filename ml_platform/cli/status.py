@@ -141,7 +141,8 @@ def _print_explanation(explanation: dict[str, Any], json: bool) -> None:
     for approval in explanation["approvals"]:
         way = f"{approval['by']} ({approval['authenticated_by']}), {approval['when'][:19]} UTC"
         _say("approved by", f"{way}, until {approval['expires'][:19]} UTC: {approval['reason']}")
-    _say("candidate", f"{candidate['id']}, requested by {candidate['asked_for_by'] or 'a trigger'}")
+    user = f", trained by {candidate['trained_by']}" if candidate["trained_by"] else ""
+    _say("candidate", f"{candidate['id']}, requested by {candidate['asked_for_by'] or 'a trigger'}{user}")
     _say("dataset", f"version {dataset['version']}, digest {dataset['digest'][:12]}")
     for arrival in dataset["arrivals"][:FIRST]:
         _say("", f"{arrival['name']}: {arrival['rows']:,} rows, sha256 {arrival['sha256'][:12]}")

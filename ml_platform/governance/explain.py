@@ -86,6 +86,7 @@ def _candidate(candidate: Candidate) -> dict[str, Any]:
         "id": candidate.id,
         "trained_at": candidate.trained_at.isoformat(),
         "asked_for_by": candidate.actor,
+        "trained_by": candidate.trained_by,
         "reason": candidate.lineage.reason,
         "model_digest": candidate.model_digest,
         "code_revision": candidate.lineage.code_revision,

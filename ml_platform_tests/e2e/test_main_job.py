@@ -91,7 +91,9 @@ def test_explanation_names_requester_and_arrivals(deployment: Deployment) -> Non
 
     explanation = json.loads(done.stdout)
     assert explanation["ledger"]["verifies"] is True
-    assert explanation["candidate"]["asked_for_by"].startswith(f"{pwd.getpwuid(os.getuid()).pw_name}@")
+    user = explanation["candidate"]["trained_by"]
+    assert user.startswith(f"{pwd.getpwuid(os.getuid()).pw_name}@")
+    assert explanation["candidate"]["asked_for_by"] == user
     assert len(explanation["dataset"]["arrivals"]) == 5
     assert sum(arrival["rows"] for arrival in explanation["dataset"]["arrivals"]) == 5_000
 

@@ -41,6 +41,7 @@ def test_explain_champion_includes_all_evidence(deployment: Platform) -> None:
     }
     assert explanation["ledger"] == {"entries": 5, "verifies": True, "problems": [], "anchors": []}
     assert explanation["candidate"]["asked_for_by"] == "ada@desk"
+    assert explanation["candidate"]["trained_by"] is None
     assert explanation["candidate"]["code_revision"] == candidate.lineage.code_revision
     assert explanation["candidate"]["lock_digest"] == candidate.lineage.lock_digest
     assert (explanation["dataset"]["version"], explanation["dataset"]["digest"]) == (3, sha256_text("more"))

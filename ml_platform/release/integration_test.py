@@ -81,6 +81,7 @@ def server_problem(model_file: Path, candidate: Candidate, golden: Path, max_ms:
     if decision.outcome is GateOutcome.PASS:
         return None
     problem = f"behind the server, {decision.why}"
+    # no guard: both outcomes refuse the version, with other words
     if decision.outcome is GateOutcome.FAIL:
         return problem
     return (
@@ -98,7 +99,8 @@ def _measure_server(model_file: Path, candidate: Candidate, golden: Path) -> lat
     result = isolated_process.run_isolated(
         SERVER, arguments, seconds=TIMEOUT_SECONDS, environment=isolated_process.AS_SERVED
     )
-    if not result:  # there are no golden requests
+    # no guard: without golden requests there is no answer to compare
+    if not result:
         return latency.WarmLatency(p50_ms=0, p95_ms=0, calls=0, noise=1)
     # no guard: see serving/test_smoke_test.py
     if not _same(result, json.loads((golden / GOLDEN_ANSWERS).read_text())):

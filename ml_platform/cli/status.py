@@ -8,7 +8,7 @@ from rich.table import Table
 from ml_platform.cli import common
 from ml_platform.cli.common import FAILED, FIRST, REFUSED, AsJson, Model, Version, output
 from ml_platform.cli.console import literal
-from ml_platform.records.ledger import Action
+from ml_platform.records.ledger import Action, LedgerReport
 from ml_platform.reporting.charts import format_number
 
 
@@ -80,31 +80,37 @@ def ledger_verify(
     model: Annotated[str | None, typer.Argument(help="Model name. Default: all models.")] = None,
     json: AsJson = False,
 ) -> None:
-    """Verify ledgers against their digests and anchors.
+    """Verify ledgers against their digests, anchors and evidence.
 
-    Exit status 1 if a ledger was changed, 2 if an anchor could not be read.
+    The evidence is every verdict, and the candidates' records, files and MLflow runs. Exit status 1 if something was
+    changed or an anchor is missing, 2 if an anchor could not be read.
     """
     from ml_platform.platform import Platform
     from ml_platform.release.ledger.follow import ledgers, verify_ledger
 
     platform = Platform()
     names = ledgers(platform) if model is None else [model]
-    reports = [verify_ledger(platform, name) for name in names]
+    reports = [verify_ledger(platform, name, deep=True) for name in names]
     if json:
         output.print_json(data=[vars(report) for report in reports])
     for report in [] if json else reports:
-        state = "was changed" if report.problems else "verifies"
-        output.print(f"{report.model}: {report.entries} entries, the ledger {state}")
-        for problem in report.problems[:FIRST]:
-            output.print(f"  {problem}", style="red")
-        if len(report.problems) > FIRST:
-            output.print(f"  and {len(report.problems) - FIRST} more problems")
-        for late in (*report.behind, *report.unread):
-            output.print(f"  {late}")
-    if any(report.problems for report in reports):
+        _print_report(report)
+    if any(report.problems or report.missing for report in reports):
         raise typer.Exit(REFUSED)
     if any(report.unread for report in reports):
         raise typer.Exit(FAILED)
+
+
+def _print_report(report: LedgerReport) -> None:
+    state = "was changed" if report.problems else "has lost an anchor" if report.missing else "verifies"
+    output.print(f"{report.model}: {report.entries} entries, the ledger {state}", markup=False)
+    problems = (*report.problems, *report.missing)
+    for problem in problems[:FIRST]:
+        output.print(f"  {problem}", style="red", markup=False)
+    if len(problems) > FIRST:
+        output.print(f"  and {len(problems) - FIRST} more problems")
+    for late in (*report.behind, *report.unread):
+        output.print(f"  {late}", markup=False)
 
 
 def explain_champion(model: Model, json: AsJson = False) -> None:

@@ -1,6 +1,6 @@
 """Records of dataset versions, candidates, verdicts and registrations."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,7 +11,7 @@ from ml_platform.database.tables import candidates, datasets, ledger, registrati
 from ml_platform.errors import ConflictError, EvidenceError, ForgottenError
 from ml_platform.records.canonical import now
 from ml_platform.records.data import DatasetVersion
-from ml_platform.records.ledger import Registration
+from ml_platform.records.ledger import Action, Registration
 from ml_platform.records.verdict import Candidate, Lineage, Verdict
 
 
@@ -112,10 +112,10 @@ class CandidateRecords(DatabaseEngine):
         """Return the newest candidate that was refused or is named in the ledger; ``None`` if there is none.
 
         The ledger also names a candidate that waits for an approval. A candidate that passed its gates and has no
-        entry, or was never judged, is not settled: its run was interrupted.
+        entry, or was never judged, is not settled: its run was interrupted. An erasure's entry does not count.
         """
         refused = sa.select(verdicts.c.candidate).where(verdicts.c.passed.is_(False))
-        named = sa.select(ledger.c.candidate)
+        named = sa.select(ledger.c.candidate).where(ledger.c.action != Action.ERASURE)
         settled = sa.or_(candidates.c.id.in_(refused), candidates.c.id.in_(named))
         query = sa.select(candidates).where(candidates.c.model == model, settled)
         row = self._row(query.order_by(candidates.c.trained_at.desc()).limit(1))
@@ -154,14 +154,7 @@ class CandidateRecords(DatabaseEngine):
         # guard: no-stored-verdict
         if row is None:
             return None
-        verdict = _read_verdict(row["document"], candidate)
-        # guard: stored-verdict-digest
-        if verdict.digest != row["digest"]:
-            raise EvidenceError(
-                f"The verdict on candidate {candidate!r} has been changed since it was stored: digest "
-                f"{verdict.digest[:12]} instead of {row['digest'][:12]}. Judge the candidate again."
-            )
-        return verdict
+        return _read_verdict(row)
 
     def verdict_under(self, digest: str) -> Verdict:
         """Return the verdict that is stored under a digest.
@@ -174,13 +167,21 @@ class CandidateRecords(DatabaseEngine):
         row = self._row(sa.select(verdicts).where(verdicts.c.digest == digest))
         if row is None:
             raise EvidenceError(f"There is no verdict {digest[:12]}. Judge its candidate again.")
-        verdict = _read_verdict(row["document"], row["candidate"])
-        if verdict.digest != digest:
-            raise EvidenceError(
-                f"The verdict {digest[:12]} has been changed since it was stored: its digest is {verdict.digest[:12]}. "
-                "Judge its candidate again."
-            )
-        return verdict
+        return _read_verdict(row)
+
+    def verdict_problems(self, model: str) -> tuple[dict[str, str], list[str]]:
+        """Return the candidates of a model's stored verdicts by digest, and the verdicts that were changed."""
+        query = sa.select(verdicts).join(candidates, candidates.c.id == verdicts.c.candidate)
+        rows, problems = dict[str, str](), list[str]()
+        with self._transaction() as connection:
+            found = [dict(row) for row in connection.execute(query.where(candidates.c.model == model)).mappings()]
+        for row in found:
+            rows[row["digest"]] = row["candidate"]
+            try:
+                _read_verdict(row)
+            except EvidenceError as error:
+                problems.append(str(error).partition(". ")[0])
+        return rows, problems
 
     def record_registration(self, registration: Registration) -> None:
         """Store a candidate's version number in the registry; storing it twice changes nothing."""
@@ -237,18 +238,33 @@ class CandidateRecords(DatabaseEngine):
         return bool(row and row["staged_at"])
 
 
-def _read_verdict(document: str, candidate: str) -> Verdict:
+def _read_verdict(row: Mapping[str, Any]) -> Verdict:
+    """Return a stored verdict whose document is canonical, and whose digest and columns are those of the document."""
+    candidate = row["candidate"]
     try:
-        verdict = Verdict.from_document(document)
-        same = verdict.document == document
+        verdict = Verdict.from_document(row["document"])
+        same, digest = verdict.document == row["document"], verdict.digest
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise EvidenceError(
             f"The verdict on candidate {candidate!r} cannot be read: {error}. Judge the candidate again."
         ) from error
+    # guard: stored-verdict-form
     if not same:
         raise EvidenceError(
             f"The verdict on candidate {candidate!r} is not in its canonical form: it was changed since it was stored. "
             "Judge the candidate again."
+        )
+    # guard: stored-verdict-digest
+    if digest != row["digest"]:
+        raise EvidenceError(
+            f"The verdict on candidate {candidate!r} has been changed since it was stored: digest {digest[:12]} "
+            f"instead of {row['digest'][:12]}. Judge the candidate again."
+        )
+    # guard: stored-verdict-columns
+    if (verdict.candidate, verdict.passed) != (candidate, row["passed"]):
+        raise EvidenceError(
+            f"The verdict on candidate {candidate!r} has other columns than its document says: it was changed since it "
+            "was stored. Judge the candidate again."
         )
     return verdict
 

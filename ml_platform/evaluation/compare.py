@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml_platform.data import dataset_checks, datasets
+from ml_platform.database.decided import decided_candidate, decided_verdict
 from ml_platform.errors import DatasetError, EvidenceError, ModelError, RegistryError
 from ml_platform.evaluation import predictions
 from ml_platform.evaluation.measure import measure_metrics, predict_dataset, to_interval_answers
@@ -63,18 +64,25 @@ def compare_with_reference(
     candidate : Candidate
     inputs : ComparisonInputs
     champion : LedgerEntry or None
-        The decision that made the champion; None before the first promotion.
+        The decision that made the champion; None before the first promotion. If its verdict or record was changed
+        since, the result gives this as the reason.
     """
     comparison = spec.comparison
     if comparison is None:
         return None
     if champion is None:
         return _compare_with_baseline(spec, comparison, inputs)
-    theirs = platform.database.candidate(champion.candidate)
+    reference = Reference(
+        kind="champion", name=f"version {champion.version}", metric=comparison.metric, version=champion.version
+    )
+    try:
+        theirs = decided_candidate(platform.database, champion)
+    except EvidenceError as error:
+        return ComparisonResult(reference=replace(reference, reason=str(error)))
     identity: dict[str, Any] = {"version": champion.version, "model_digest": theirs.model_digest}
-    reference = Reference(kind="champion", name=f"version {champion.version}", metric=comparison.metric, **identity)
+    reference = replace(reference, **identity)
     if theirs.model_digest != candidate.model_digest:
-        return _compare_with_champion(platform, spec, comparison, inputs, reference, theirs)
+        return _compare_with_champion(platform, spec, comparison, inputs, reference, champion)
     if comparison.min_gain is not None:
         return ComparisonResult(reference=replace(reference, reason=SAME_BYTES))
     return _compare_with_baseline(spec, comparison, inputs, **identity)
@@ -97,9 +105,10 @@ def _compare_with_champion(
     comparison: Comparison,
     inputs: ComparisonInputs,
     reference: Reference,
-    theirs: Candidate,
+    champion: LedgerEntry,
 ) -> ComparisonResult:
     """Compare with the champion's stored bytes. If that fails, return the error as the reason."""
+    theirs, verdict = decided_candidate(platform.database, champion), decided_verdict(platform.database, champion)
 
     def predict(features: "pd.DataFrame", labels: Any) -> PredictionsWithLabels:
         try:
@@ -118,13 +127,15 @@ def _compare_with_champion(
             with tempfile.TemporaryDirectory(prefix="ml-platform-") as folder:
                 fetched = platform.registry.fetch(theirs.model, reference.version or 0, Path(folder))
                 predictor = load(fetched, theirs.model_digest)
-        unseen = _select_unseen_rows(platform, spec, theirs, inputs.data[HOLDOUT])
+        unseen = _select_unseen_rows(platform, spec, theirs, verdict.split, inputs.data[HOLDOUT])
         return _compare(spec, comparison, inputs, reference, predict, unseen)
     except (ModelError, RegistryError, DatasetError, EvidenceError) as error:
         return ComparisonResult(reference=replace(reference, reason=str(error)))
 
 
-def _select_unseen_rows(platform: Platform, spec: ModelSpec, theirs: Candidate, holdout: "pd.DataFrame") -> Any:
+def _select_unseen_rows(
+    platform: Platform, spec: ModelSpec, theirs: Candidate, split: str, holdout: "pd.DataFrame"
+) -> Any:
     """Select the rows of the holdout that the champion was not trained on; ndarray of shape (n_samples,) of bool.
 
     A split by entity with an unchanged share always puts an entity on the same side. Any other split is repeated on the
@@ -132,12 +143,9 @@ def _select_unseen_rows(platform: Platform, spec: ModelSpec, theirs: Candidate, 
     """
     import numpy as np
 
-    verdict = platform.database.verdict_on(theirs.id)
-    if verdict is None:
-        raise EvidenceError("the champion has no verdict, which would name the split of its training rows")
-    if verdict.split == spec.stated_split and spec.split == "entity":
+    if split == spec.stated_split and spec.split == "entity":
         return np.ones(len(holdout), bool)
-    kind, share = verdict.split.split()
+    kind, share = split.split()
     champion_spec = spec.model_copy(update={"split": kind, "holdout_share": float(share)})
     rows = datasets.read_version(platform.rows(spec.name), champion_spec, theirs.lineage.dataset_version)
     trained, _ = datasets.split(rows, champion_spec)

@@ -254,6 +254,8 @@ def judge(candidate: Candidate, evaluation: Evaluation, spec: ModelSpec) -> Verd
         baseline=spec.stated_baseline,
         evaluation=plain,
         results=results,
+        origin_digest=candidate.origin_digest,
+        served_digest=candidate.served_digest,
     )
 
 
@@ -286,7 +288,11 @@ def refusals(verdict: Verdict, candidate: Candidate, spec: ModelSpec, model_dige
     model_digest : str
         Hex sha256 of the model's bytes, just computed.
     """
-    again = judge(candidate, verdict.evaluation, spec)
+    # An erasure changes the list of served files after the verdict, see `database.decided`.
+    again = replace(judge(candidate, verdict.evaluation, spec), served_digest=verdict.served_digest)
+    # A verdict of an earlier release binds no origin.
+    if verdict.origin_digest is None:
+        again = replace(again, origin_digest=None)
     reasons = []
     # guard: verdict-of-other-bytes, candidate-of-other-bytes
     if model_digest != verdict.model_digest or model_digest != candidate.model_digest:

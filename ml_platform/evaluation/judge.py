@@ -23,7 +23,7 @@ from ml_platform.platform import Platform
 from ml_platform.records.data import DatasetVersion
 from ml_platform.records.verdict import Candidate, Evaluation, Verdict
 from ml_platform.storage import atomic_files
-from ml_platform.storage.mlflow_registry import run_files
+from ml_platform.storage.mlflow_registry import VERDICT_FILE, run_files
 from ml_platform.training.train import pinned_rows
 
 if TYPE_CHECKING:
@@ -124,8 +124,13 @@ def measure_candidate(platform: Platform, spec: ModelSpec, candidate: Candidate)
 
 
 def decide(platform: Platform, spec: ModelSpec, candidate: Candidate, evaluation: Evaluation) -> Verdict:
-    """Apply the gates to a candidate's evaluation, and store the verdict in the database."""
-    verdict = gates.judge(candidate, evaluation, spec)
+    """Apply the gates to a candidate's evaluation, and store the verdict in the log of heads and the database.
+
+    The verdict binds the candidate's stored record, with the list of served files that its measurement wrote.
+    """
+    verdict = gates.judge(platform.database.candidate(candidate.id), evaluation, spec)
+    # The log is written first: a stored verdict without a line in it was not stored by the platform.
+    platform.ledger_anchor.append_verdict(verdict)
     platform.database.record_verdict(verdict)
     return verdict
 
@@ -167,7 +172,7 @@ def _record_mlflow_run(platform: Platform, candidate: Candidate, verdict: Verdic
     folder = platform.candidate_folder(candidate)
     stored = [folder / name for name in (CURVES, POINTS)] + [platform.verdict_page(candidate)]
     extra = {path.name: path.read_bytes() for path in stored if path.is_file()}
-    extra["verdict.json"] = verdict.document.encode()
+    extra[VERDICT_FILE] = verdict.document.encode()
     served = served_bytes(platform, candidate)
     extra.update(served)
     with run_files(platform.model_file(candidate), features.head(golden_requests.GOLDEN_ROWS), extra) as files:

@@ -39,34 +39,35 @@ def explain(platform: Platform, model: str, version: int | None = None) -> dict[
     champions, rolled_back = champion_stack(platform.database.history(model))
     # Entries are matched by candidate: a version that was lost in MLflow has another number since.
     entries = [entry for entry in platform.database.ledger(model) if entry.candidate == registration.candidate]
-    report = verify_ledger(platform, model)
+    report, decision = verify_ledger(platform, model, deep=True), _last_decision(entries)
     return {
         "model": model,
         "version": registration.version,
         "is_champion": champions[-1:] == [registration.version],
         "was_rolled_back": registration.version in rolled_back,
         "staged": platform.database.is_staged(registration),
-        "decision": _decision(entries),
+        "decision": _decision(entries, decision) if decision else None,
         "replaces": [entry.details["replaces"] for entry in entries if entry.action == Action.REPLACEMENT],
         "ledger": {
             "entries": report.entries,
-            "verifies": not report.problems,
-            "problems": list(report.problems[:10]),
+            "verifies": not report.problems and not report.missing,
+            "problems": [*report.problems, *report.missing][:10],
             "anchors": [*report.behind, *report.unread],
         },
         "candidate": _candidate(candidate),
         "dataset": _dataset(platform, candidate),
-        **_evidence(platform, candidate),
+        **_evidence(platform, candidate, decision),
         "approvals": [_approval(entry) for entry in entries if entry.action == Action.APPROVAL],
     }
 
 
-def _decision(entries: list[LedgerEntry]) -> dict[str, Any] | None:
+def _last_decision(entries: list[LedgerEntry]) -> LedgerEntry | None:
     """Return the last decision on a version; ``None`` if it never was champion."""
     decisions = [entry for entry in entries if entry.decides and entry.action != Action.REPLACEMENT]
-    if not decisions:
-        return None
-    last = decisions[-1]
+    return decisions[-1] if decisions else None
+
+
+def _decision(entries: list[LedgerEntry], last: LedgerEntry) -> dict[str, Any]:
     confirmed = any(entry.details.get("decision") == last.sequence for entry in entries)
     return {
         "action": last.action,
@@ -108,13 +109,23 @@ def _dataset(platform: Platform, candidate: Candidate) -> dict[str, Any]:
     return {"version": lineage.dataset_version, "digest": lineage.dataset_digest, "arrivals": arrivals}
 
 
-def _evidence(platform: Platform, candidate: Candidate) -> dict[str, Any]:
-    verdict = platform.database.verdict_on(candidate.id)
+def _evidence(platform: Platform, candidate: Candidate, decision: LedgerEntry | None) -> dict[str, Any]:
+    """Return the verdict of the decision, or the newest one before a decision.
+
+    The page is left out if it shows another verdict. A verdict that was changed is left out: the ledger's problems name
+    it.
+    """
+    try:
+        newest = platform.database.verdict_on(candidate.id)
+        verdict = newest if decision is None else platform.database.verdict_under(decision.verdict_digest)
+    except EvidenceError:
+        return {"verdict": decision and decision.verdict_digest, "verdict_page": None, "gates": []}
     if verdict is None:
         return {"verdict": None, "verdict_page": None, "gates": []}
     gates = [{**gate_record(gate), "why": gate.why} for gate in view_gates(verdict.results)]
     page = platform.verdict_page(candidate)
-    return {"verdict": verdict.digest, "verdict_page": str(page) if page.is_file() else None, "gates": gates}
+    shown = str(page) if verdict == newest and page.is_file() else None
+    return {"verdict": verdict.digest, "verdict_page": shown, "gates": gates}
 
 
 def _approval(entry: LedgerEntry) -> dict[str, Any]:

@@ -95,6 +95,6 @@ def list_served_again(platform: Platform, candidate: Candidate) -> bool:
         served_files.write_list(folder, SERVED_FILES)
         if candidate.mlflow_run_id is not None:
             platform.registry.show_files(candidate.mlflow_run_id, served_bytes(platform, candidate))
-        platform.database.record_served(candidate.id, digest)
+        platform.database.record_served_again(candidate, digest)
         return True
     return False

@@ -21,7 +21,8 @@ class Action(StrEnum):
     """The action of a ledger entry. PROMOTION and ROLLBACK decide the champion.
 
     REPLACEMENT records a new version number of the champion: its version was deleted or changed in MLflow, and its
-    bytes were registered again.
+    bytes were registered again. ERASURE records the new digest of a version's served files after a person's data was
+    erased from them.
     """
 
     REQUEST = "request"
@@ -30,6 +31,7 @@ class Action(StrEnum):
     ROLLBACK = "rollback"
     REPLACEMENT = "replacement"
     CONFIRMATION = "confirmation"
+    ERASURE = "erasure"
 
 
 # The actions that make their version the champion. A replacement keeps the candidate and changes its number.
@@ -48,7 +50,8 @@ class LedgerEntry:
     before the first promotion. `previous_digest` is the digest of the entry before, `GENESIS` in the first. `details`
     depend on the action: an approval has its `GivenApproval`; a promotion its approval's digest, the author's rollout
     and the version that it moves traffic from; an automatic rollback the figures that triggered it; a confirmation the
-    sequence of the decision that it confirms; a replacement the number that it replaces.
+    sequence of the decision that it confirms; a replacement the number that it replaces; an erasure the digest of the
+    served files.
     """
 
     model: str
@@ -165,12 +168,14 @@ class RegistryDrift:
 class LedgerReport:
     """The result of verifying a ledger.
 
-    `problems` prove that it was changed; `behind` names the anchors that have not recorded its newest entry yet,
-    `unread` the anchors that could not be read.
+    `problems` prove that the ledger or its evidence was changed; `missing` names the anchors that were there and are
+    gone; `behind` names the anchors that have not recorded its newest entry yet, `unread` the anchors that could not be
+    read.
     """
 
     model: str
     entries: int
     problems: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
     behind: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()

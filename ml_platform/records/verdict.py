@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
@@ -11,6 +11,9 @@ from ml_platform.records.canonical import SCHEMA, canonical_json, drop_defaults,
 
 # The schema version that a verdict's digest covers, see `canonical`.
 VERDICT_SCHEMA = 1
+# The schema version that a candidate's `origin_digest` covers, and the fields that it leaves out.
+ORIGIN_SCHEMA = 1
+RECORDED_LATER = ("mlflow_run_id", "forgotten_at", "served_digest")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,16 @@ class Candidate:
     served_digest: str | None = None
     trained_by: str | None = None
     requested_at: datetime | None = None
+
+    @property
+    def origin_digest(self) -> str:
+        """The hex sha256 of the canonical JSON of everything that training recorded, so that a verdict can bind it.
+
+        What is recorded or changed later is left out: the MLflow run, the erasure and the served files.
+        """
+        fields = {name: value for name, value in drop_defaults(self).items() if name not in RECORDED_LATER}
+        fields["trained_at"] = self.trained_at.astimezone(UTC).isoformat(timespec="microseconds")
+        return sha256_text(canonical_json(versioned(ORIGIN_SCHEMA, fields)))
 
 
 class GateOutcome(StrEnum):
@@ -171,7 +184,9 @@ class Verdict:
     """Every gate's result for one candidate, bound by digest to model, dataset, gates, code and environment.
 
     `split`, `slices` and `baseline` describe settings that `gates_digest` covers too: the split of the holdout, its
-    measured slices, and the baseline that the first model must beat.
+    measured slices, and the baseline that the first model must beat. `origin_digest` binds the candidate's record, and
+    `served_digest` the list of the files that a server needs. Both are None in verdicts of earlier releases, which did
+    not bind them.
     """
 
     candidate: str
@@ -187,6 +202,8 @@ class Verdict:
     baseline: str
     evaluation: Evaluation
     results: list[GateResult]
+    origin_digest: str | None = None
+    served_digest: str | None = None
 
     @property
     def passed(self) -> bool:

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+from ml_platform.database.decided import served_digest
 from ml_platform.errors import EvidenceError
 from ml_platform.evaluation import gates
 from ml_platform.model_spec import ModelSpec
 from ml_platform.platform import Platform
 from ml_platform.records.verdict import Candidate, Verdict
+from ml_platform.release.ledger.decision_evidence import find_anchor_problem
 from ml_platform.storage.model_files import file_digest
 
 
@@ -29,8 +31,10 @@ def evidence(
     Raises
     ------
     EvidenceError
-        There is no verdict, it does not pass, or it belongs to other bytes, gates or data. The message lists every
-        reason.
+        There is no verdict, it does not pass, it belongs to other bytes, gates or data, or the log of heads or MLflow's
+        run holds another verdict. The message lists every reason.
+    RegistryError
+        MLflow does not give the candidate's run.
     """
     verdict = platform.database.verdict_on(candidate.id)
     # guard: no-verdict
@@ -42,6 +46,12 @@ def evidence(
     if succeeds_champion:
         # guard: overtaken-comparison
         refusals += _find_outdated_comparison(platform, spec, candidate, verdict)
+    # guard: unanchored-verdict
+    if problem := find_anchor_problem(platform, candidate, verdict):
+        refusals.append(problem)
+    # guard: served-files-of-verdict
+    if candidate.served_digest != served_digest(verdict, candidate, platform.database.ledger(spec.name)):
+        refusals.append("the list of its served files was changed since it was judged: train another version")
     # guard: refused-evidence
     if refusals:
         raise EvidenceError(

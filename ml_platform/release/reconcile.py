@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ml_platform.database.decided import decided_candidate, decided_verdict
 from ml_platform.errors import ConflictError, DigestMismatchError, EvidenceError, MissingInRegistryError
 from ml_platform.inference import golden_requests
 from ml_platform.inference.publish_served_files import served_bytes
@@ -15,12 +16,19 @@ from ml_platform.platform import Platform
 from ml_platform.records.ledger import Action, Alerting, LedgerEntry, Registration, RegistryDrift, RegistrySnapshot
 from ml_platform.records.verdict import Candidate
 from ml_platform.release.ledger import decisions
-from ml_platform.release.ledger.follow import promotion_lock, require_sound_ledger, sync_alias, sync_registry
+from ml_platform.release.ledger.follow import (
+    log_in_file,
+    promotion_lock,
+    require_sound_ledger,
+    sync_alias,
+    sync_registry,
+)
+from ml_platform.release.ledger.verification import anchor_gaps
 from ml_platform.release.promote import promote_version, staged_evidence
 from ml_platform.release.rollback import roll_back
 from ml_platform.release.rollout.traffic import store_plan
 from ml_platform.storage import ledger_anchor
-from ml_platform.storage.mlflow_registry import run_files
+from ml_platform.storage.mlflow_registry import VERDICT_FILE, run_files
 from ml_platform.storage.model_files import file_digest
 
 log = logging.getLogger("ml_platform")
@@ -63,11 +71,12 @@ def reconcile(platform: Platform, spec: ModelSpec, *, actor: str, read_bytes: bo
     RegistryError
         MLflow refuses or does not answer: nothing was decided, the ledger is unchanged.
     LedgerError
-        The ledger, or its anchor in MLflow, was changed.
+        The ledger, its anchor in MLflow, or the evidence of a decision was changed.
     """
+    require_sound_ledger(platform, spec.name, ask_mlflow=False)
     snapshot = _take_snapshot(platform, spec.name)
     differences = list[RegistryDrift]()
-    for step in (_grant_alias_move, _finish_decision, _repair_champion, _restore_alias):
+    for step in (_grant_alias_move, _finish_decision, _repair_champion, _restore_log, _restore_alias):
         drift = list(step(platform, spec, snapshot, actor, read_bytes)) if snapshot else []
         differences += drift
         snapshot = _take_snapshot(platform, spec.name) if drift else snapshot
@@ -151,7 +160,7 @@ def _finish_decision(
         if champion.action == Action.PROMOTION:
             registration = Registration(model=spec.name, version=champion.version, candidate=champion.candidate)
             staged_evidence(platform, spec, registration)
-        elif _find_bytes_problem(platform, champion):
+        elif _find_bytes_problem(platform, champion, decided_candidate(platform.database, champion)):
             return  # `_repair_champion` repairs the bytes and finishes the decision
     except MissingInRegistryError:
         return
@@ -198,15 +207,14 @@ def _repair_champion(
     champion = snapshot.champion
     if champion is None:
         return
-    problem = "was deleted in MLflow"
+    problem, candidate = "was deleted in MLflow", decided_candidate(platform.database, champion)
     if champion.version in snapshot.shown.versions:
         intact = snapshot.shown.versions[champion.version] == champion.candidate
         read_bytes = read_bytes or not intact or not snapshot.confirmed
-        problem = _find_bytes_problem(platform, champion) if read_bytes else ""
+        problem = _find_bytes_problem(platform, champion, candidate) if read_bytes else ""
     if not problem:
         return
     reason = f"version {champion.version} {problem}"
-    candidate = platform.database.candidate(champion.candidate)
     copy = platform.model_file(candidate)
     if copy.is_file() and file_digest(copy) == candidate.model_digest:
         yield from _replace_champion(platform, spec, candidate, champion, reason, actor)
@@ -224,15 +232,18 @@ def _repair_champion(
     )
 
 
-def _find_bytes_problem(platform: Platform, version: LedgerEntry | Registration) -> str:
-    """Return the problem of a version's bytes in MLflow; empty if they are the bytes that passed the gates."""
-    expected = platform.database.candidate(version.candidate).model_digest
+def _find_bytes_problem(platform: Platform, version: LedgerEntry | Registration, candidate: Candidate) -> str:
+    """Return the problem of a version's bytes in MLflow; empty if they are the candidate's, which passed the gates."""
     with tempfile.TemporaryDirectory(prefix="ml-platform-") as folder:
         try:
             digest = file_digest(platform.registry.fetch(version.model, version.version, Path(folder)))
         except MissingInRegistryError:
             return "has lost its bytes in MLflow"
-    return "" if digest == expected else f"has other bytes in MLflow (sha256 {digest[:12]}) than those that were gated"
+    return (
+        ""
+        if digest == candidate.model_digest
+        else f"has other bytes in MLflow (sha256 {digest[:12]}) than those that were gated"
+    )
 
 
 def _replace_champion(
@@ -264,25 +275,51 @@ def _register_again(platform: Platform, spec: ModelSpec, candidate: Candidate, c
     taken = platform.database.version_numbers(spec.name)
     shown = platform.registry.shown(spec.name).versions
     for number in sorted(number for number, of in shown.items() if of == candidate.id and number not in taken):
-        if not _find_bytes_problem(platform, Registration(model=spec.name, version=number, candidate=candidate.id)):
+        registered = Registration(model=spec.name, version=number, candidate=candidate.id)
+        if not _find_bytes_problem(platform, registered, candidate):
             return number
-    verdict = platform.database.verdict_on(candidate.id)
-    if verdict is None or verdict.digest != champion.verdict_digest:
-        raise EvidenceError(f"The verdict on candidate {candidate.id} is not the verdict of its promotion.")
+    verdict = decided_verdict(platform.database, champion)
     features = pd.read_parquet(platform.candidate_folder(candidate) / golden_requests.GOLDEN_REQUESTS)
-    documents = {"verdict.json": verdict.document.encode()}
+    documents = {VERDICT_FILE: verdict.document.encode()}
     with run_files(platform.model_file(candidate), features, documents) as files:
         folder = f"instead-of-version-{champion.version}"
         number, run_id = platform.registry.register_again(candidate, verdict, files, folder, taken)
-    platform.registry.show_files(run_id, served_bytes(platform, candidate))
+    # Also at the root of a run that was created again.
+    platform.registry.show_files(run_id, {**documents, **served_bytes(platform, candidate)})
     platform.database.link_mlflow_run(candidate.id, run_id)
-    problem = _find_bytes_problem(platform, Registration(model=spec.name, version=number, candidate=candidate.id))
-    if problem:
+    registered = Registration(model=spec.name, version=number, candidate=candidate.id)
+    if problem := _find_bytes_problem(platform, registered, candidate):
         raise DigestMismatchError(f"Version {number} of {spec.name!r}, registered just now, {problem}.")
     return number
 
 
 # Aliases and the anchor
+
+
+def _restore_log(
+    platform: Platform, spec: ModelSpec, snapshot: _Snapshot, _actor: str, _read_bytes: bool
+) -> Iterator[RegistryDrift]:
+    """Write the lines of the log of heads again that were there, as MLflow's anchor or later lines show."""
+    heads, anchor = platform.ledger_anchor.heads(spec.name), snapshot.shown.head
+    if snapshot.champion is None or not snapshot.confirmed:
+        return
+    last = max((head.sequence for head in heads), default=0)
+    lost = not heads or bool(anchor_gaps(heads)) or (anchor is not None and anchor.sequence > last)
+    if not lost:
+        return
+    log_in_file(platform, spec.name)
+    yield _report_missing_anchor(spec.name, snapshot.champion.version, "The log of heads")
+
+
+def _report_missing_anchor(model: str, version: int, where: str) -> RegistryDrift:
+    return RegistryDrift(
+        model=model,
+        what="AnchorMissing",
+        version=version,
+        summary=f"{where} had lost entries of the ledger of {model}, and has them again. They were deleted, or a "
+        f"process ended early. Compare the ledger with a copy: ml-platform history {model}.",
+        alerting=Alerting.EVENT,
+    )
 
 
 def _restore_alias(
@@ -296,6 +333,9 @@ def _restore_alias(
     if alias not in {None, champion.version} or (alias and anchored):
         return  # an alias that was moved again just now is a request for the next call
     sync_alias(platform, spec.name)
+    if alias is not None and snapshot.shown.head is None:
+        yield _report_missing_anchor(spec.name, champion.version, "MLflow's tag")
+        return
     restored = f"The alias champion of {spec.name} was deleted in MLflow; it shows version {champion.version} again."
     updated = f"MLflow's anchor of the ledger of {spec.name} was behind; it is up to date now."
     yield RegistryDrift(

@@ -30,7 +30,7 @@ def register_candidate(platform: Platform, spec: ModelSpec, candidate: Candidate
     verdict = evidence(platform, spec, candidate, platform.model_file(candidate))
     registration = platform.database.find_registration(candidate.id)
     if registration is None:
-        # guard: no-mlflow-run
+        # no guard: the evidence requires the run
         if candidate.mlflow_run_id is None:
             raise EvidenceError(f"Candidate {candidate.id} has no MLflow run. Run its gates again.")
         taken = platform.database.version_numbers(spec.name)
@@ -47,6 +47,12 @@ def _load_registration(platform: Platform, candidate: Candidate) -> Registration
     # guard: not-registered
     if registration is None:
         raise EvidenceError(f"Candidate {candidate.id} is not registered. Materialise registered_version first.")
+    # guard: registration-of-other-model
+    if registration.model != candidate.model:
+        raise EvidenceError(
+            f"The registration of candidate {candidate.id} of {candidate.model!r} names the model "
+            f"{registration.model!r}: it was changed. Restore the database from a backup."
+        )
     return registration
 
 

@@ -6,16 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ml_platform.database.decided import decided_candidate
 from ml_platform.errors import DigestMismatchError, EvidenceError
 from ml_platform.model_spec import ModelSpec
 from ml_platform.models import discovery
 from ml_platform.platform import Platform
 from ml_platform.records.ledger import LedgerEntry, Registration
+from ml_platform.records.verdict import Candidate
 from ml_platform.release.ledger import decisions
 from ml_platform.release.ledger.champions import champion_stack
 from ml_platform.release.ledger.follow import log_in_file, require_sound_ledger, sync_alias
 from ml_platform.release.promote import _tolerate_sync_failure, require_reason, staged_evidence
 from ml_platform.release.rollout.traffic import store_plan
+from ml_platform.storage.mlflow_registry import short_mlflow_timeouts
 from ml_platform.storage.model_files import file_digest
 
 log = logging.getLogger("ml_platform")
@@ -48,7 +51,8 @@ def roll_back(
     instead_of : int or None
         Sequence of the ledger's decision to undo; ``None`` undoes the latest decision.
     show : bool
-        True updates MLflow's alias now, which takes seconds; False leaves it to the registry's sensor.
+        True reads MLflow's anchor first and updates its alias now, which takes seconds; False leaves both to the
+        registry's sensor.
     load_spec : callable
         Returns a model's ModelSpec by its name. It takes a second, and is called only for a target that never was
         champion, which must meet the conditions of a promotion.
@@ -62,17 +66,18 @@ def roll_back(
     ConflictError
         The target is champion already, or another process changed the ledger meanwhile.
     LedgerError
-        The ledger does not verify.
+        The ledger, or the evidence of a decision, does not verify: nothing was written.
     """
     # guard: rollback-reason
     require_reason(reason)
-    # guard: rollback-ledger
-    require_sound_ledger(platform, model, ask_mlflow=False)
+    with short_mlflow_timeouts():  # without an answer, the log of heads is the only anchor
+        # guard: rollback-ledger
+        require_sound_ledger(platform, model, ask_mlflow=show)
     target, decision = _find_target(platform, model, to)
     # guard: former-champion
     if decision is not None:
         # guard: former-champion-bytes
-        _require_bytes(platform, target)
+        _require_bytes(platform, target, decided_candidate(platform.database, decision))
         verdict_digest = decision.verdict_digest
     else:
         spec = load_spec(model)
@@ -82,8 +87,8 @@ def roll_back(
             # guard: rollback-approval
             decisions.require_approval(platform.database, target, verdict, spec.approval_needed)
         verdict_digest = verdict.digest
-    options: dict[str, Any] = {"reason": reason, "actor": actor, "details": details, "instead_of": instead_of}
-    entry = decisions.roll_back(platform.database, target, verdict_digest, **options)
+    why: dict[str, Any] = {"reason": reason, "actor": actor, "details": details}
+    entry = decisions.roll_back(platform.database, target, verdict_digest, instead_of=instead_of, **why)
     log.info("version %s is champion again", entry.version)
     store_plan(platform, model)
     with _tolerate_sync_failure(model):
@@ -118,9 +123,8 @@ def _find_target(platform: Platform, model: str, to: int | None) -> tuple[Regist
     return Registration(model=model, version=entry.version, candidate=entry.candidate), entry
 
 
-def _require_bytes(platform: Platform, target: Registration) -> None:
+def _require_bytes(platform: Platform, target: Registration, candidate: Candidate) -> None:
     """Refuse a version if neither this host nor the registry has the bytes that passed the gates."""
-    candidate = platform.database.candidate(target.candidate)
     copy = platform.model_file(candidate)
     # guard: local-bytes-missing, local-bytes-changed
     if copy.is_file() and file_digest(copy) == candidate.model_digest:

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 CANDIDATE_TAG = "ml_platform.candidate"
 LEDGER_TAG = "ml_platform.ledger_head"
+VERDICT_FILE = "verdict.json"
+# Characters of a tag that MLflow keeps.
+MAX_TAG = 8_000
 MODEL_FOLDER = "model"
 MLMODEL = "MLmodel"
 # Packages that MLflow's own client needs to load a model.
@@ -301,6 +304,43 @@ class Registry:
                 run_id=run_id, artifact_path=name, dst_path=str(folder), tracking_uri=name_driver(self._uri)
             )
         return Path(path)
+
+    def find_run_problem(self, candidate: Candidate, verdict: Verdict) -> str:
+        """Return the difference between a verdict and what MLflow's run of its candidate shows; empty without one.
+
+        The run's tags and its file ``verdict.json`` must be those that the platform writes for this candidate and
+        verdict.
+
+        Raises
+        ------
+        MissingInRegistryError
+            The candidate has no run, or the run or its file is gone.
+        RegistryError
+            MLflow rejects the request, or does not respond.
+        """
+        import mlflow.artifacts
+
+        if candidate.mlflow_run_id is None:
+            raise MissingInRegistryError(f"Candidate {candidate.id} has no MLflow run.")
+        with self._asking(f"provide run {candidate.mlflow_run_id}") as client:
+            run = client.get_run(candidate.mlflow_run_id)
+            source = str(run.info.artifact_uri)
+            listed = mlflow.artifacts.list_artifacts(artifact_uri=source, tracking_uri=self._uri)
+            stored = {Path(file.path).name for file in listed}
+        if run.info.lifecycle_stage == "deleted" or VERDICT_FILE not in stored:
+            raise MissingInRegistryError(f"Run {candidate.mlflow_run_id} or its {VERDICT_FILE} was deleted in MLflow.")
+        for name, value in lineage_tags(candidate, verdict).items():
+            shown = run.data.tags.get(name, "")
+            if shown != value[:MAX_TAG]:
+                return f"MLflow's run shows {shown!r:.80} in the tag {name}, and the database {value!r:.80}"
+        with tempfile.TemporaryDirectory(prefix="ml-platform-") as folder:
+            with self._asking(f"provide {VERDICT_FILE} of run {candidate.mlflow_run_id}"):
+                # By address: MLflow caches addresses by run, and a restored deployment may have moved.
+                path = mlflow.artifacts.download_artifacts(
+                    artifact_uri=f"{source}/{VERDICT_FILE}", dst_path=folder, tracking_uri=self._uri
+                )
+            document = Path(path).read_bytes()
+        return "" if document == verdict.document.encode() else f"MLflow's run holds another {VERDICT_FILE}"
 
     def set_alias(self, model: str, alias: str, version: int) -> None:
         """Point an alias at a version."""

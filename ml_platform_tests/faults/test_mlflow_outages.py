@@ -71,9 +71,12 @@ def judged(platform: Platform, name: str) -> Candidate:
     features = fakes.visits(5)[SPEC.features]
     features.to_parquet(folder / golden_requests.GOLDEN_REQUESTS)
     platform.database.record_candidate(candidate)
-    platform.database.record_verdict(fakes.verdict_by(SPEC, candidate))
-    with stage.run_files(folder / MODEL_FILE, features, {}) as files:
-        run_id = platform.registry.record_run(candidate, fakes.verdict_by(SPEC, candidate), files)
+    verdict = fakes.verdict_by(SPEC, candidate)
+    platform.ledger_anchor.append_verdict(verdict)
+    platform.database.record_verdict(verdict)
+    documents = {stage.VERDICT_FILE: verdict.document.encode()}
+    with stage.run_files(folder / MODEL_FILE, features, documents) as files:
+        run_id = platform.registry.record_run(candidate, verdict, files)
     platform.database.link_mlflow_run(candidate.id, run_id)
     return platform.database.candidate(candidate.id)
 

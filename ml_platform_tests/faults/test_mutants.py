@@ -84,8 +84,8 @@ NOTICED_BY = {
     "approval-of-missing-version": "an approval of no version",
     "blank-reason": "a rollback that says no reason",
     "unprintable-reason": "a rollback for an unprintable reason",
-    "no-mlflow-run": "no MLflow run",
     "not-registered": "a version that was never registered",
+    "registration-of-other-model": "a registration under another model",
     "failed-integration-test": "answers that differ from the gated ones",
     "rollback-reason": "a rollback that says no reason",
     "rollback-ledger": "a rollback in a ledger that was edited",
@@ -161,6 +161,11 @@ NOTICED_BY = {
     "changed-dataset": "rows that changed under their version",
     "no-stored-verdict": "an AUC just below its gate",
     "stored-verdict-digest": "a verdict under another digest",
+    "stored-verdict-form": "a verdict in another form",
+    "stored-verdict-columns": "a verdict whose columns were edited",
+    "unanchored-verdict": "a verdict that only the database has",
+    "served-files-of-verdict": "a list of served files edited",
+    "decision-evidence": "the champion's digest edited with its file",
     "append-after-other-entry": "a promotion by an old look",
     "append-after-other-champion": "a promotion over another champion",
     "no-dataset": "no dataset",
@@ -217,6 +222,8 @@ FAULTS = {
     "an approval by the user who trained": "A1",
     "what was rolled back, requested before": "A4",
     "the bytes that were rolled back": "A4",
+    "the champion's digest edited with its file": "E1",
+    "a verdict that only the database has": "E2",
 }
 
 

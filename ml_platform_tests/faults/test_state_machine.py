@@ -119,7 +119,7 @@ class Life(RuleBasedStateMachine):
         version = fakes.staged_version(self.platform, lineage=lineage)
         candidate = self.platform.database.candidate(version.candidate)
         verdict = gates.judge(candidate, self._evaluation(auc), SPEC)
-        self.platform.database.record_verdict(verdict)
+        fakes.store_verdict(self.platform, verdict)
         self.versions.append(version)
         if not verdict.passed:
             self.bad.add(version.version)

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import sqlalchemy as sa
 
 from ml_platform.errors import EvidenceError
 from ml_platform.governance.explain import explain
@@ -90,3 +91,30 @@ def test_an_explanation_says_that_the_ledger_was_changed(platform: Platform) -> 
 
     assert proof["verifies"] is False
     assert "entry 1 was changed" in proof["problems"][0]
+
+
+@pytest.mark.fault("E2")
+def test_explain_shows_the_verdict_of_the_decision(platform: Platform) -> None:
+    entry = promoted(platform)
+    candidate = platform.database.candidate(entry.candidate)
+    fakes.store_verdict(platform, fakes.verdict_by(SPEC, candidate, auc_roc=0.5))
+    platform.verdict_page(candidate).write_text("the page of the newer verdict")
+
+    explanation = explain(platform, "visits")
+
+    assert explanation["verdict"] == entry.verdict_digest
+    assert [gate["result"] for gate in explanation["gates"]] == ["PASS"] * len(SPEC.gates)
+    assert explanation["verdict_page"] is None
+
+
+@pytest.mark.fault("E1", "E2")
+@pytest.mark.parametrize("statement", ["DELETE FROM verdicts", "UPDATE candidates SET model_digest = 'x'"])
+def test_explain_reports_changed_evidence(platform: Platform, statement: str) -> None:
+    promoted(platform)
+    with platform.database._transaction() as connection:
+        connection.execute(sa.text(statement))
+
+    proof = explain(platform, "visits")["ledger"]
+
+    assert proof["verifies"] is False
+    assert "entry 1, promotion of version 1: " in proof["problems"][0]

@@ -176,8 +176,9 @@ def test_dropped_defaults_come_back_when_read() -> None:
 
 @pytest.mark.parametrize("edit", [lambda text: f" {text}", lambda text: text.replace("{", '{"model":"evil",', 1)])
 def test_verdict_in_another_form_is_refused(edit: Any) -> None:
-    document = fakes.verdict(fakes.candidate()).document
+    verdict = fakes.verdict(fakes.candidate())
+    row = {"candidate": verdict.candidate, "document": verdict.document, "digest": verdict.digest, "passed": True}
 
-    assert _read_verdict(document, "candidate").document == document
+    assert _read_verdict(row) == verdict
     with pytest.raises(EvidenceError, match="is not in its canonical form"):
-        _read_verdict(edit(document), "candidate")
+        _read_verdict({**row, "document": edit(verdict.document)})

@@ -135,6 +135,8 @@ def test_verdict_digest_covers_every_field() -> None:
         {"baseline": "other"},
         {"evaluation": replace(verdict.evaluation, champion=7)},
         {"results": verdict.results[1:]},
+        {"origin_digest": "other"},
+        {"served_digest": "other"},
     ]
 
     digests = {replace(verdict, **change).digest for change in changes}  # type: ignore[arg-type]

@@ -433,7 +433,9 @@ def test_deleted_anchor_is_restored(platform: Platform, mlflow: MlflowClient) ->
 
     mlflow.delete_registered_model_tag("visits", LEDGER_TAG)
 
-    assert get_single(reconcile(platform)).what == "AnchorFollowed"
+    difference = get_single(reconcile(platform))
+
+    assert (difference.what, difference.alerting) == ("AnchorMissing", Alerting.EVENT)
     assert champion(platform) == 1
 
 

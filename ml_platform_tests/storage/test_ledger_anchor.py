@@ -8,6 +8,7 @@ import pytest
 
 from ml_platform.errors import LedgerError
 from ml_platform.storage.ledger_anchor import LedgerAnchor
+from ml_platform_tests.support import fakes
 from ml_platform_tests.support.ledger_chains import chain, entry, heads
 
 
@@ -59,3 +60,25 @@ def test_anchor_invalid_line_is_an_edit(tmp_path: Path, line: str) -> None:
 
     with pytest.raises(LedgerError, match=r"Line 2 of .*heads\.log was changed"):
         anchor.heads("visits")
+
+
+def test_anchor_logs_each_verdict_once(tmp_path: Path) -> None:
+    anchor, stored = LedgerAnchor(tmp_path / "heads.log"), chain(1)
+    candidate = fakes.candidate()
+    first, second = fakes.verdict(candidate), fakes.verdict(candidate, auc_roc=0.5)
+    for verdict in (first, second, first):
+        anchor.append_verdict(verdict)
+    anchor.append([stored[0][0]])
+
+    assert anchor.verdicts("visits") == {candidate.id: [first.digest, second.digest]}
+    assert anchor.verdicts("others") == {}
+    assert anchor.heads("visits") == heads(stored)
+
+
+@pytest.mark.parametrize("line", ['{"model": "visits", "verdict": "00"}', "[" * 100_000, "3"])
+def test_anchor_line_of_no_known_kind_is_refused(tmp_path: Path, line: str) -> None:
+    anchor = LedgerAnchor(tmp_path / "heads.log")
+    anchor.path.write_text(f"{line}\n")
+
+    with pytest.raises(LedgerError, match=r"Line 1 of .* was changed"):
+        anchor.verdicts("visits")

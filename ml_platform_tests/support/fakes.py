@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from ml_platform.records.canonical import now, sha256_text
 from ml_platform.records.ledger import Registration
 from ml_platform.records.verdict import Candidate, Evaluation, Lineage, Measurement, Reference, Verdict
 from ml_platform.settings import Settings
+from ml_platform.storage.mlflow_registry import VERDICT_FILE
 from ml_platform.storage.model_files import MODEL_FILE
 
 
@@ -348,6 +350,17 @@ def behind_the_triggers(database: PlatformDatabase, *statements: str) -> None:
             connection.execute(sa.text(statement))
 
 
+def store_verdict(platform: Platform, verdict: Verdict) -> None:
+    """Store a verdict as the platform does: in the log of heads, the database and MLflow's run of its candidate."""
+    platform.ledger_anchor.append_verdict(verdict)
+    platform.database.record_verdict(verdict)
+    of = platform.database.candidate(verdict.candidate)
+    with TemporaryDirectory() as folder:
+        (Path(folder) / VERDICT_FILE).write_text(verdict.document)
+        run_id = platform.registry.record_run(of, verdict, Path(folder))
+    platform.database.link_mlflow_run(of.id, run_id)
+
+
 def staged_version(platform: Platform, **changes: Any) -> Registration:
     """Return a staged version: its bytes are stored and in MLflow, and its verdict passes.
 
@@ -367,7 +380,7 @@ def staged_version(platform: Platform, **changes: Any) -> Registration:
     shown = shutil.copytree(folder, platform.settings.artifacts / identifier)
     version = int(client.create_model_version("visits", shown.as_uri()).version)
     platform.database.record_candidate(made)
-    platform.database.record_verdict(verdict_by(uncompared_spec(), made))
+    store_verdict(platform, verdict_by(uncompared_spec(), made))
     platform.database.record_registration(registration(made, version))
     platform.database.mark_staged(registration(made, version))
     return registration(made, version)
@@ -375,7 +388,10 @@ def staged_version(platform: Platform, **changes: Any) -> Registration:
 
 def copied_platform(origin: Path, home: Path) -> Platform:
     """Return a platform that starts as a copy of another one's home, which must be closed."""
+    from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
+
     shutil.copytree(origin, home)
+    _artifact_repos_cache.clear()  # by run: the runs of all copies have the same ids
     opened = platform_in(home)
     # MLflow's database must name the copied files, not the originals.
     engine = sa.create_engine(opened.settings.tracking_uri)

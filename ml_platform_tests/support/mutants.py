@@ -420,6 +420,14 @@ def relabelled(**changes: Any) -> Change:
     return change
 
 
+def forged_champion(platform: Platform) -> None:
+    """Replace the champion's file on this host, and its digest in the database."""
+    candidate = platform.database.candidate(champion(platform).candidate)
+    platform.model_file(candidate).write_bytes(b"forged")
+    digest = sha256_text("forged")
+    execute("UPDATE candidates SET model_digest = :digest WHERE id = :id", digest=digest, id=candidate.id)(platform)
+
+
 def forgotten_dataset(platform: Platform) -> None:
     execute("UPDATE datasets SET forgotten_at = :now, digest = 'x'", now="2024-01-01 00:00:00.000000")(platform)
 
@@ -600,7 +608,7 @@ def twin(platform: Platform, **changes: Any) -> None:
     version = client(platform).create_model_version("visits", str(shown.source))
     registration = Registration(model="visits", version=int(version.version), candidate=again.id)
     platform.database.record_candidate(again)
-    platform.database.record_verdict(gates.judge(again, verdict.evaluation, SPEC))
+    fakes.store_verdict(platform, gates.judge(again, verdict.evaluation, SPEC))
     platform.database.record_registration(registration)
     platform.database.mark_staged(registration)
 
@@ -613,7 +621,7 @@ def older_twin_behind(platform: Platform) -> None:
     evaluation = replace(verdict_on(platform).evaluation, champion=2)
     promote_second(platform)
     made = baseline(model_digest=again.model_digest, version=2)(evaluation)
-    platform.database.record_verdict(gates.judge(again, made, SPEC))
+    fakes.store_verdict(platform, gates.judge(again, made, SPEC))
 
 
 def twin_behind_a_canary(platform: Platform) -> None:
@@ -626,7 +634,7 @@ def twin_behind_a_canary(platform: Platform) -> None:
     says = {"plan": plan.sequence if plan else None}
     platform.database.beat(ServerHeartbeat(model="visits", server="a", admin_address="http://127.0.0.1:9", says=says))
     made = baseline(model_digest=again.model_digest, version=2)(evaluation)
-    platform.database.record_verdict(gates.judge(again, made, SPEC))
+    fakes.store_verdict(platform, gates.judge(again, made, SPEC))
 
 
 # Changes of approvals and of the clock
@@ -770,10 +778,26 @@ JUDGED = {
         "has been changed since it was stored",
         outcome(lambda document: document["evaluation"]["measurements"].clear(), digest="0" * 64),
     ),
+    "a verdict in another form": Mutant(
+        "not in its canonical form", execute("UPDATE verdicts SET document = document || ' '")
+    ),
+    "a verdict whose columns were edited": Mutant(
+        "other columns than its document", execute("UPDATE verdicts SET passed = FALSE")
+    ),
+    "a verdict that only the database has": Mutant(
+        "log of heads does not have the verdict", measured(measurement(value=0.97, low=0.96, high=0.98))
+    ),
+    "the champion's digest edited with its file": Mutant(
+        "was changed since its verdict: model_digest", forged_champion
+    ),
+    "a list of served files edited": Mutant("list of its served files was changed", relabelled(served_digest="0" * 64)),
     "a failed verdict edited to passed": Mutant("auc_roc is 0.5", failed_and_edited),
     "a result that does not follow": Mutant("does not follow from its own measurements", recorded(results=[])),
     "a gate dropped from the verdict": Mutant("does not follow from its own measurements", a_gate_dropped),
-    "no verdict": Mutant("has no verdict", execute("DELETE FROM verdicts")),
+    "no verdict": Mutant(
+        "has no verdict",
+        execute("DELETE FROM verdicts WHERE candidate = (SELECT candidate FROM registrations WHERE version = 2)"),
+    ),
     "the champion's verdict": Mutant("the model's bytes have sha256", champions_verdict),
     "a verdict of another dataset": Mutant("does not follow", recorded(dataset_digest="0" * 64)),
     "a verdict of other code": Mutant("does not follow", recorded(code_revision="1" * 40)),
@@ -808,6 +832,9 @@ TAMPERED = {
         "has no MLflow run",
         both(execute("DELETE FROM registrations WHERE version = 2"), relabelled(mlflow_run_id=None)),
         register,
+    ),
+    "a registration under another model": Mutant(
+        "names the model 'other'", execute("UPDATE registrations SET model = 'other' WHERE version = 2")
     ),
     "a version that was never registered": Mutant(
         "is not registered", execute("DELETE FROM registrations WHERE version = 2")

@@ -70,8 +70,9 @@ def served_version(platform: Platform, *, seed: int = 0, model: Any = None) -> R
     found = parity.compare(predictor, contract, rows[spec.features])
     (folder / parity.PARITY_FILE).write_text(found.document)
     database.record_candidate(made)
-    database.record_served(made.id, write_list(folder, FILES))
-    database.record_verdict(fakes.verdict_by(spec, made))
+    served = write_list(folder, FILES)
+    database.record_served(made.id, served)
+    database.record_verdict(fakes.verdict_by(spec, replace(made, served_digest=served)))
     registration = fakes.registration(made, number)
     database.record_registration(registration)
     database.mark_staged(registration)
@@ -79,12 +80,15 @@ def served_version(platform: Platform, *, seed: int = 0, model: Any = None) -> R
 
 
 def rewrite_golden_answers(platform: Platform, registration: Registration) -> None:
-    """Replace a version's golden answers by wrong ones, and update its list of files."""
+    """Replace a version's golden answers by wrong ones, and update its list of files and its verdict."""
     folder = platform.candidate_folder(platform.database.candidate(registration.candidate))
     answers = json.loads((folder / golden_requests.GOLDEN_ANSWERS).read_text())
     answers["scores"][0] += 1e-6
     (folder / golden_requests.GOLDEN_ANSWERS).write_text(json.dumps(answers))
-    platform.database.record_served(registration.candidate, write_list(folder, FILES))
+    served, verdict = write_list(folder, FILES), platform.database.verdict_on(registration.candidate)
+    assert verdict is not None
+    platform.database.record_served(registration.candidate, served)
+    platform.database.record_verdict(replace(verdict, served_digest=served))
 
 
 def promote(platform: Platform, registration: Registration, rollout: Rollout | None = None) -> LedgerEntry:

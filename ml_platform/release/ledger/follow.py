@@ -3,14 +3,15 @@
 import logging
 
 from ml_platform.errors import LedgerError, RegistryError
+from ml_platform.monitoring import alerts
+from ml_platform.monitoring.alerts import Alert
 from ml_platform.platform import Platform
 from ml_platform.records.ledger import LedgerHead, LedgerReport
-from ml_platform.release.ledger import decisions, verification
+from ml_platform.release.ledger import decision_evidence, decisions, verification
+from ml_platform.release.ledger.verification import LOG, MLFLOW
 from ml_platform.storage import ledger_anchor
 
 log = logging.getLogger("ml_platform")
-
-LOG, MLFLOW = "the log of heads", "MLflow"
 
 
 def promotion_lock(model: str) -> str:
@@ -24,8 +25,10 @@ def ledgers(platform: Platform) -> list[str]:
     return sorted(models | set(platform.ledger_anchor.models()))
 
 
-def verify_ledger(platform: Platform, model: str, *, ask_mlflow: bool = True) -> LedgerReport:
-    """Verify a model's ledger by its own digests and its anchors.
+def verify_ledger(
+    platform: Platform, model: str, *, ask_mlflow: bool = True, evidence: bool = True, deep: bool = False
+) -> LedgerReport:
+    """Verify a model's ledger by its own digests, its anchors, and the evidence of its decisions.
 
     Parameters
     ----------
@@ -33,13 +36,18 @@ def verify_ledger(platform: Platform, model: str, *, ask_mlflow: bool = True) ->
     model : str
     ask_mlflow : bool
         True reads MLflow's anchor too, which may be unreachable.
+    evidence : bool
+        False verifies chain and anchors alone. A server does so: it checks the evidence of each version that it loads,
+        and an old decision must not stop its rollback to another version.
+    deep : bool
+        True verifies all verdicts and registrations, the decisions' files on this host and their runs in MLflow too.
 
     Returns
     -------
     LedgerReport
         It names each anchor that cannot be read: a changed one as a problem, an unreachable one as unread.
     """
-    problems, behind, unread = list[str](), list[str](), list[str]()
+    problems, missing, unread = list[str](), list[str](), list[str]()
     anchors: dict[str, list[LedgerHead]] = {}
     # The anchors are read first: an entry that is appended meanwhile puts them behind the ledger, never ahead.
     for where in (LOG, MLFLOW) if ask_mlflow else (LOG,):
@@ -58,11 +66,21 @@ def verify_ledger(platform: Platform, model: str, *, ask_mlflow: bool = True) ->
     for where, heads in anchors.items():
         # guard: ledger-anchors
         problems += verification.anchor_problems(where, heads, stored)
-        # no guard: an anchor that is behind is reported, not refused
-        if late := verification.unanchored(heads, stored):
-            behind.append(f"{where} has not seen the last {len(late)} of {len(stored)} entries")
+    entries = [entry for entry, _ in stored]
+    if evidence:
+        # guard: decision-evidence
+        problems += decision_evidence.decision_problems(platform, entries)
+    behind, gone = verification.late_anchors(anchors, stored)
+    if deep and not problems:
+        more = decision_evidence.verify_stores(platform, model, entries, ask_mlflow=ask_mlflow)
+        problems, missing, unread = [*problems, *more.problems], list(more.missing), [*unread, *more.unread]
     return LedgerReport(
-        model=model, entries=len(stored), problems=tuple(problems), behind=tuple(behind), unread=tuple(unread)
+        model=model,
+        entries=len(stored),
+        problems=tuple(problems),
+        missing=(*gone, *missing),
+        behind=tuple(behind),
+        unread=tuple(unread),
     )
 
 
@@ -75,15 +93,17 @@ def _read_anchor(platform: Platform, model: str, where: str) -> list[LedgerHead]
     return [head] if head else []
 
 
-def require_sound_ledger(platform: Platform, model: str, *, ask_mlflow: bool = True) -> LedgerReport:
-    """Verify a model's ledger, and refuse one that was changed.
+def require_sound_ledger(
+    platform: Platform, model: str, *, ask_mlflow: bool = True, evidence: bool = True
+) -> LedgerReport:
+    """Verify a model's ledger as `verify_ledger` does, and refuse one that was changed.
 
     Raises
     ------
     LedgerError
         The ledger does not verify.
     """
-    report = verify_ledger(platform, model, ask_mlflow=ask_mlflow)
+    report = verify_ledger(platform, model, ask_mlflow=ask_mlflow, evidence=evidence)
     # guard: ledger-problems
     if report.problems:
         raise LedgerError(
@@ -117,7 +137,7 @@ def sync_registry(platform: Platform, model: str) -> None:
     """
     # An anchor that contradicts the ledger is evidence: the alias does not move, and the anchor is not overwritten.
     # guard: alias-ledger
-    require_sound_ledger(platform, model)
+    _require_anchored_ledger(platform, model)
     entry = platform.database.champion(model)
     while entry is not None:
         if platform.registry.alias(model, "champion") != entry.version:
@@ -131,8 +151,14 @@ def sync_registry(platform: Platform, model: str) -> None:
         platform.registry.set_ledger_head(ledger_anchor.make_ledger_head(late[-1]))
 
 
+def _require_anchored_ledger(platform: Platform, model: str) -> None:
+    """Refuse a ledger that was changed, and raise an alert for an anchor that is missing and is written again."""
+    missing = require_sound_ledger(platform, model).missing
+    alerts.write_log([Alert(name="AnchorMissing", summary=anchor, labels={"model": model}) for anchor in missing])
+
+
 def log_in_file(platform: Platform, model: str) -> None:
-    """Append the entries of a model's ledger that the log of heads does not have yet.
+    """Append the entries of a model's ledger that the log of heads does not have, or has lost.
 
     Raises
     ------
@@ -140,7 +166,8 @@ def log_in_file(platform: Platform, model: str) -> None:
         The file cannot be written.
     """
     stored = platform.database.stored_ledger(model)
-    late = verification.unanchored(platform.ledger_anchor.heads(model), stored)
+    logged = {head.sequence for head in platform.ledger_anchor.heads(model)}
+    late = [entry for entry, _ in stored if entry.sequence not in logged]
     platform.ledger_anchor.append(late)
     for entry in late:
         log.debug("ledger of %s: entry %s, digest %s", model, entry.sequence, entry.digest)

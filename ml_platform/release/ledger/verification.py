@@ -2,7 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 
-from ml_platform.records.ledger import GENESIS, LedgerEntry, LedgerHead
+from ml_platform.records.ledger import GENESIS, Action, LedgerEntry, LedgerHead
+
+# The names of the anchors in messages.
+LOG, MLFLOW = "the log of heads", "MLflow"
 
 Stored = Sequence[tuple[LedgerEntry, str]]
 
@@ -48,3 +51,32 @@ def unanchored(heads: Iterable[LedgerHead], stored: Stored) -> list[LedgerEntry]
     """Return the ledger's entries after the last one that an anchor has recorded."""
     last = max((head.sequence for head in heads), default=0)
     return [entry for entry, _ in stored if entry.sequence > last]
+
+
+def anchor_gaps(heads: Iterable[LedgerHead]) -> list[int]:
+    """Return the numbers up to the last logged entry that a log of heads does not hold: their lines were removed."""
+    logged = {head.sequence for head in heads}
+    return [number for number in range(1, max(logged, default=0)) if number not in logged]
+
+
+def late_anchors(anchors: dict[str, list[LedgerHead]], stored: Stored) -> tuple[list[str], list[str]]:
+    """Return the anchors that are behind the ledger, and those whose records were removed, as sentences.
+
+    The platform writes the log before MLflow's tag, and both after each confirmation: a log behind MLflow, and an empty
+    anchor of a ledger with a confirmed decision, had records before.
+    """
+    behind, gone = list[str](), list[str]()
+    last = {where: max((head.sequence for head in heads), default=0) for where, heads in anchors.items()}
+    confirmed = any(entry.action == Action.CONFIRMATION for entry, _ in stored)
+    for where, heads in anchors.items():
+        if late := unanchored(heads, stored):
+            behind.append(f"{where} has not seen the last {len(late)} of {len(stored)} entries")
+        if confirmed and not heads:
+            gone.append(
+                f"{where} holds no entry: its records were deleted, or their process ended before it wrote them"
+            )
+        elif where == LOG and last[LOG] < last.get(MLFLOW, 0):
+            gone.append(f"{LOG} ends with entry {last[LOG]}, and MLflow saw entry {last[MLFLOW]}: its end was deleted")
+        elif where == LOG and (gaps := anchor_gaps(heads)):
+            gone.append(f"{LOG} holds no line for entry {gaps[0]}: lines were deleted")
+    return behind, gone

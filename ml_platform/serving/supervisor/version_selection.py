@@ -12,6 +12,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from ml_platform.database.decided import chained_candidate
 from ml_platform.errors import (
     ConfigurationError,
     DatabaseUnavailableError,
@@ -101,7 +102,7 @@ class VersionSelector:
 
     def _read_state(self) -> DesiredState:
         database = self.platform.database
-        require_sound_ledger(self.platform, self.model, ask_mlflow=False)
+        require_sound_ledger(self.platform, self.model, ask_mlflow=False, evidence=False)
         self._require_last_followed_entry()
         history, head = database.history(self.model), database.ledger_head(self.model)
         if not history or head is None:
@@ -158,13 +159,7 @@ class VersionSelector:
     def _store_version(self, version: int, history: Sequence[LedgerEntry]) -> ServedVersion:
         """Store a verified local copy of a version; return it with the digests from the ledger's evidence."""
         entry = next(entry for entry in reversed(history) if entry.version == version)
-        verdict = self.platform.database.verdict_under(entry.verdict_digest)
-        if verdict.candidate != entry.candidate or not verdict.passed:
-            raise EvidenceError(
-                f"The verdict in the ledger's entry for version {version} of {self.model!r} belongs to another "
-                "candidate, or did not pass. The version is not served."
-            )
-        candidate = self.platform.database.candidate(entry.candidate)
+        candidate = chained_candidate(self.platform.database, entry)
         if candidate.served_digest is None:
             raise EvidenceError(
                 f"Version {version} of {self.model!r} was evaluated before the platform had servers, so files that "
@@ -173,7 +168,7 @@ class VersionSelector:
         served = ServedVersion(
             version=version,
             candidate=candidate.id,
-            model_digest=verdict.model_digest,
+            model_digest=candidate.model_digest,
             served_digest=candidate.served_digest,
         )
 
@@ -202,7 +197,7 @@ class VersionSelector:
         DigestMismatchError
             No source has its files.
         """
-        require_sound_ledger(self.platform, self.model, ask_mlflow=False)
+        require_sound_ledger(self.platform, self.model, ask_mlflow=False, evidence=False)
         self._require_last_followed_entry()
         history = self.platform.database.history(self.model)
         number = history[-1].version if version is None and history else version

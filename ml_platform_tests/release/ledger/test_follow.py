@@ -184,6 +184,32 @@ def replace_chain(platform: Platform) -> None:
         digest = other.digest
 
 
+@pytest.mark.parametrize(
+    "details", ['{"a":NaN}', '{"a":"\\ud800"}', "[" * 100_000 + "]" * 100_000, "[1]", "null", '"a"']
+)
+def test_unreadable_entry_is_a_problem(platform: Platform, details: str) -> None:
+    promoted(platform)
+    fakes.behind_the_triggers(platform.database)
+    with platform.database._transaction() as connection:
+        connection.execute(sa.text("UPDATE ledger SET details = :details WHERE sequence = 1"), {"details": details})
+
+    report = verify(platform)
+
+    assert "holds an entry that cannot be read, entry 1" in report.problems[0]
+    with pytest.raises(LedgerError, match="cannot be read, entry 1"):
+        roll_back(platform)
+
+
+@pytest.mark.fault("E2")
+@pytest.mark.parametrize("document", ["[" * 100_000, '{"schema":1,"model":"\\ud800"}', '{"schema":NaN}', "null"])
+def test_unreadable_verdict_of_decision_is_a_problem(platform: Platform, document: str) -> None:
+    promoted(platform)
+    with platform.database._transaction() as connection:
+        connection.execute(sa.text("UPDATE verdicts SET document = :document"), {"document": document})
+
+    assert "entry 1, promotion of version 1: The verdict on candidate" in verify(platform).problems[0]
+
+
 def test_a_replaced_chain_shows_in_both_anchors(deployment: Platform) -> None:
     promoted(deployment)
 

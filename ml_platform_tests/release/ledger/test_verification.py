@@ -102,3 +102,36 @@ def test_a_replaced_chain_shows_in_the_anchor_alone() -> None:
         "the log saw another entry 1 than the ledger holds",
         "the log saw another entry 2 than the ledger holds",
     ]
+
+
+@pytest.mark.fault("E3")
+@pytest.mark.parametrize(
+    ("log", "mlflow", "gone"),
+    [
+        ([1, 2, 3], [3], ""),
+        ([1, 2], [2], ""),
+        ([1, 2, 3], [2], ""),
+        ([1, 2], [3], "the log of heads ends with entry 2, and MLflow saw entry 3"),
+        ([1, 3], [3], "the log of heads holds no line for entry 2"),
+        ([], [3], "the log of heads holds no entry"),
+        ([1, 2, 3], [], "MLflow holds no entry"),
+    ],
+)
+def test_anchor_lost_records_is_missing(log: list[int], mlflow: list[int], gone: str) -> None:
+    stored = chain(3)
+    stored[1] = (replace(stored[1][0], action="confirmation"), stored[1][1])
+    every = {head.sequence: head for head in heads(stored)}
+    anchors = {
+        where: [every[number] for number in numbers]
+        for where, numbers in {verification.LOG: log, verification.MLFLOW: mlflow}.items()
+    }
+
+    _, missing = verification.late_anchors(anchors, stored)
+
+    assert [text.partition(":")[0] for text in missing] == ([gone] if gone else [])
+
+
+def test_anchors_before_the_first_confirmation_are_behind() -> None:
+    behind, missing = verification.late_anchors({verification.LOG: [], verification.MLFLOW: []}, chain(1))
+
+    assert (len(behind), missing) == (2, [])

@@ -103,14 +103,14 @@ def ledger_verify(
 
 def _print_report(report: LedgerReport) -> None:
     state = "was changed" if report.problems else "has lost an anchor" if report.missing else "verifies"
-    output.print(f"{report.model}: {report.entries} entries, the ledger {state}", markup=False)
+    output.print(f"{report.model}: {report.entries} entries, the ledger {state}")
     problems = (*report.problems, *report.missing)
     for problem in problems[:FIRST]:
-        output.print(f"  {problem}", style="red", markup=False)
+        output.print(f"  {problem}", style="red")
     if len(problems) > FIRST:
         output.print(f"  and {len(problems) - FIRST} more problems")
     for late in (*report.behind, *report.unread):
-        output.print(f"  {late}", markup=False)
+        output.print(f"  {late}")
 
 
 def explain_champion(model: Model, json: AsJson = False) -> None:

@@ -366,7 +366,9 @@ class Supervisor:
                 self.platform, self.model, to=entry.to, reason=entry.reason, actor=entry.actor, load_spec=refuse
             )
         except (ConflictError, EvidenceError, LedgerError, ModelError) as error:
-            return f"refused: {error}", entry.decision
+            written = self.platform.database.champion(self.model) or champion
+            if written.version != entry.to:  # otherwise the command that asked for the rollback wrote it meanwhile
+                return f"refused: {error}", entry.decision
         return f"recorded in the ledger as entry {written.sequence}", written.sequence
 
     # Reporting

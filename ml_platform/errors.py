@@ -11,6 +11,7 @@
     ├── DataError                     rows that cannot be used
     │   ├── UnreadableFileError       a data file is not a table of a supported format
     │   │   └── TooLargeError         a file has more bytes or rows than the deployment or the model allows
+    │   ├── ReaderEndedError          a file ended the process that read it
     │   └── DatasetError              a dataset version is missing, empty or differs from the pinned one
     │       └── ForgottenError        a dataset version lost rows to an erasure, so that it cannot be reproduced
     ├── ModelError                    a model cannot be used
@@ -89,6 +90,10 @@ class UnreadableFileError(DataError):
 
 class TooLargeError(UnreadableFileError):
     """A file has more bytes or rows than the deployment or the model allows."""
+
+
+class ReaderEndedError(DataError):
+    """A file ended the process that read it: by a signal, or since it exceeded a limit of memory or time."""
 
 
 class DatasetError(DataError):
@@ -262,12 +267,25 @@ class MissingInRegistryError(RegistryError):
 
 
 MAX_CHARACTERS = 1_000
+# Characters of a value of a file that a record, a page or a terminal shows.
+LONGEST_VALUE = 200
 
 
 def printable(text: str) -> str:
     """Return text without secrets and control characters, which could change a terminal, cut to `MAX_CHARACTERS`."""
     shown = hide_secrets(text)[:MAX_CHARACTERS]
     return "".join(letter if letter.isprintable() else " " for letter in shown)
+
+
+def shorten(text: str, longest: int = LONGEST_VALUE) -> str:
+    """Return a value of a file, cut to `longest` characters with its length, control characters as escapes.
+
+    The result is text that every database stores and every terminal shows: no NUL, no lone surrogate.
+    """
+    cut = text if len(text) <= longest else f"{text[:longest]}… ({len(text):,} characters)"
+    if cut.isprintable():
+        return cut
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in cut)
 
 
 def one_line(error: BaseException) -> str:

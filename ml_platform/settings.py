@@ -71,6 +71,14 @@ class Settings(BaseSettings):
     """Maximum size of a data file, compressed and decompressed, in bytes; 8 GiB by default. The text of a file and its
     valid rows are read into memory."""
 
+    reader_memory_bytes: int | None = Field(default=None, ge=2**20)
+    """Maximum memory, in bytes, that reading and validating one data file may need in the process that reads files; a
+    file that needs more is quarantined. Linux only. ``None`` is four times the maximum size of a file, at least 1 GiB
+    and at most three quarters of the machine's memory."""
+
+    reader_seconds: float = Field(default=900.0, gt=0, le=86_400)
+    """Maximum time, in seconds, for reading and validating one data file; a file that takes longer is quarantined."""
+
     training_memory_bytes: int | None = Field(default=None, ge=2**20)
     """Maximum memory, in bytes, that a fit may allocate beyond the memory of its process; a fit that exceeds it fails
     its run. Linux only. ``None`` sets no maximum."""

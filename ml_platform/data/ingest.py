@@ -1,12 +1,12 @@
 """Store the bytes of arrivals, validate them, and publish or quarantine their rows."""
 
+import contextlib
 import logging
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from ml_platform.data import arrivals, datasets, erasure, preview
+from ml_platform.data import arrivals, erasure, preview, reading
 from ml_platform.data.tombstones import (
     load_forgotten_filter,
     refuse_forgotten,
@@ -14,13 +14,18 @@ from ml_platform.data.tombstones import (
     remove_landed_with_forgotten,
 )
 from ml_platform.data.validation import validate
-from ml_platform.errors import ArrivalChangedError, ConflictError
+from ml_platform.errors import ArrivalChangedError, ConflictError, PlatformError, ReaderEndedError
 from ml_platform.model_spec import ModelSpec
 from ml_platform.platform import Platform
 from ml_platform.records.data import BatchResult, Outcome, RawBatch
 from ml_platform.storage import delta_table
 
 log = logging.getLogger("ml_platform")
+
+# A file that ended its reader this often is quarantined: once may be an accident of the machine.
+DEATHS = 2
+# So is one whose reading began this often without an end, for instance because each time the whole container was ended.
+READINGS = 5
 
 
 def store_raw_batches(platform: Platform, model: str, keys: Iterable[str]) -> tuple[list[RawBatch], list[str]]:
@@ -38,6 +43,7 @@ def store_raw_batches(platform: Platform, model: str, keys: Iterable[str]) -> tu
     LandingZoneError
         The landing zone cannot be listed or read. Batches that were already stored remain.
     """
+    reading.start_early()  # it imports its modules while the bytes are copied
     wanted = set(keys)
     stored = {batch.arrival.key for batch in platform.database.raw_batches(model, wanted)}
     store = platform.settings.model_home(model) / "raw"
@@ -57,7 +63,7 @@ def store_raw_batches(platform: Platform, model: str, keys: Iterable[str]) -> tu
 
 def preview_batch(platform: Platform, spec: ModelSpec, batch: RawBatch) -> preview.Preview | None:
     """Return the first rows of a stored batch, without erased entities; ``None`` if it cannot be read."""
-    first = preview.preview(Path(batch.path), platform.settings.max_file_bytes)
+    first = reading.preview_file(platform.settings, batch)
     forgotten = load_forgotten_filter(platform, spec)
     if first is None or forgotten is None:
         return first
@@ -88,7 +94,7 @@ def _publish_batch(platform: Platform, spec: ModelSpec, batch: RawBatch) -> Batc
     if batch.promised_sha256 not in {None, batch.sha256}:
         sentence = f"its manifest names sha256 {batch.promised_sha256}, and its bytes have {batch.sha256}"
         reason = f"it was changed or damaged on its way: {sentence}"
-        report = validate.unreadable(reason)
+        report = reading.make_unreadable(reason)
         _quarantine(platform, batch, report)
         return _result(batch, Outcome.QUARANTINED, _notes(report), reason)
     batch = remove_forgotten_rows(platform, spec, batch)
@@ -100,39 +106,56 @@ def _publish_batch(platform: Platform, spec: ModelSpec, batch: RawBatch) -> Batc
     if done is not None:
         if done.notes["quarantined_rows"]:
             # A process that was killed after its commit quarantined nothing: validate against the version before.
-            before = datasets.read_published_state(platform.rows(spec.name), spec, done.version - 1)
-            _quarantine(platform, batch, _validate(platform, spec, batch, before))
+            _quarantine(platform, batch, _validate(platform, spec, batch, done.version - 1))
         return _published(batch, done)
     for attempt in range(delta_table.ATTEMPTS):
         try:
             return _validate_and_publish(platform, spec, batch)
-        except ConflictError:
+        except PlatformError as error:
+            # Not the file's fault: this reading does not count.
+            with contextlib.suppress(PlatformError):
+                platform.database.end_reading(spec.name, batch.arrival.key)
             # Another process published since the rows were validated: validate against the new version.
-            if attempt == delta_table.ATTEMPTS - 1:
+            if not isinstance(error, ConflictError) or attempt == delta_table.ATTEMPTS - 1:
                 raise
     raise AssertionError("the loop returns or raises")
 
 
 def _validate_and_publish(platform: Platform, spec: ModelSpec, batch: RawBatch) -> BatchResult:
-    table = platform.rows(spec.name)
-    before = datasets.read_published_state(table, spec)
-    report = _validate(platform, spec, batch, before)
-    notes, key = _notes(report), batch.arrival.key
+    table, key = platform.rows(spec.name), batch.arrival.key
+    version = delta_table.read_version(table)
+    report = _validate(platform, spec, batch, version)
+    notes = _notes(report)
     if report.problem is not None:
         _quarantine(platform, batch, report)
         return _result(batch, Outcome.QUARANTINED, notes, report.problem)
-    done = delta_table.publish(
-        table, report.valid, arrival=key, sha256=batch.sha256, notes=notes, read_at=before.version
-    )
+    done = delta_table.publish(table, report.valid, arrival=key, sha256=batch.sha256, notes=notes, read_at=version)
     _quarantine(platform, batch, report)
     return _published(batch, done)
 
 
-def _validate(platform: Platform, spec: ModelSpec, batch: RawBatch, before: datasets.PublishedState) -> validate.Report:
+def _validate(platform: Platform, spec: ModelSpec, batch: RawBatch, version: int) -> reading.ReadReport:
     # Again: an erasure since the first removal has already made the version that the batch is validated against.
     batch = remove_forgotten_rows(platform, spec, batch)
-    max_bytes = platform.settings.max_file_bytes
-    return refuse_forgotten(platform, spec, validate.validate_file(Path(batch.path), spec, before.newest, max_bytes))
+    return refuse_forgotten(platform, spec, _read(platform, spec, batch, version))
+
+
+def _read(platform: Platform, spec: ModelSpec, batch: RawBatch, version: int) -> reading.ReadReport:
+    """Validate stored bytes in the reader; report a file that ended it `DEATHS` times as unreadable."""
+    model, key = batch.arrival.model, batch.arrival.key
+    while True:
+        # Before the first byte is read: the file may end this process, too.
+        readings, deaths = platform.database.begin_reading(model, key)
+        if len(deaths) >= DEATHS:
+            return reading.make_unreadable(f"it ended the process that read it, {len(deaths)} times: {deaths[-1]}")
+        if readings > READINGS:
+            problem = f"its reading began {READINGS} times and never ended: each time this process was ended, too"
+            return reading.make_unreadable(problem)
+        try:
+            return reading.validate_file(platform.settings, spec, batch, platform.rows(model), version)
+        except ReaderEndedError as error:
+            log.warning("%s: the process that read it ended: %s", batch.arrival.name, error)
+            platform.database.record_reader_death(model, key, str(error))
 
 
 def _published(batch: RawBatch, done: delta_table.Publication) -> BatchResult:
@@ -143,7 +166,7 @@ def _published(batch: RawBatch, done: delta_table.Publication) -> BatchResult:
     return _result(batch, Outcome.PUBLISHED, done.notes, reason, done.version)
 
 
-def _notes(report: validate.Report) -> dict[str, Any]:
+def _notes(report: reading.ReadReport) -> dict[str, Any]:
     return {
         "rows": report.rows,
         "quarantined_rows": report.quarantined_rows,
@@ -152,7 +175,7 @@ def _notes(report: validate.Report) -> dict[str, Any]:
     }
 
 
-def _quarantine(platform: Platform, batch: RawBatch, report: validate.Report) -> None:
+def _quarantine(platform: Platform, batch: RawBatch, report: reading.ReadReport) -> None:
     if not report.violations and report.problem is None:
         return
     violations = report.violations or [validate.Violation(None, "", "volume", str(report.problem), "")]

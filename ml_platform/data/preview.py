@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ml_platform.data.validation.size_limits import is_note
+from ml_platform.errors import shorten
 from ml_platform.settings import MAX_FILE_BYTES
 
 HEAD = 5
+MAX_COLUMNS = 200
 BLOCK = 1 << 20
 # Bytes of text that the first rows are read from: a longer line is not a row of a table.
 LONGEST_HEAD = 1 << 20
@@ -29,7 +31,7 @@ class Preview:
     lines : int or None
         Number of lines of a text file, including the header; ``None`` for Parquet.
     head : list of dict
-        Up to five rows, values as text by column.
+        Up to five rows, up to `MAX_COLUMNS` values of each as text by column; longer texts are cut.
     """
 
     rows: int | None = None
@@ -83,4 +85,7 @@ def preview(path: Path, max_bytes: int = MAX_FILE_BYTES) -> Preview | None:
 
 
 def _format_row(row: Iterable[tuple[object, object]]) -> dict[str, str]:
-    return {str(name): "" if value is None else str(value) for name, value in row}
+    return {
+        shorten(str(name)): "" if value is None else shorten(str(value))
+        for name, value in itertools.islice(row, MAX_COLUMNS)
+    }

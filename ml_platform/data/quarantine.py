@@ -5,14 +5,12 @@ Each function can be run again after a crash at any point and does not repeat co
 
 import logging
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from ml_platform.data import datasets
+from ml_platform.data import reading
 from ml_platform.data.ingest import store_violations
-from ml_platform.data.tombstones import original_numbers, refuse_forgotten
-from ml_platform.data.validation import validate
-from ml_platform.errors import ConflictError, DataError, UnreadableFileError
+from ml_platform.data.tombstones import refuse_forgotten
+from ml_platform.errors import ConflictError, DataError, ReaderEndedError
 from ml_platform.model_spec import ModelSpec
 from ml_platform.platform import Platform, exclusive_data_lock
 from ml_platform.records.canonical import now
@@ -187,13 +185,13 @@ def _release_batch(
 def _validate_and_release(platform: Platform, spec: ModelSpec, again: _Again) -> tuple[BatchResult, int] | None:
     table, key = platform.rows(spec.name), again.before.arrival.key
     done = delta_table.published(table, again.commit)  # by a process that was killed before it recorded the release
-    before = datasets.read_published_state(table, spec, done.version - 1 if done else None)
-    report = refuse_forgotten(platform, spec, _validate_again(platform, spec, again, before))
+    version = done.version - 1 if done else delta_table.read_version(table)
+    report = refuse_forgotten(platform, spec, _validate_again(platform, spec, again, version))
     if done is None and (report.problem is not None or not report.valid.num_rows):
         return None
     notes = {"rows": report.valid.num_rows}
     done = done or delta_table.publish(
-        table, report.valid, arrival=key, sha256=again.commit, notes=notes, read_at=before.version
+        table, report.valid, arrival=key, sha256=again.commit, notes=notes, read_at=version
     )
     released = int(done.notes["rows"])  # differs from the report if the contract changed after a crash
     if report.violations:
@@ -201,44 +199,19 @@ def _validate_and_release(platform: Platform, spec: ModelSpec, again: _Again) ->
     return _record(platform, again, _result(again.before, report, done), rows=released), released
 
 
-def _validate_again(
-    platform: Platform, spec: ModelSpec, again: _Again, before: datasets.PublishedState
-) -> validate.Report:
+def _validate_again(platform: Platform, spec: ModelSpec, again: _Again, version: int) -> reading.ReadReport:
     """Validate the quarantined rows of a batch: all of them, or those that were not published."""
-    import polars as pl
-
     if again.batch.promised_sha256 not in {None, again.batch.sha256}:
-        return validate.unreadable("its bytes are not those that its manifest names: land it under another name")
+        return reading.make_unreadable("its bytes are not those that its manifest names: land it under another name")
+    whole = again.before.outcome is Outcome.QUARANTINED
+    table = platform.rows(spec.name)
     try:
-        rows = validate.read_rows(Path(again.batch.path), spec, platform.settings.max_file_bytes)
-    except UnreadableFileError as error:
-        return validate.unreadable(str(error))
-    numbers = original_numbers(again.batch, range(rows.num_rows))
-    if again.before.outcome is Outcome.QUARANTINED:
-        return _renumber(validate.validate(rows, spec, before.newest), numbers)
-    # Violations name the first thousand rows of a rule only: the quarantined rows are those that are not published.
-    # Of several rows with the same entity and time, only the first can have been published.
-    names = [spec.entity, spec.event_time]
-    published = pl.DataFrame(
-        pl.from_arrow(
-            datasets.keys_published_from(platform.rows(spec.name), spec, again.batch.arrival.key, before.version)
-        )
-    )
-    batch = pl.DataFrame(pl.from_arrow(rows.select(names))).with_row_index("_row")
-    first = batch.filter(pl.struct(names).is_first_distinct()).cast(published.schema)
-    good = first.join(published, on=names, how="semi", nulls_equal=True)
-    bad = batch.filter(~pl.col("_row").is_in(good["_row"].implode()))["_row"].to_list()
-    # The batch as a whole was within its tolerance.
-    tolerant = spec.model_copy(update={"quarantine_tolerance": 1.0, "min_batch_rows": 1})
-    report = validate.validate(rows.take(bad), tolerant, before.newest)
-    return _renumber(report, [numbers[row] for row in bad])
+        return reading.validate_again(platform.settings, spec, again.batch, table, version, whole=whole)
+    except ReaderEndedError as error:
+        return reading.make_unreadable(f"it ended the process that read it: {error}")
 
 
-def _renumber(report: validate.Report, numbers: list[int]) -> validate.Report:
-    return replace(report, broken=[replace(one, rows=[numbers[row] for row in one.rows]) for one in report.broken])
-
-
-def _result(before: BatchResult, report: validate.Report, done: delta_table.Publication) -> BatchResult:
+def _result(before: BatchResult, report: reading.ReadReport, done: delta_table.Publication) -> BatchResult:
     released, stay = done.notes["rows"], max(report.rows - done.notes["rows"], 0)
     reason = f"{released:,} rows released in version {done.version}"
     if stay:

@@ -2,14 +2,12 @@
 
 import contextlib
 import hashlib
-import itertools
 import logging
 import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from ml_platform.data import arrivals, erasure
-from ml_platform.data.validation import validate
+from ml_platform.data import arrivals, erasure, quarantined_rows, reading
 from ml_platform.data.validation.size_limits import is_note
 from ml_platform.errors import ArrivalChangedError, ConfigurationError, DataError
 from ml_platform.model_spec import ModelSpec
@@ -20,12 +18,14 @@ from ml_platform.storage import atomic_files
 log = logging.getLogger("ml_platform")
 
 
-def refuse_forgotten(platform: Platform, spec: ModelSpec, report: validate.Report) -> validate.Report:
+def refuse_forgotten(platform: Platform, spec: ModelSpec, report: reading.ReadReport) -> reading.ReadReport:
     """Return the report, or one that quarantines the whole batch if a valid row belongs to an erased entity."""
     forgotten = load_forgotten_filter(platform, spec)
     entities = report.valid.column(spec.entity).to_pylist() if forgotten and report.valid.num_rows else []
     if forgotten and any(forgotten(erasure.canonical(entity, spec)) for entity in entities):
-        return validate.unreadable("the file has rows of a forgotten entity that could not be removed. Remove the file")
+        return reading.make_unreadable(
+            "the file has rows of a forgotten entity that could not be removed. Remove the file"
+        )
     return report
 
 
@@ -92,10 +92,7 @@ def remove_from_raw_batch(
 
 def original_numbers(batch: RawBatch, rows: Iterable[int]) -> list[int]:
     """Return the numbers that rows of the stored bytes had before any removal, as violations count them."""
-    wanted, gone = sorted(rows), set(batch.removed)
-    left = (number for number in itertools.count() if number not in gone)
-    numbers = list(itertools.islice(left, wanted[-1] + 1)) if wanted else []
-    return [numbers[row] for row in wanted]
+    return quarantined_rows.original_numbers(batch.removed, rows)
 
 
 def remove_landed_with_forgotten(platform: Platform, batch: RawBatch) -> None:

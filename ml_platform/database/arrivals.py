@@ -80,6 +80,34 @@ class ArrivalRecords(DatabaseEngine):
         with self._transaction() as connection:
             connection.execute(arrivals.update().where(unhandled).values(row))
 
+    def begin_reading(self, model: str, key: str) -> tuple[int, list[str]]:
+        """Count one more reading of an arrival's bytes, before it begins.
+
+        Returns
+        -------
+        readings : int
+            Readings that began, this one included, and did not end with an outcome or by `end_reading`.
+        deaths : list of str
+            The recorded ends of the processes that read it.
+        """
+        this = this_arrival(model, key)
+        with self._transaction() as connection:
+            connection.execute(arrivals.update().where(this).values(readings=arrivals.c.readings + 1))
+            row = connection.execute(sa.select(arrivals.c.readings, arrivals.c.reader_deaths).where(this)).one()
+        return row.readings, json.loads(row.reader_deaths)
+
+    def end_reading(self, model: str, key: str) -> None:
+        """Record that an arrival's bytes were read to their end; its outcome may still be open."""
+        with self._transaction() as connection:
+            connection.execute(arrivals.update().where(this_arrival(model, key)).values(readings=0))
+
+    def record_reader_death(self, model: str, key: str, description: str) -> None:
+        """Record that an arrival's bytes ended the process that read them."""
+        this = this_arrival(model, key)
+        with self._transaction() as connection:
+            deaths = json.loads(connection.execute(sa.select(arrivals.c.reader_deaths).where(this)).scalar_one())
+            connection.execute(arrivals.update().where(this).values(reader_deaths=json.dumps([*deaths, description])))
+
     def outcomes(self, model: str, keys: Iterable[str]) -> list[BatchResult]:
         """Return the outcomes of the arrivals with some keys, in the order of handling; none for an open arrival."""
         wanted = set(keys)

@@ -1,5 +1,6 @@
 """The tables for SQLAlchemy; the migrations create them."""
 
+import re
 from datetime import UTC, datetime
 
 import sqlalchemy as sa
@@ -20,6 +21,18 @@ class UtcDateTime(sa.TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value else None
 
 
+class AnyText(sa.TypeDecorator[str]):
+    """Text of any origin: characters that a database refuses, NUL and lone surrogates, become U+FFFD."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:  # noqa: ARG002
+        """Return the text as stored."""
+        return None if value is None else UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", value)
+
+
+UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 metadata = sa.MetaData()
 
 arrivals = sa.Table(
@@ -39,12 +52,17 @@ arrivals = sa.Table(
     sa.Column("rows", sa.BigInteger, nullable=False, default=0),
     sa.Column("quarantined_rows", sa.BigInteger, nullable=False, default=0),
     sa.Column("dataset_version", sa.BigInteger),
-    sa.Column("reason", sa.Text, nullable=False, default=""),
+    sa.Column("reason", AnyText, nullable=False, default=""),
     sa.Column("rules", sa.Text, nullable=False, default="{}"),
     sa.Column("examples", sa.Text, nullable=False, default="{}"),
     sa.Column("recorded_at", UtcDateTime),
     sa.Column("released_rows", sa.BigInteger, nullable=False, default=0),
     sa.Column("removed", sa.Text, nullable=False, default="[]"),
+    sa.Column("ctime_ns", sa.BigInteger, nullable=False, default=0),
+    sa.Column("changed_ns", sa.BigInteger, nullable=False, default=0),
+    sa.Column("readings", sa.Integer, nullable=False, default=0),
+    sa.Column("reader_deaths", sa.Text, nullable=False, default="[]"),
+    sa.Column("quarantined_by", sa.String(255)),
 )
 
 releases = sa.Table(

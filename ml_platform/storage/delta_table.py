@@ -210,6 +210,12 @@ def commit_nothing(table: Path) -> None:
     raise ConflictError(f"Other processes wrote to {table} {ATTEMPTS} times in a row. Run it again.")
 
 
+def read_version(table: Path) -> int:
+    """Return a table's newest version; -1 if there is no table."""
+    opened = _open(table)
+    return -1 if opened is None else int(opened.version())
+
+
 def newest_version(table: Path) -> tuple[int | None, int]:
     """Return a table's newest version and its number of rows; None and 0 if there is no table."""
     opened = _open(table)

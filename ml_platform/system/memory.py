@@ -1,5 +1,6 @@
-"""Memory of this process: an upper limit, and a preference to be killed first when the machine runs out of memory."""
+"""Memory of the machine, and of this process: an upper limit, a preference to be killed first when memory runs out."""
 
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +8,8 @@ from pathlib import Path
 
 STATUS = Path("/proc/self/status")
 SCORE = Path("/proc/self/oom_score_adj")
+# The limit of a container, in bytes, or "max".
+CONTAINER = Path("/sys/fs/cgroup/memory.max")
 # Of at most 1000: the kernel kills this process before all processes with the default score.
 FIRST = 500
 
@@ -44,3 +47,10 @@ def prefer_oom_kill() -> None:
     """
     if SCORE.exists() and int(SCORE.read_text()) < FIRST:
         SCORE.write_text(f"{FIRST}")
+
+
+def read_machine_bytes() -> int:
+    """Return the memory of the machine, or of the container if it may use less, in bytes."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = CONTAINER.read_text().strip() if CONTAINER.exists() else "max"
+    return min(machine, int(limit)) if limit.isdecimal() else machine

@@ -144,15 +144,15 @@ def test_rows_are_checked_against_concurrent_publication(platform: Platform, mon
     fakes.drop(platform, "b.parquet", fakes.visits(100).assign(pages=1))
     keys = [arrival.key for arrival in waiting_arrivals(platform, "visits")]
     first, second = store_raw_batches(platform, "visits", sorted(keys))[0]
-    read = datasets.read_published_state
+    read = delta_table.read_version
 
-    def read_before_publication(*arguments: Any) -> datasets.PublishedState:
-        state = read(*arguments)
-        monkeypatch.setattr(datasets, "read_published_state", read)
+    def read_before_publication(table: Path) -> int:
+        version = read(table)
+        monkeypatch.setattr(delta_table, "read_version", read)
         publish_batches(platform, SPEC, [second.arrival.key])
-        return state
+        return version
 
-    monkeypatch.setattr(datasets, "read_published_state", read_before_publication)
+    monkeypatch.setattr(delta_table, "read_version", read_before_publication)
     (result,) = publish_batches(platform, SPEC, [first.arrival.key])
 
     assert result.outcome is Outcome.QUARANTINED

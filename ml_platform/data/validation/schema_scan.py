@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from ml_platform.data.validation.schema_compiler import RAISED_BY_CHECKS, Contract, PanderaRule, Rule, UniqueRule
+from ml_platform.errors import shorten
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,7 +102,7 @@ class BatchScan:
             # NumPy supports years that Python's datetime does not.
             is_time = isinstance(column.dtype, pl.Datetime)
             values = column.dt.replace_time_zone(None).to_numpy() if is_time else column.to_list()
-            texts.append(list(map(str, values)))
+            texts.append([shorten(str(value)) for value in values])
         broken.rows.extend(named[ROW].to_list())
         broken.values.extend(map(", ".join, zip(*texts, strict=True)) if texts else [""] * named.height)
         return replace(broken, count=broken.count + count)

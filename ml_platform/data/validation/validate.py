@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ml_platform.data.validation.parquet_pages import verify_pages
 from ml_platform.data.validation.size_limits import require_bounded
-from ml_platform.errors import TooLargeError, UnreadableFileError
+from ml_platform.data.validation.time_zones import use_known_zones
+from ml_platform.errors import TooLargeError, UnreadableFileError, shorten
 from ml_platform.model_spec import ModelSpec
 from ml_platform.settings import MAX_FILE_BYTES
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 EXAMPLES = 5
 # Maximum number of rows named per broken rule: enough to explain a batch of ten million bad rows.
 FINDINGS = 1_000
+# Maximum number of characters of a reader's error.
+LONGEST_SENTENCE = 500
 
 
 class Violation(NamedTuple):
@@ -155,7 +158,7 @@ def read_rows(path: Path, spec: ModelSpec, max_bytes: int = MAX_FILE_BYTES) -> "
     try:
         require_bounded(path, spec.max_batch_rows, max_bytes)
         if path.suffix == ".parquet":
-            table = _read_parquet(path)
+            table = _read_parquet(path, spec)
         elif path.suffix == ".jsonl":
             options = pa.json.ParseOptions(explicit_schema=arrow_types(spec))
             table = pa.json.read_json(path, parse_options=options)
@@ -176,17 +179,18 @@ def read_rows(path: Path, spec: ModelSpec, max_bytes: int = MAX_FILE_BYTES) -> "
 
 def _require_unique(names: list[str]) -> None:
     if len(set(names)) < len(names):
-        raise UnreadableFileError(f"column names must be unique. Got {names} instead.")
+        raise UnreadableFileError(f"column names must be unique. Got {shorten(str(names), LONGEST_SENTENCE)} instead.")
 
 
 def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    return shorten(next(iter(str(error).splitlines()), type(error).__name__), LONGEST_SENTENCE)
 
 
-def _read_parquet(path: Path) -> "pa.Table":
+def _read_parquet(path: Path, spec: ModelSpec) -> "pa.Table":
     import pyarrow.parquet as pq
 
-    return pq.read_table(path, page_checksum_verification=True).replace_schema_metadata(None)
+    table = pq.read_table(path, page_checksum_verification=True).replace_schema_metadata(None)
+    return table.cast(use_known_zones(table.schema, arrow_types(spec)))
 
 
 def arrow_types(spec: ModelSpec) -> "pa.Schema":
@@ -273,10 +277,13 @@ def _validate_parquet(
         schema = metadata.schema.to_arrow_schema().remove_metadata()
         _require_unique(schema.names)
         verify_pages(path)
+        zones = use_known_zones(schema, arrow_types(spec))
+        if zones != schema:  # Polars refuses the file's names: its rows are renamed in memory
+            return validate(read_rows(path, spec, max_bytes), spec, newest, max_bytes, named=named)
         # A file's statistics have no checksum, so no row is skipped because of them.
         source = pl.scan_parquet(path, glob=False, use_statistics=False)
         batch = BatchScan(source, metadata.num_rows, schema, FINDINGS if named is None else named)
-        return _validate(batch, spec, newest, partial(_read_parquet, path), max_bytes)
+        return _validate(batch, spec, newest, partial(_read_parquet, path, spec), max_bytes)
     except (pa.ArrowException, OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise UnreadableFileError(f"it is no readable parquet file: {_first_line(error)}") from error
 
@@ -370,8 +377,8 @@ def _check_batch(batch: "BatchScan", spec: ModelSpec, max_bytes: int) -> list[Vi
     except SchemaErrors as errors:
         violations = []
         for case in errors.failure_cases.to_dict("records"):
-            rule, value = str(case["check"]), str(case["failure_case"])
-            name = str(case["column"]) if case["schema_context"] == "Column" else value
+            rule, value = str(case["check"]), shorten(str(case["failure_case"]))
+            name = shorten(str(case["column"])) if case["schema_context"] == "Column" else value
             sentences = {
                 "column_in_schema": f"column {name!r} is not in the contract",
                 "column_in_dataframe": f"column {name!r} is missing",

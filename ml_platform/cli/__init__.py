@@ -38,8 +38,8 @@ PANELS: dict[str, dict[str, Command | typer.Typer]] = {
         "land": data.land,
         "ingest": data.ingest,
         "quarantine": _build_group(
-            "Show quarantined data; release rows that pass now.",
-            {"show": data.quarantine_show, "release": data.quarantine_release},
+            "Show quarantined data; add an arrival; release rows that pass now.",
+            {"show": data.quarantine_show, "add": data.quarantine_add, "release": data.quarantine_release},
         ),
         "forget": data.forget,
     },

@@ -131,6 +131,29 @@ def quarantine_show(model: Model, json: AsJson = False) -> None:
             output.print(f"and {arrival['more_rules']:,} more violated rules")
 
 
+def quarantine_add(
+    model: Model,
+    arrival: Annotated[str, typer.Argument(help="Key or file name of an arrival without an outcome.")],
+    reason: Annotated[str, typer.Option(help="Reason, stored in the record.")],
+) -> None:
+    """Quarantine an arrival without reading it.
+
+    Its file is not tried again. `quarantine release` reads it only if it is named there.
+
+    Example: ml-platform quarantine add churn customers.parquet --reason "wrong warehouse"
+    """
+    from ml_platform.data import quarantine
+    from ml_platform.platform import Platform
+    from ml_platform.release.authentication import current_actor
+
+    common.require_model(model)
+    if not reason.strip():
+        raise PlatformError("--reason must not be empty: the record says why. Nothing was quarantined.")
+    platform = Platform()
+    result = quarantine.add(platform, model, arrival, reason=reason, actor=current_actor(platform))
+    output.print(f"{result.arrival.name}  ({result.arrival.key}): quarantined", markup=False)
+
+
 def quarantine_release(
     model: Model,
     arrivals: Annotated[

@@ -91,12 +91,11 @@ def publish_batches(platform: Platform, spec: ModelSpec, keys: Iterable[str]) ->
 
 
 def _publish_batch(platform: Platform, spec: ModelSpec, batch: RawBatch) -> BatchResult:
-    if batch.promised_sha256 not in {None, batch.sha256}:
-        sentence = f"its manifest names sha256 {batch.promised_sha256}, and its bytes have {batch.sha256}"
-        reason = f"it was changed or damaged on its way: {sentence}"
-        report = reading.make_unreadable(reason)
+    refusal = _find_refusal(platform, batch)
+    if refusal is not None:
+        report = reading.make_unreadable(refusal)
         _quarantine(platform, batch, report)
-        return _result(batch, Outcome.QUARANTINED, _notes(report), reason)
+        return _result(batch, Outcome.QUARANTINED, _notes(report), refusal)
     batch = remove_forgotten_rows(platform, spec, batch)
     twin = platform.database.find_publication(spec.name, batch.sha256)
     if twin not in {None, batch.arrival.key}:
@@ -121,11 +120,22 @@ def _publish_batch(platform: Platform, spec: ModelSpec, batch: RawBatch) -> Batc
     raise AssertionError("the loop returns or raises")
 
 
+def _find_refusal(platform: Platform, batch: RawBatch) -> str | None:
+    """Return the reason for quarantining stored bytes unread; ``None`` if they may be read."""
+    if batch.promised_sha256 not in {None, batch.sha256}:
+        sentence = f"its manifest names sha256 {batch.promised_sha256}, and its bytes have {batch.sha256}"
+        return f"it was changed or damaged on its way: {sentence}"
+    by_hand = platform.database.hand_quarantined(batch.arrival.model, batch.sha256)
+    return f"its bytes are those of {by_hand[0]}, which a user quarantined" if by_hand else None
+
+
 def _validate_and_publish(platform: Platform, spec: ModelSpec, batch: RawBatch) -> BatchResult:
     table, key = platform.rows(spec.name), batch.arrival.key
     version = delta_table.read_version(table)
     report = _validate(platform, spec, batch, version)
     notes = _notes(report)
+    if platform.database.is_handled(spec.name, key):  # a user quarantined it while it was read
+        return platform.database.outcomes(spec.name, [key])[0]
     if report.problem is not None:
         _quarantine(platform, batch, report)
         return _result(batch, Outcome.QUARANTINED, notes, report.problem)

@@ -7,10 +7,10 @@ import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ml_platform.data import reading
+from ml_platform.data import arrivals, landing, reading
 from ml_platform.data.ingest import store_violations
 from ml_platform.data.tombstones import refuse_forgotten
-from ml_platform.errors import ConflictError, DataError, ReaderEndedError
+from ml_platform.errors import ConflictError, DataError, ReaderEndedError, shorten
 from ml_platform.model_spec import ModelSpec
 from ml_platform.platform import Platform, exclusive_data_lock
 from ml_platform.records.canonical import now
@@ -22,6 +22,7 @@ log = logging.getLogger("ml_platform")
 # The asset of the prediction log holds the lock for a second or two, every few minutes.
 SECONDS_TO_WAIT = 10.0
 RULES = 10
+LONGEST_REASON = 1_000
 EXAMPLES = 5
 
 
@@ -83,6 +84,68 @@ def _explain(platform: Platform, result: BatchResult) -> dict[str, Any]:
     }
 
 
+# By hand
+
+
+def add(platform: Platform, model: str, wanted: str, *, reason: str, actor: str) -> BatchResult:
+    """Quarantine an arrival that has no outcome, without reading it as a table.
+
+    Its bytes are stored as those of every arrival. They are validated only if `release` names the arrival.
+
+    Parameters
+    ----------
+    wanted : str
+        Key or file name of the arrival.
+    reason, actor : str
+        The reason, and the user who quarantines, for the record.
+
+    Raises
+    ------
+    DataError
+        No arrival of this name waits.
+    ConflictError
+        The arrival received another outcome meanwhile.
+    ArrivalChangedError, LandingZoneError, StorageError
+        The bytes cannot be stored.
+    """
+    batch = _store_waiting(platform, model, wanted)
+    sentence = f"{shorten(actor)} quarantined it: {shorten(reason.strip(), LONGEST_REASON)}"
+    result = BatchResult(
+        arrival=batch.arrival,
+        sha256=batch.sha256,
+        outcome=Outcome.QUARANTINED,
+        rows=0,
+        quarantined_rows=0,
+        dataset_version=None,
+        reason=sentence,
+    )
+    if not platform.database.record_outcome(result, quarantined_by=shorten(actor)):
+        raise ConflictError(f"The arrival {wanted!r} of {model!r} received another outcome meanwhile.")
+    if delta_table.published(platform.rows(model), batch.sha256) is not None:
+        raise ConflictError(
+            f"The rows of {wanted!r} were published at the same moment, and stay. The arrival is recorded as "
+            "quarantined."
+        )
+    return result
+
+
+def _store_waiting(platform: Platform, model: str, wanted: str) -> RawBatch:
+    """Return the stored bytes of a waiting arrival; store them if necessary."""
+    for batch in platform.database.unhandled_batches(model):
+        if wanted in {batch.arrival.key, batch.arrival.name}:
+            return batch
+    for arrival in landing.waiting_arrivals(platform, model):
+        if wanted in {arrival.key, arrival.name}:
+            store = platform.settings.model_home(model) / "raw"
+            batch = arrivals.store_bytes(arrival, platform.zone, store, platform.settings.max_file_bytes)
+            platform.database.record_raw_batch(batch)
+            return batch
+    raise DataError(
+        f"No waiting arrival of {model!r} is called {shorten(wanted)!r}. Arrivals with an outcome keep it; run "
+        f"`ml-platform quarantine show {model}` for the quarantined ones."
+    )
+
+
 # Release
 
 
@@ -95,7 +158,8 @@ def release(platform: Platform, spec: ModelSpec, wanted: list[str], *, actor: st
     Parameters
     ----------
     wanted : list of str
-        Keys or file names of arrivals; an empty list selects all arrivals with quarantined rows.
+        Keys or file names of arrivals; an empty list selects all arrivals with quarantined rows, except those that a
+        user quarantined.
     actor : str
         The user who releases, for the record.
 
@@ -116,7 +180,9 @@ def release(platform: Platform, spec: ModelSpec, wanted: list[str], *, actor: st
     model = spec.name
     with exclusive_data_lock(platform, model, seconds=SECONDS_TO_WAIT):
         if not wanted:
-            return [_release(platform, spec, result, actor) for result in _quarantined(platform, model)]
+            by_hand = set(platform.database.hand_quarantined(model))
+            results = [result for result in _quarantined(platform, model) if result.arrival.key not in by_hand]
+            return [_release(platform, spec, result, actor) for result in results]
         results = platform.database.outcomes(model, platform.database.known_arrivals(model))
         names = {name for result in results for name in (result.arrival.key, result.arrival.name)}
         if unknown := sorted(set(wanted) - names):

@@ -64,8 +64,20 @@ class ArrivalRecords(DatabaseEngine):
         with self._transaction() as connection:
             return connection.scalar(query) is not None
 
-    def record_outcome(self, result: BatchResult) -> None:
-        """Store the outcome of an arrival; an outcome that is already stored stays."""
+    def record_outcome(self, result: BatchResult, quarantined_by: str | None = None) -> bool:
+        """Store the outcome of an arrival; an outcome that is already stored stays.
+
+        Parameters
+        ----------
+        result : BatchResult
+        quarantined_by : str or None
+            The user who quarantined the arrival by hand; ``None`` for an outcome of the validation.
+
+        Returns
+        -------
+        bool
+            False if the arrival had an outcome.
+        """
         row = {
             "outcome": result.outcome.value,
             "rows": result.rows,
@@ -75,10 +87,11 @@ class ArrivalRecords(DatabaseEngine):
             "rules": json.dumps(result.rules),
             "examples": json.dumps(result.examples),
             "recorded_at": now(),
+            "quarantined_by": quarantined_by,
         }
         unhandled = sa.and_(this_arrival(result.arrival.model, result.arrival.key), arrivals.c.outcome.is_(None))
         with self._transaction() as connection:
-            connection.execute(arrivals.update().where(unhandled).values(row))
+            return connection.execute(arrivals.update().where(unhandled).values(row)).rowcount == 1
 
     def begin_reading(self, model: str, key: str) -> tuple[int, list[str]]:
         """Count one more reading of an arrival's bytes, before it begins.
@@ -149,6 +162,24 @@ class ArrivalRecords(DatabaseEngine):
         )
         with self._transaction() as connection:
             return connection.scalar(query)
+
+    def hand_quarantined(self, model: str, sha256: str | None = None) -> list[str]:
+        """Return the keys of the arrivals that a user quarantined, without released ones, for some bytes or all."""
+        query = sa.select(arrivals.c.key).where(
+            arrivals.c.model == model,
+            arrivals.c.quarantined_by.is_not(None),
+            arrivals.c.outcome == Outcome.QUARANTINED.value,
+        )
+        if sha256 is not None:
+            query = query.where(arrivals.c.sha256 == sha256)
+        with self._transaction() as connection:
+            return list(connection.scalars(query))
+
+    def is_handled(self, model: str, key: str) -> bool:
+        """Return True if an arrival has an outcome."""
+        query = sa.select(arrivals.c.outcome).where(this_arrival(model, key))
+        with self._transaction() as connection:
+            return connection.scalar(query) is not None
 
     def newest_publication(self, model: str) -> int | None:
         """Return the newest table version with a published arrival; ``None`` before the first."""

@@ -4,8 +4,8 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ml_platform.data.validation.size_limits import NOTE_SUFFIX, note
@@ -13,7 +13,7 @@ from ml_platform.errors import LandingZoneError, StorageError
 from ml_platform.records.data import Arrival, RawBatch
 from ml_platform.settings import MAX_FILE_BYTES
 from ml_platform.storage import atomic_files
-from ml_platform.storage.landing_zone import LandingZone, make_changed_error
+from ml_platform.storage.landing_zone import LandingZone, ListedFile, make_changed_error
 
 SUFFIXES = (".parquet", ".csv", ".csv.gz", ".jsonl")
 # No path separator, no leading dot, no control character, nothing that a shell or Dagster's partition ranges
@@ -93,18 +93,53 @@ def list_files(zone: LandingZone, model: str) -> Listing:
         The folder is missing or cannot be listed, which differs from "no new files".
     """
     listing = Listing([], set(), [])
+    files, manifests = list[ListedFile](), dict[str, int]()
     for file in zone.files(model):
         if file.regular and is_safe_name(file.name):
-            listing.arrivals.append(
-                Arrival(model=model, name=file.name, size=file.size, mtime_ns=file.mtime_ns, etag=file.etag)
-            )
+            files.append(file)
         elif file.regular and is_safe_name(described := file.name.removesuffix(MANIFEST_SUFFIX)):
             listing.with_manifest.add(described)
+            manifests[described] = file.ctime_ns
         elif not file.name.startswith("."):
             listing.ignored.append(file.name)
+    for file in files:
+        ctime_ns = max(file.ctime_ns, manifests.get(file.name, 0))
+        listing.arrivals.append(
+            Arrival(
+                model=model,
+                name=file.name,
+                size=file.size,
+                mtime_ns=file.mtime_ns,
+                etag=file.etag,
+                ctime_ns=ctime_ns,
+            )
+        )
     listing.arrivals.sort(key=lambda arrival: (arrival.mtime_ns, arrival.name))
     listing.ignored.sort()
     return listing
+
+
+def distinguish(listed: Iterable[Arrival], change_times: Mapping[str, int]) -> list[Arrival]:
+    """Distinguish files from earlier arrivals with the same name, size and modification time.
+
+    A tool that copies modification times can put other bytes, or a corrected manifest, under an old name. The change
+    time tells the two apart: no tool can set it. A change of permissions alone gives an arrival with equal bytes, a
+    duplicate.
+
+    Parameters
+    ----------
+    listed : iterable of Arrival
+    change_times : mapping of str to int
+        `ctime_ns` of the known arrivals by key; 0 if it was not recorded.
+    """
+    if not change_times:
+        return list(listed)
+    return [
+        replace(arrival, changed_ns=arrival.ctime_ns)
+        if arrival.ctime_ns and change_times.get(arrival.key, 0) not in {0, arrival.ctime_ns}
+        else arrival
+        for arrival in listed
+    ]
 
 
 def find_complete_arrivals(
@@ -149,13 +184,14 @@ def find_complete_arrivals(
         names = [arrival.name + MANIFEST_SUFFIX for arrival in part if arrival.name in with_manifest and not full]
         contents = zone.read(part[0].model, names, LONGEST_MANIFEST)
         for arrival in part:
-            if arrival.name in with_manifest:
+            rested = zone.shows_whole_files_only or (at_rest and max(arrival.mtime_ns, arrival.changed_ns) <= latest)
+            is_whole = rested or arrival.key in before
+            # Where change times are not stable, a changed file never rests: it does not arrive again with each scan.
+            if arrival.name in with_manifest and (is_whole or not arrival.changed_ns):
                 if not full:
                     data = contents.get(arrival.name + MANIFEST_SUFFIX, b"")
                     _judge_by_manifest(result, arrival, _parse_manifest(data), stuck_hours)
                 continue
-            rested = zone.shows_whole_files_only or (at_rest and arrival.mtime_ns <= latest)
-            is_whole = rested or arrival.key in before
             if not is_whole:
                 result._add_incomplete(arrival.name, "it has no manifest, and two scans have not yet seen it unchanged")
             if is_whole and len(result.complete) < limit:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from ml_platform.data import arrivals, erasure, preview, reading
+from ml_platform.data import arrivals, erasure, landing, preview, reading
 from ml_platform.data.tombstones import (
     load_forgotten_filter,
     refuse_forgotten,
@@ -48,7 +48,10 @@ def store_raw_batches(platform: Platform, model: str, keys: Iterable[str]) -> tu
     stored = {batch.arrival.key for batch in platform.database.raw_batches(model, wanted)}
     store = platform.settings.model_home(model) / "raw"
     gone = []
-    for arrival in arrivals.list_files(platform.zone, model).arrivals:
+    listed = landing.list_files(platform, model).arrivals
+    # Arrivals of an earlier release of the platform have no change time: that of their file is recorded now.
+    platform.database.record_change_times(model, listed)
+    for arrival in listed:
         if arrival.key in wanted - stored:
             try:
                 batch = arrivals.store_bytes(arrival, platform.zone, store, platform.settings.max_file_bytes)

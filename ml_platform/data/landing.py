@@ -38,12 +38,25 @@ def land_files(platform: Platform, model: str, files: Mapping[str, bytes]) -> li
 
 def ignored_files(platform: Platform, model: str) -> list[str]:
     """Return the names in a model's folder of the landing zone that cannot be arrivals."""
-    return arrivals.list_files(platform.zone, model).ignored
+    return list_files(platform, model).ignored
 
 
 def list_arrivals(platform: Platform, model: str) -> list[Arrival]:
     """Return all files in a model's folder of the landing zone that can be arrivals, handled or not."""
-    return arrivals.list_files(platform.zone, model).arrivals
+    return list_files(platform, model).arrivals
+
+
+def list_files(platform: Platform, model: str) -> arrivals.Listing:
+    """List a model's folder of the landing zone; changed files are distinguished from known arrivals.
+
+    Raises
+    ------
+    LandingZoneError
+        The landing zone cannot be listed.
+    """
+    listing = arrivals.list_files(platform.zone, model)
+    known = platform.database.change_times(model)
+    return replace(listing, arrivals=arrivals.distinguish(listing.arrivals, known))
 
 
 def waiting_arrivals(platform: Platform, model: str) -> list[Arrival]:
@@ -54,7 +67,7 @@ def waiting_arrivals(platform: Platform, model: str) -> list[Arrival]:
     LandingZoneError
         The landing zone cannot be listed.
     """
-    listed = arrivals.list_files(platform.zone, model).arrivals
+    listed = list_files(platform, model).arrivals
     return [*_find_interrupted(platform, model, listed), *_without_outcome(platform, model, listed)]
 
 
@@ -76,7 +89,7 @@ def scan_landing_zone(platform: Platform, model: str, **options: Any) -> arrival
         The landing zone cannot be listed.
     """
     options.setdefault("stuck_hours", platform.settings.stuck_hours)
-    listing = arrivals.list_files(platform.zone, model)
+    listing = list_files(platform, model)
     interrupted = _find_interrupted(platform, model, listing.arrivals)
     interrupted = interrupted[: options.get("limit", arrivals.ARRIVALS_A_RUN)]
     waiting = _without_outcome(platform, model, listing.arrivals)

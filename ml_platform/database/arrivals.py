@@ -146,6 +146,23 @@ class ArrivalRecords(DatabaseEngine):
         with self._transaction() as connection:
             return set(connection.scalars(query))
 
+    def change_times(self, model: str) -> dict[str, int]:
+        """Return the change time of every arrival's file by key, in nanoseconds; 0 if it was not recorded."""
+        query = sa.select(arrivals.c.key, arrivals.c.ctime_ns).where(arrivals.c.model == model)
+        with self._transaction() as connection:
+            return {row.key: row.ctime_ns for row in connection.execute(query)}
+
+    def record_change_times(self, model: str, listed: Iterable[Arrival]) -> None:
+        """Record the change times of listed files for those known arrivals that have none."""
+        dated = [arrival for arrival in listed if arrival.ctime_ns]
+        query = sa.select(arrivals.c.key).where(arrivals.c.model == model, arrivals.c.ctime_ns == 0)
+        with self._transaction() as connection:
+            undated = set(connection.scalars(query)) if dated else set()
+            for arrival in dated if undated else ():
+                if arrival.key in undated:
+                    this = this_arrival(model, arrival.key)
+                    connection.execute(arrivals.update().where(this).values(ctime_ns=arrival.ctime_ns))
+
     def arrival_outcomes(self, model: str) -> list[dict[str, Any]]:
         """Return every arrival with an outcome as a plain row, oldest first."""
         query = sa.select(arrivals).where(arrivals.c.model == model, arrivals.c.outcome.is_not(None))

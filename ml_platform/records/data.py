@@ -10,18 +10,29 @@ from ml_platform.records.canonical import sha256_text
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Arrival:
-    """One file found in the landing zone; `etag` is empty if the zone has none."""
+    """One file found in the landing zone.
+
+    `etag` is empty if the zone has none. `ctime_ns` is the time of the newest change of the file or of its manifest, 0
+    if it is unknown. `changed_ns` is 0 for the first arrival with this name, size and modification time; a later one
+    has other bytes or another manifest, and repeats its `ctime_ns` here.
+    """
 
     model: str
     name: str
     size: int
     mtime_ns: int
     etag: str = ""
+    ctime_ns: int = field(default=0, compare=False)
+    changed_ns: int = 0
 
     @property
     def key(self) -> str:
-        """The partition key: a slug, and 12 hex digits of the sha256 of path, size, and etag (mtime if it is empty)."""
+        """The partition key: a slug, and 12 hex digits of the sha256 of path, size, and etag (mtime if it is empty).
+
+        `changed_ns` is part of it unless it is 0, so that the keys of known files do not change.
+        """
         identity = f"{self.model}/{self.name}\n{self.size}\n{self.etag or self.mtime_ns}"
+        identity += f"\n{self.changed_ns}" if self.changed_ns else ""
         return f"{re.sub(r'[^A-Za-z0-9]+', '-', self.name)[:40].strip('-')}-{sha256_text(identity)[:12]}"
 
 

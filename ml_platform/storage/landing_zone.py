@@ -44,6 +44,7 @@ class ListedFile:
     size: int = 0
     mtime_ns: int = 0
     etag: str = ""
+    ctime_ns: int = 0
 
 
 class LandingZone(Protocol):
@@ -117,7 +118,9 @@ class LocalZone:
                             yield ListedFile(entry.name, regular=False)
                             continue
                         status = entry.stat(follow_symlinks=False)
-                        yield ListedFile(entry.name, True, status.st_size, status.st_mtime_ns)
+                        yield ListedFile(
+                            entry.name, True, status.st_size, status.st_mtime_ns, ctime_ns=status.st_ctime_ns
+                        )
         except OSError as error:
             raise LandingZoneError(
                 f"The landing zone {folder} cannot be listed: {error.strerror}. Make the folder, or set "
@@ -208,7 +211,9 @@ def _read_blocks(arrival: Arrival, reader: BufferedReader) -> Iterator[bytes]:
 
 def _require_unchanged(arrival: Arrival, reader: BufferedReader) -> None:
     status = os.fstat(reader.fileno())
-    if (status.st_size, status.st_mtime_ns) != (arrival.size, arrival.mtime_ns):
+    changed = (status.st_size, status.st_mtime_ns) != (arrival.size, arrival.mtime_ns)
+    # Other bytes with the same size and modification time have a later change time. The manifest's may be later, too.
+    if changed or (arrival.ctime_ns and status.st_ctime_ns > arrival.ctime_ns):
         raise make_changed_error(arrival)
 
 

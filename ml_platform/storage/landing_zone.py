@@ -107,7 +107,7 @@ class LocalZone:
 
     def files(self, model: str) -> Iterator[ListedFile]:
         """List the folder, without files that disappear meanwhile."""
-        folder = self.folder / model
+        folder = self._model_folder(model)
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
@@ -129,18 +129,19 @@ class LocalZone:
 
     def read(self, model: str, names: Iterable[str], longest: int) -> dict[str, bytes]:
         """Read the beginning of each regular file; an unreadable file is returned as empty."""
-        return {name: data for name in names if (data := self._read(model, name, longest)) is not None}
+        folder = self._model_folder(model)
+        return {name: data for name in names if (data := self._read(folder / name, longest)) is not None}
 
-    def _read(self, model: str, name: str, longest: int) -> bytes | None:
+    def _read(self, path: Path, longest: int) -> bytes | None:
         try:
-            with _open_regular(self.folder / model / name) as reader:
+            with _open_regular(path) as reader:
                 return reader.read(longest)
         except OSError as error:
             return None if error.errno in NOT_THERE else b""
 
     def copy(self, arrival: Arrival, target: Path) -> str:
         """Copy and digest; compare size and time of the open file before and after."""
-        source = self.folder / arrival.model / arrival.name
+        source = self._model_folder(arrival.model) / arrival.name
         try:
             reader = _open_regular(source)
         except OSError as error:
@@ -156,16 +157,16 @@ class LocalZone:
 
     def write(self, model: str, name: str, data: bytes) -> None:
         """Write under a hidden name, then rename."""
-        atomic_files.write(self.folder / model / name, data)
+        atomic_files.write(self._model_folder(model) / name, data)
 
     def remove(self, model: str, name: str) -> None:
         """Unlink the file."""
-        (self.folder / model / name).unlink(missing_ok=True)
+        (self._model_folder(model) / name).unlink(missing_ok=True)
 
     def remove_arrival(self, arrival: Arrival) -> None:
         """Compare size and time, then unlink."""
         try:
-            reader = _open_regular(self.folder / arrival.model / arrival.name)
+            reader = _open_regular(self._model_folder(arrival.model) / arrival.name)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -176,8 +177,18 @@ class LocalZone:
 
     def prepare(self, model: str) -> None:
         """Create the folder."""
-        with atomic_files.raise_storage_errors(self.folder / model):
-            atomic_files.make_folder(self.folder / model)
+        folder = self._model_folder(model)
+        with atomic_files.raise_storage_errors(folder):
+            atomic_files.make_folder(folder)
+
+    def _model_folder(self, model: str) -> Path:
+        folder = self.folder / model
+        if folder.is_symlink():
+            raise LandingZoneError(
+                f"The landing zone {folder} is a link, which may lead out of the landing zone. Replace it by a folder; "
+                "to keep the files elsewhere, mount their folder there."
+            )
+        return folder
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -564,3 +564,24 @@ def test_read_blocks_growing_file_is_bounded(landing: Path) -> None:
         read = [len(block) for block in _read_blocks(arrival, grown)]
 
     assert sum(read) == arrival.size + 1
+
+
+@pytest.mark.fault("D17")
+@pytest.mark.parametrize("step", ["list", "read", "write", "remove", "prepare"])
+def test_linked_model_folder_is_refused(tmp_path: Path, step: str) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "a.csv").write_bytes(b"secret")
+    (tmp_path / "zone").mkdir()
+    (tmp_path / "zone" / "visits").symlink_to(outside)
+    zone = LocalZone(tmp_path / "zone")
+    steps: dict[str, Callable[[], object]] = {
+        "list": lambda: arrivals.list_files(zone, "visits"),
+        "read": lambda: zone.read("visits", ["a.csv"], 10),
+        "write": lambda: zone.write("visits", "b.csv", b""),
+        "remove": lambda: zone.remove("visits", "a.csv"),
+        "prepare": lambda: zone.prepare("visits"),
+    }
+    with pytest.raises(LandingZoneError, match="is a link"):
+        steps[step]()
+    assert [path.name for path in outside.iterdir()] == ["a.csv"]

@@ -12,6 +12,7 @@ from functools import partial
 import dagster as dg
 import sqlalchemy as sa
 
+from ml_platform.data import reading
 from ml_platform.data.arrivals import ARRIVALS_A_RUN, LandingZoneScan
 from ml_platform.data.landing import scan_landing_zone
 from ml_platform.errors import ConfigurationError, PlatformError
@@ -53,6 +54,7 @@ def ingest(platform: Platform, model: str) -> list[str]:
     keys = [arrival.key for arrival in _scan_twice(platform, model).complete]
     if not keys:
         return []
+    reading.start_early()  # it imports its modules while Dagster prepares the run
     with open_instance() as instance:
         for start in range(0, len(keys), ARRIVALS_A_RUN):
             batch = keys[start : start + ARRIVALS_A_RUN]

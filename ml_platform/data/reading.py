@@ -22,7 +22,7 @@ from ml_platform.data import datasets
 from ml_platform.data import preview as previews
 from ml_platform.data.validation import validate
 from ml_platform.data.validation.validate import Violation
-from ml_platform.errors import ConfigurationError, DataError, ReaderEndedError, StorageError, one_line, shorten
+from ml_platform.errors import ConfigurationError, DataError, PlatformError, one_line, shorten
 from ml_platform.model_spec import ModelSpec
 from ml_platform.records.data import RawBatch
 from ml_platform.settings import Settings
@@ -161,13 +161,13 @@ def validate_again(
 def preview_file(settings: Settings, batch: RawBatch) -> previews.Preview | None:
     """Return the first rows of a batch's stored bytes; ``None`` if they cannot be read.
 
-    A preview never raises an error because of the bytes, also if they end their reader.
+    A preview never fails a run, also if the bytes end their reader.
     """
     seconds = min(PREVIEW_SECONDS, settings.reader_seconds)
     try:
         with _result_file(settings, batch) as file:
             answer = _ask(settings, {"do": "preview", "spec": None, "path": batch.path}, file, seconds)
-    except (ReaderEndedError, StorageError):
+    except PlatformError:  # the validation reports it
         return None
     return None if answer is None else previews.Preview(**answer)
 

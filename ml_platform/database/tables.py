@@ -115,7 +115,7 @@ tombstones = sa.Table(
     sa.Column("model", sa.String(40), primary_key=True),
     sa.Column("digest", sa.String(64), primary_key=True),
     sa.Column("key_digest", sa.String(64), nullable=False),
-    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("reason", AnyText, nullable=False),
     sa.Column("actor", sa.String(255), nullable=False),
     sa.Column("asked_at", UtcDateTime, nullable=False),
     sa.Column("completed_at", UtcDateTime),

@@ -1,8 +1,13 @@
 """A file that ends its reader, or raises any error, is that file's outcome; the next good file is published."""
 
+import contextlib
 import os
+import random
 import shutil
 import signal
+import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +18,7 @@ import pytest
 from ml_platform.data import reading
 from ml_platform.data.ingest import READINGS, preview_batch, publish_batches, store_raw_batches
 from ml_platform.data.landing import list_arrivals
-from ml_platform.errors import LONGEST_VALUE, PlatformError
+from ml_platform.errors import LONGEST_VALUE, ConfigurationError, PlatformError
 from ml_platform.model_spec import ModelSpec
 from ml_platform.platform import Platform
 from ml_platform.records.data import BatchResult
@@ -147,6 +152,62 @@ def test_reading_that_never_ended_is_quarantined(platform: Platform) -> None:
         platform.database.begin_reading("visits", keys[0])
     land(platform, "b.parquet", make_table(first=100))
     require_outcomes(ingest(platform), "its reading began 5 times and never ended")
+
+
+@pytest.mark.fault("D22")
+@pytest.mark.parametrize("seed", range(2))
+def test_reader_killed_while_reading_loses_no_file(platform: Platform, seed: int) -> None:
+    for number in range(8):
+        land(platform, f"{number}.parquet", make_table(first=1 + 100 * number))
+    stop, moments = threading.Event(), random.Random(seed)  # noqa: S311
+
+    def kill_readers() -> None:
+        killed = set[int]()
+        # Three deaths at random moments: no file can have more than one of two readings ended by each.
+        while len(killed) < 3 and not stop.wait(moments.random() / 5):
+            pid = reading.reader_pid()
+            if pid is not None and pid not in killed:
+                killed.add(pid)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_readers)
+    killer.start()
+    try:
+        results = ingest(platform)
+    except ConfigurationError:  # two readers were killed before they had started
+        results = ingest(platform)
+    finally:
+        stop.set()
+        killer.join()
+    results = ingest(platform)
+    bad = [result for result in results.values() if result.outcome.value != "published"]
+    assert len(results) == 8
+    assert len(bad) <= 1
+    assert all("SIGKILL" in result.reason for result in bad)
+    opened = delta_table._open(platform.rows("visits"))
+    assert opened.count() == 60 * (8 - len(bad))
+
+
+@pytest.mark.fault("D22")
+def test_two_ingestions_at_once_publish_once(platform: Platform) -> None:
+    for number in range(6):
+        land(platform, f"{number}.parquet", make_table(first=1 + 100 * number))
+    land(platform, "null.jsonl", b"null\n")
+    program = (
+        "import sys; from ml_platform.settings import Settings; from ml_platform.platform import Platform; "
+        "from pathlib import Path; from ml_platform_tests.data.test_reading import ingest; "
+        "ingest(Platform(Settings(home=Path(sys.argv[1]))))"
+    )
+    command = [sys.executable, "-c", program, str(platform.settings.home)]
+    platform.database.close()
+    others = [subprocess.Popen(command) for _ in range(2)]
+    assert [other.wait(120) for other in others] == [0, 0]
+    results = ingest(platform)
+    assert {name for name, result in results.items() if result.outcome.value == "published"} == set(results) - {
+        "null.jsonl"
+    }
+    assert delta_table._open(platform.rows("visits")).count() == 360
 
 
 def test_failed_publication_counts_no_reading(platform: Platform) -> None:

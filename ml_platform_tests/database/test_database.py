@@ -20,7 +20,7 @@ from ml_platform.database.engine import HEAD
 from ml_platform.database.tables import metadata
 from ml_platform.errors import ConfigurationError, ConflictError, DatabaseUnavailableError, EvidenceError, LedgerError
 from ml_platform.records.canonical import now
-from ml_platform.records.data import Arrival, BatchResult, DatasetVersion, Outcome, RawBatch
+from ml_platform.records.data import Arrival, BatchResult, DatasetVersion, Outcome, RawBatch, Tombstone
 from ml_platform.records.ledger import GENESIS, LedgerEntry
 from ml_platform.records.verdict import Candidate, Verdict
 from ml_platform_tests.support import fakes
@@ -617,3 +617,27 @@ def test_unusable_address_hides_password_and_cause(address: str) -> None:
     assert "s3c" not in shown
     assert "ret@" not in shown
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.fault("D22")
+def test_any_text_is_stored_as_reason(database: PlatformDatabase) -> None:
+    text, stored = "nul \0, lone surrogate \ud800, two lines\n", "nul \ufffd, lone surrogate \ufffd, two lines\n"
+    batch = raw_batch()
+    database.record_raw_batch(batch)
+    database.record_outcome(replace(make_outcome(batch), reason=text))
+    assert [result.reason for result in database.outcomes("visits", [batch.arrival.key])] == [stored]
+    tombstone = Tombstone(model="visits", digest="d", key_digest="k", reason=text, actor="alice", asked_at=now())
+    database.record_tombstone(tombstone)
+    assert [one.reason for one in database.tombstones("visits")] == [stored]
+
+
+@pytest.mark.fault("D22")
+def test_readings_and_deaths_are_counted(database: PlatformDatabase) -> None:
+    batch = raw_batch()
+    database.record_raw_batch(batch)
+    key = batch.arrival.key
+    assert database.begin_reading("visits", key) == (1, [])
+    database.record_reader_death("visits", key, "by SIGSEGV")
+    assert database.begin_reading("visits", key) == (2, ["by SIGSEGV"])
+    database.end_reading("visits", key)
+    assert database.begin_reading("visits", key) == (1, ["by SIGSEGV"])

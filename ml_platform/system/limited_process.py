@@ -237,7 +237,9 @@ class _Watch:
         """Return the reason for which a process ended, with its memory and time."""
         ended = f"it was ended by {_name_signal(-status)}" if status < 0 else f"it ended with status {status}"
         seconds, mebibytes = time.monotonic() - self._began, self._peak / 2**20
-        return f"{self.exceeded or ended}, after {seconds:.1f} s and with {mebibytes:,.0f} MiB of memory"
+        # A process that ended at once was never measured.
+        memory = f" and with {mebibytes:,.0f} MiB of memory" if mebibytes >= 1 else ""
+        return f"{self.exceeded or ended}, after {seconds:.1f} s{memory}"
 
 
 def _name_signal(number: int) -> str:

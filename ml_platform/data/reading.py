@@ -190,13 +190,10 @@ def _make_report(summary: dict[str, Any], stored: "Callable[[], pa.Table] | None
 
 def _ask(settings: Settings, request: dict[str, Any], file: IO[bytes], seconds: float) -> Any:
     request |= {"max_file_bytes": settings.max_file_bytes}
-    return _reader.call(request, file, max_bytes=_memory_limit(settings), seconds=seconds)
-
-
-def _memory_limit(settings: Settings) -> int:
-    if settings.reader_memory_bytes is not None:
-        return settings.reader_memory_bytes
-    return min(max(4 * settings.max_file_bytes, MIN_MEMORY_BYTES), read_machine_bytes() * 3 // 4)
+    limit = settings.reader_memory_bytes
+    if limit is None:
+        limit = min(max(4 * settings.max_file_bytes, MIN_MEMORY_BYTES), read_machine_bytes() * 3 // 4)
+    return _reader.call(request, file, max_bytes=limit, seconds=seconds)
 
 
 @contextmanager

@@ -39,7 +39,8 @@ def explain(platform: Platform, model: str, version: int | None = None) -> dict[
     champions, rolled_back = champion_stack(platform.database.history(model))
     # Entries are matched by candidate: a version that was lost in MLflow has another number since.
     entries = [entry for entry in platform.database.ledger(model) if entry.candidate == registration.candidate]
-    report, decision = verify_ledger(platform, model, deep=True), _last_decision(entries)
+    decisions = [entry for entry in entries if entry.decides and entry.action != Action.REPLACEMENT]
+    report, decision = verify_ledger(platform, model, deep=True), decisions[-1] if decisions else None
     return {
         "model": model,
         "version": registration.version,
@@ -59,12 +60,6 @@ def explain(platform: Platform, model: str, version: int | None = None) -> dict[
         **_evidence(platform, candidate, decision),
         "approvals": [_approval(entry) for entry in entries if entry.action == Action.APPROVAL],
     }
-
-
-def _last_decision(entries: list[LedgerEntry]) -> LedgerEntry | None:
-    """Return the last decision on a version; ``None`` if it never was champion."""
-    decisions = [entry for entry in entries if entry.decides and entry.action != Action.REPLACEMENT]
-    return decisions[-1] if decisions else None
 
 
 def _decision(entries: list[LedgerEntry], last: LedgerEntry) -> dict[str, Any]:

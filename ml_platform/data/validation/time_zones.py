@@ -56,9 +56,6 @@ def _find_unknown_zone(kind: "pa.DataType") -> str | None:
     if types.is_timestamp(kind):
         known = not kind.tz or kind.tz in available_timezones() or OFFSET.fullmatch(kind.tz)
         return None if known else str(kind.tz)
-    inner = [kind.value_type] if types.is_dictionary(kind) else [part.type for part in _list_fields(kind)]
+    parts = [] if types.is_dictionary(kind) else map(kind.field, range(kind.num_fields))
+    inner = [kind.value_type] if types.is_dictionary(kind) else [part.type for part in parts]
     return next((zone for zone in map(_find_unknown_zone, inner) if zone), None)
-
-
-def _list_fields(kind: "pa.DataType") -> "list[pa.Field]":
-    return [kind.field(number) for number in range(kind.num_fields)]

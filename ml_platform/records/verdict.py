@@ -58,7 +58,9 @@ class Candidate:
         What is recorded or changed later is left out: the MLflow run, the erasure and the served files.
         """
         fields = {name: value for name, value in drop_defaults(self).items() if name not in RECORDED_LATER}
-        fields["trained_at"] = self.trained_at.astimezone(UTC).isoformat(timespec="microseconds")
+        for name, value in fields.items():
+            if isinstance(value, datetime):
+                fields[name] = value.astimezone(UTC).isoformat(timespec="microseconds")
         return sha256_text(canonical_json(versioned(ORIGIN_SCHEMA, fields)))
 
 

@@ -402,9 +402,13 @@ class ModelSpec(_Declared):
         strategy.
     retraining : Retraining
         The schedule of retraining, and the number of new rows that start it.
+    rows : str
+        The rows of a dataset version: ``newest`` takes the newest row of each entity, ``all`` takes every published
+        row. Confidence intervals treat rows as independent, so that they are too narrow if an entity has many rows.
     split : str
         ``entity`` holds out entities by a hash, so that an entity is on the same side in every dataset version.
-        ``time`` holds out the newest rows, for a model that predicts future rows.
+        ``time`` holds out the newest rows, for a model that predicts future rows. With all rows of each entity,
+        ``time`` may put an entity on both sides, at different times.
     holdout_share : float
         Share of the entities, or of the rows, that is held out.
     min_rows : int
@@ -447,6 +451,7 @@ class ModelSpec(_Declared):
     comparison: Comparison | None = Comparison()
     baseline: str | Callable[[Any], Any] | None = None
     retraining: Retraining = Retraining()
+    rows: Literal["newest", "all"] = "newest"
     split: Literal["entity", "time"] = "entity"
     holdout_share: float = Field(default=0.2, gt=0, lt=1)
     min_rows: int = Field(default=500, ge=2)
@@ -607,8 +612,8 @@ class ModelSpec(_Declared):
 
     @property
     def stated_split(self) -> str:
-        """The split's name in a verdict: ``entity 0.2``."""
-        return f"{self.split} {exact(self.holdout_share)}"
+        """The split's name in a verdict: ``entity 0.2``, or ``entity 0.2 all`` with all rows of each entity."""
+        return f"{self.split} {exact(self.holdout_share)}{'' if self.rows == 'newest' else f' {self.rows}'}"
 
     @property
     def approval_needed(self) -> Approval | None:

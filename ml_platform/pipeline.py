@@ -75,7 +75,7 @@ Decorator = Callable[[Callable[..., Result]], dg.AssetsDefinition]
 DATA_CHECKS = {
     "schema": "Every file is readable and has exactly the contract's columns and types.",
     "values": "Every value is within the contract's ranges and categories.",
-    "keys": "Every row is newer than the published rows of its entity, and no row occurs twice.",
+    "keys": "No row has the entity and time of another row, published or in its file, with other values.",
     "volume": "The number of rows in every file is between the model's minimum and maximum, and its size is allowed.",
     "freshness": "No row is from the future.",
     "quarantined_share": "The share of bad rows in every file is at most the model's tolerance.",

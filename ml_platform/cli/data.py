@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 def land(
     files: Annotated[list[Path], typer.Argument(help="Parquet, CSV, CSV.GZ or JSON Lines files.")],
     model: Annotated[str, typer.Option(help="Model that the files belong to.")],
+    correction: Annotated[
+        bool, typer.Option("--correction", help="Rows replace the published rows of their entity and event time.")
+    ] = False,
 ) -> None:
     """Copy files into the landing zone, all or none.
 
@@ -45,7 +48,7 @@ def land(
     platform = Platform()
     # The user of the daemon, perhaps another one, must read a shared landing zone.
     with users_file_modes() if platform.settings.landing_zone else contextlib.nullcontext():
-        landed = land_files(platform, model, contents)
+        landed = land_files(platform, model, contents, corrects=correction)
     for name in names:
         output.print(f"{name}: {'landed' if name in landed else 'is there already'}", markup=False)
 
@@ -65,9 +68,9 @@ def ingest(model: Model, json: AsJson = False) -> None:
     if json:
         output.print_json(data={"arrivals": outcomes, "ignored": ignored}, default=str)
     elif outcomes:
-        table = Table("file", "outcome", "rows", "quarantined", "reason")
+        table = Table("file", "outcome", "rows", "quarantined", "passed over", "reason")
         for row in outcomes:
-            counts = f"{row['rows']:,}", f"{row['quarantined_rows']:,}"
+            counts = (f"{row[name]:,}" for name in ("rows", "quarantined_rows", "passed_over_rows"))
             table.add_row(row["name"], row["outcome"], *counts, row["reason"])
         output.print(table)
     else:

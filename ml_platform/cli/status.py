@@ -42,7 +42,8 @@ def print_status(model: dict[str, Any]) -> None:
     if model["gates"]:
         output.print(gates_table(model["gates"]))
     arrivals = ", ".join(f"{n} {outcome}" for outcome, n in sorted(model["arrivals"].items())) or "none"
-    output.print(f"arrivals          {arrivals}; {model['new_rows']:,} rows not trained on yet")
+    counts = f"{model['new_rows']:,} rows not trained on yet, {model['passed_over_rows']:,} passed over"
+    output.print(f"arrivals          {arrivals}; {counts}")
     for name in model["stuck"]:
         output.print(f"stuck             {name}: the file does not match its manifest", style="red")
 

@@ -47,15 +47,20 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Size and digest that a file's writer declares: ``{"size": …, "sha256": "…"}`` in ``<file>.manifest.json``."""
+    """Size and digest that a file's writer declares: ``{"size": …, "sha256": "…"}`` in ``<file>.manifest.json``.
+
+    ``"corrects": true`` declares a correction of published rows.
+    """
 
     size: int
     sha256: str
+    corrects: bool = False
 
     @property
     def data(self) -> bytes:
         """The content of the manifest's file."""
-        return json.dumps({"size": self.size, "sha256": self.sha256}).encode()
+        correction = {"corrects": True} if self.corrects else {}
+        return json.dumps({"size": self.size, "sha256": self.sha256, **correction}).encode()
 
 
 @dataclass(slots=True)
@@ -231,11 +236,14 @@ def _parse_manifest(data: bytes) -> Manifest | None:
     size, sha256 = (document.get("size"), document.get("sha256")) if isinstance(document, dict) else (None, None)
     if type(size) is not int or not isinstance(sha256, str) or not SHA256.fullmatch(sha256.lower()):
         return None
-    return Manifest(size, sha256.lower())
+    corrects = document.get("corrects", False)
+    return Manifest(size, sha256.lower(), corrects) if isinstance(corrects, bool) else None
 
 
-def land(zone: LandingZone, model: str, name: str, data: bytes) -> bool:
+def land(zone: LandingZone, model: str, name: str, data: bytes, *, corrects: bool = False) -> bool:
     """Write a file with its manifest into a model's folder of the landing zone, the manifest first.
+
+    The manifest declares a correction if `corrects` is True.
 
     Returns
     -------
@@ -250,7 +258,8 @@ def land(zone: LandingZone, model: str, name: str, data: bytes) -> bool:
     require_safe_names([name])
     if holds(zone, model, name, data):
         return False
-    zone.write(model, name + MANIFEST_SUFFIX, Manifest(len(data), hashlib.sha256(data).hexdigest()).data)
+    manifest = Manifest(len(data), hashlib.sha256(data).hexdigest(), corrects)
+    zone.write(model, name + MANIFEST_SUFFIX, manifest.data)
     try:
         zone.write(model, name, data)
     except (LandingZoneError, StorageError):
@@ -311,8 +320,8 @@ def store_bytes(arrival: Arrival, zone: LandingZone, store: Path, max_bytes: int
             raise make_changed_error(arrival)
         target = store / f"{sha256}{parse_suffix(arrival.name)}"
         atomic_files.atomic_replace(temporary, target)
-    promised = manifest.sha256 if manifest else None
-    return RawBatch(arrival=arrival, sha256=sha256, path=str(target), promised_sha256=promised)
+    promised, corrects = (manifest.sha256, manifest.corrects) if manifest else (None, False)
+    return RawBatch(arrival=arrival, sha256=sha256, path=str(target), promised_sha256=promised, corrects=corrects)
 
 
 def parse_suffix(name: str) -> str:

@@ -38,14 +38,16 @@ def build_dataset_report(
 ) -> DatasetReport:
     """Check a dataset version's size, class balance, split and features, given its labels as training uses them."""
     training, holdout = split(rows, spec)
-    shared = set(training[spec.entity]) & set(holdout[spec.entity])
+    # A split by time separates an entity's rows by their times, if it has several.
+    keys = [spec.entity, spec.event_time] if (spec.rows, spec.split) == ("all", "time") else [spec.entity]
+    shared = training[keys].drop_duplicates().merge(holdout[keys].drop_duplicates())
     leaks = find_leaking_features(rows[spec.features], labels, spec.task)
     problems = {}
     if len(rows) < spec.min_rows or not len(training) or not len(holdout):
         problems["min_rows"] = f"it has {len(rows)} rows, at least {spec.min_rows} are required"
     if imbalance := _describe_imbalance(labels, spec):
         problems["class_balance"] = imbalance
-    if shared:
+    if len(shared):
         problems["disjoint_split"] = f"{len(shared)} entities are in both the training rows and the holdout"
     if leaks:
         scores = ", ".join(f"{name} ({score:.3f})" for name, score in leaks.items())

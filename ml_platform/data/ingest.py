@@ -109,7 +109,7 @@ def _publish_batch(platform: Platform, spec: ModelSpec, batch: RawBatch) -> Batc
         if done.notes["quarantined_rows"]:
             # A process that was killed after its commit quarantined nothing: validate against the version before.
             _quarantine(platform, batch, _validate(platform, spec, batch, done.version - 1))
-        return _published(batch, done)
+        return _published(batch, done.notes, done.version)
     for attempt in range(delta_table.ATTEMPTS):
         try:
             return _validate_and_publish(platform, spec, batch)
@@ -142,9 +142,12 @@ def _validate_and_publish(platform: Platform, spec: ModelSpec, batch: RawBatch) 
     if report.problem is not None:
         _quarantine(platform, batch, report)
         return _result(batch, Outcome.QUARANTINED, notes, report.problem)
+    if not report.valid_rows:  # no commit: an equal dataset version would start a retraining
+        _quarantine(platform, batch, report)
+        return _published(batch, notes, None)
     done = delta_table.publish(table, report.valid, arrival=key, sha256=batch.sha256, notes=notes, read_at=version)
     _quarantine(platform, batch, report)
-    return _published(batch, done)
+    return _published(batch, done.notes, done.version)
 
 
 def _validate(platform: Platform, spec: ModelSpec, batch: RawBatch, version: int) -> reading.ReadReport:
@@ -171,18 +174,19 @@ def _read(platform: Platform, spec: ModelSpec, batch: RawBatch, version: int) ->
             platform.database.record_reader_death(model, key, str(error))
 
 
-def _published(batch: RawBatch, done: delta_table.Publication) -> BatchResult:
-    good = done.notes["rows"] - done.notes["quarantined_rows"]
-    reason = f"{good:,} rows in version {done.version}"
-    if done.notes["quarantined_rows"]:
-        reason += f", {done.notes['quarantined_rows']:,} quarantined"
-    return _result(batch, Outcome.PUBLISHED, done.notes, reason, done.version)
+def _published(batch: RawBatch, notes: dict[str, Any], version: int | None) -> BatchResult:
+    counts = {"quarantined": notes["quarantined_rows"], "passed over": notes.get("passed_over_rows", 0)}
+    good = notes["rows"] - sum(counts.values())
+    first = "no rows published" if version is None else f"{good:,} rows in version {version}"
+    reason = ", ".join([first, *(f"{count:,} {word}" for word, count in counts.items() if count)])
+    return _result(batch, Outcome.PUBLISHED, notes, reason, version)
 
 
 def _notes(report: reading.ReadReport) -> dict[str, Any]:
     return {
         "rows": report.rows,
         "quarantined_rows": report.quarantined_rows,
+        "passed_over_rows": report.passed_over_rows,
         "rules": report.rules,
         "examples": report.examples,
     }
@@ -216,6 +220,8 @@ def _result(
         outcome=outcome,
         rows=notes["rows"],
         quarantined_rows=notes["quarantined_rows"],
+        # Commits of earlier releases have no such count.
+        passed_over_rows=notes.get("passed_over_rows", 0),
         dataset_version=version,
         reason=reason,
         rules=notes.get("rules", {}),

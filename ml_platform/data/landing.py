@@ -10,8 +10,8 @@ from ml_platform.platform import Platform
 from ml_platform.records.data import Arrival
 
 
-def land_files(platform: Platform, model: str, files: Mapping[str, bytes]) -> list[str]:
-    """Write files into a model's folder of the landing zone, each one atomically.
+def land_files(platform: Platform, model: str, files: Mapping[str, bytes], *, corrects: bool = False) -> list[str]:
+    """Write files into a model's folder of the landing zone, each one atomically, as corrections if `corrects` is True.
 
     Returns
     -------
@@ -33,7 +33,7 @@ def land_files(platform: Platform, model: str, files: Mapping[str, bytes]) -> li
             f"A file {taken[0]!r} with other bytes already waits in {zone.address}/{model}. Run "
             f"`ml-platform ingest {model}` first, or rename your file. Nothing was landed."
         )
-    return [name for name in new if arrivals.land(zone, model, name, files[name])]
+    return [name for name in new if arrivals.land(zone, model, name, files[name], corrects=corrects)]
 
 
 def ignored_files(platform: Platform, model: str) -> list[str]:

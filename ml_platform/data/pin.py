@@ -1,6 +1,7 @@
 """Pin a version of a model's rows as a training dataset, check it and profile it."""
 
 import logging
+from typing import TYPE_CHECKING
 
 from ml_platform.data import dataset_checks, datasets, golden_datasets
 from ml_platform.data import profile as data_profile
@@ -8,7 +9,10 @@ from ml_platform.data.dataset_checks import DatasetReport
 from ml_platform.model_spec import ModelSpec
 from ml_platform.platform import Platform
 from ml_platform.records.data import DatasetVersion
-from ml_platform.storage import atomic_files
+from ml_platform.storage import atomic_files, delta_table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger("ml_platform")
 
@@ -21,13 +25,26 @@ def pin_dataset(platform: Platform, spec: ModelSpec) -> DatasetReport:
     DatasetError
         Nothing was published yet.
     """
-    dataset, rows = datasets.pin(platform.rows(spec.name), spec)
+    dataset, rows = _pin_newest(platform, spec)
     platform.database.record_dataset(dataset)
     log.info("dataset version %s: %s rows, digest %s", dataset.version, f"{dataset.rows:,}", dataset.digest[:12])
     report = dataset_checks.build_dataset_report(dataset, rows, dataset_checks.target(rows, spec), spec)
     for problem in report.problems.values():
         log.info("dataset version %s must not be trained on: %s", dataset.version, problem)
     return report
+
+
+def _pin_newest(platform: Platform, spec: ModelSpec) -> tuple[DatasetVersion, "pd.DataFrame"]:
+    """Pin the newest version; make a new one if it is pinned with the rows that the other value of `rows` selects."""
+    table = platform.rows(spec.name)
+    dataset, rows = datasets.pin(table, spec)
+    pinned = platform.database.newest_dataset(spec.name)
+    if pinned and pinned.version == dataset.version and pinned.digest != dataset.digest:
+        other = spec.model_copy(update={"rows": "newest" if spec.rows == "all" else "all"})
+        if datasets.pin(table, other, dataset.version)[0].digest == pinned.digest:
+            delta_table.commit_nothing(table)
+            return datasets.pin(table, spec)
+    return dataset, rows
 
 
 def golden_problems(platform: Platform, spec: ModelSpec) -> dict[str, str]:

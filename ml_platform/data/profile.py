@@ -37,7 +37,10 @@ class ColumnProfile:
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """Numbers of new, removed and changed entities since the version before, and their share of all of both."""
+    """Numbers of new, removed and changed entities since the version before, and their share of all of both.
+
+    With all rows of each entity, they are numbers of rows.
+    """
 
     came: int
     went: int
@@ -129,9 +132,11 @@ def population_stability_index(now: list[float], then: list[float]) -> float:
 def _change(rows: "pd.DataFrame", before: "pd.DataFrame", spec: ModelSpec) -> Change:
     import pandas as pd
 
+    keys = [spec.entity] if spec.rows == "newest" else [spec.entity, spec.event_time]
     now, then = (
         pd.Series(
-            pd.util.hash_pandas_object(frame[[spec.label, *spec.features]], index=False).to_numpy(), frame[spec.entity]
+            pd.util.hash_pandas_object(frame[[spec.label, *spec.features]], index=False).to_numpy(),
+            pd.MultiIndex.from_frame(frame[keys]),
         )
         for frame in (rows, before)
     )

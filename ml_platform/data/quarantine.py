@@ -251,18 +251,20 @@ def _release_batch(
 def _validate_and_release(platform: Platform, spec: ModelSpec, again: _Again) -> tuple[BatchResult, int] | None:
     table, key = platform.rows(spec.name), again.before.arrival.key
     done = delta_table.published(table, again.commit)  # by a process that was killed before it recorded the release
-    version = done.version - 1 if done else delta_table.read_version(table)
-    report = refuse_forgotten(platform, spec, _validate_again(platform, spec, again, version))
-    if done is None and (report.problem is not None or not report.valid.num_rows):
+    before = done.version - 1 if done else delta_table.read_version(table)
+    report = refuse_forgotten(platform, spec, _validate_again(platform, spec, again, before))
+    passed_over = report.passed_over_rows + report.published_since
+    if done is None and (report.problem is not None or not report.valid_rows + passed_over):
         return None
-    notes = {"rows": report.valid.num_rows}
-    done = done or delta_table.publish(
-        table, report.valid, arrival=key, sha256=again.commit, notes=notes, read_at=version
-    )
-    released = int(done.notes["rows"])  # differs from the report if the contract changed after a crash
+    if done is None and report.valid_rows:
+        notes = {"rows": report.valid_rows}
+        done = delta_table.publish(table, report.valid, arrival=key, sha256=again.commit, notes=notes, read_at=before)
+    # The commit's count differs from the report's if the contract changed after a crash.
+    released, version = (int(done.notes["rows"]), done.version) if done else (0, None)
     if report.violations:
         store_violations(platform, again.batch, report.violations, commit=again.commit, release=again.number)
-    return _record(platform, again, _result(again.before, report, done), rows=released), released
+    result = _result(again.before, report, released, version, passed_over)
+    return _record(platform, again, result, rows=released), released
 
 
 def _validate_again(platform: Platform, spec: ModelSpec, again: _Again, version: int) -> reading.ReadReport:
@@ -270,25 +272,28 @@ def _validate_again(platform: Platform, spec: ModelSpec, again: _Again, version:
     if again.batch.promised_sha256 not in {None, again.batch.sha256}:
         return reading.make_unreadable("its bytes are not those that its manifest names: land it under another name")
     whole = again.before.outcome is Outcome.QUARANTINED
+    known = None if whole else again.before.published_rows + again.before.passed_over_rows
     table = platform.rows(spec.name)
     try:
-        return reading.validate_again(platform.settings, spec, again.batch, table, version, whole=whole)
+        return reading.validate_again(platform.settings, spec, again.batch, table, version, known=known)
     except ReaderEndedError as error:
         return reading.make_unreadable(f"it ended the process that read it: {error}")
 
 
-def _result(before: BatchResult, report: reading.ReadReport, done: delta_table.Publication) -> BatchResult:
-    released, stay = done.notes["rows"], max(report.rows - done.notes["rows"], 0)
-    reason = f"{released:,} rows released in version {done.version}"
-    if stay:
-        reason += f", {stay:,} quarantined"
+def _result(
+    before: BatchResult, report: reading.ReadReport, released: int, version: int | None, passed_over: int
+) -> BatchResult:
+    stay, whole = max(report.rows - released - report.passed_over_rows, 0), before.outcome is Outcome.QUARANTINED
+    first = "no rows released" if version is None else f"{released:,} rows released in version {version}"
+    counts = {"quarantined": stay, "passed over": passed_over}
     return replace(
         before,
         outcome=Outcome.PUBLISHED,
-        rows=report.rows if before.outcome is Outcome.QUARANTINED else before.rows,
+        rows=report.rows if whole else before.rows,
         quarantined_rows=stay,
-        dataset_version=done.version,
-        reason=reason,
+        passed_over_rows=passed_over if whole else before.passed_over_rows + passed_over,
+        dataset_version=version,
+        reason=", ".join([first, *(f"{count:,} {word}" for word, count in counts.items() if count)]),
         rules=report.rules,
         examples=report.examples,
     )

@@ -3,62 +3,57 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+from ml_platform.data.datasets import PublishedState
 from ml_platform.data.validation import validate
 from ml_platform.errors import UnreadableFileError
 from ml_platform.model_spec import ModelSpec
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import pyarrow as pa
 
 
 def validate_again(
     path: Path,
     spec: ModelSpec,
-    newest: "pd.Series[Any] | None",
-    published: "pa.Table | None",
+    before: PublishedState,
     removed: Sequence[int],
     max_bytes: int,
-) -> validate.Report:
+    *,
+    known: int | None,
+    corrects: bool,
+) -> tuple[validate.Report, int]:
     """Validate the quarantined rows of a batch: all of them, or those that were not published.
 
     Parameters
     ----------
-    path, spec, newest, max_bytes
+    path, spec, before, max_bytes, corrects
         As of `validate.validate_file`.
-    published : pyarrow Table or None
-        Entity and time of the batch's published rows; ``None`` if the batch was quarantined whole.
     removed : sequence of int
         Numbers of the rows that an erasure removed from the stored bytes.
+    known : int or None
+        Number of the batch's rows that were published or passed over before; ``None`` if it was quarantined whole.
 
     Returns
     -------
-    Report
+    report : Report
         Rows are numbered as in the bytes before any removal.
+    published_since : int
+        Number of quarantined rows that another arrival has published since; 0 if the batch was quarantined whole.
     """
-    import polars as pl
-
     try:
         rows = validate.read_rows(path, spec, max_bytes)
     except UnreadableFileError as error:
-        return validate.unreadable(str(error))
+        return validate.unreadable(str(error)), 0
     numbers = original_numbers(removed, range(rows.num_rows))
-    if published is None:
-        return _renumber(validate.validate(rows, spec, newest), numbers)
+    if known is None:
+        return _renumber(validate.validate(rows, spec, before, corrects=corrects), numbers), 0
     # Violations name the first thousand rows of a rule only: the quarantined rows are those that are not published.
-    # Of several rows with the same entity and time, only the first can have been published.
-    names = [spec.entity, spec.event_time]
-    known = pl.DataFrame(pl.from_arrow(published))
-    batch = pl.DataFrame(pl.from_arrow(rows.select(names))).with_row_index("_row")
-    first = batch.filter(pl.struct(names).is_first_distinct()).cast(known.schema)
-    good = first.join(known, on=names, how="semi", nulls_equal=True)
-    bad = batch.filter(~pl.col("_row").is_in(good["_row"].implode()))["_row"].to_list()
+    published = validate.find_published_rows(rows, spec, before)
+    bad = (~published).nonzero()[0].tolist()
     # The batch as a whole was within its tolerance.
     tolerant = spec.model_copy(update={"quarantine_tolerance": 1.0, "min_batch_rows": 1})
-    report = validate.validate(rows.take(bad), tolerant, newest)
-    return _renumber(report, [numbers[row] for row in bad])
+    report = validate.make_empty_report(rows)
+    if bad:
+        report = validate.validate(rows.take(bad), tolerant, before, corrects=corrects)
+    return _renumber(report, [numbers[row] for row in bad]), max(int(published.sum()) - known, 0)
 
 
 def _renumber(report: validate.Report, numbers: list[int]) -> validate.Report:

@@ -13,7 +13,7 @@ import mmap
 import tempfile
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -22,7 +22,15 @@ from ml_platform.data import datasets
 from ml_platform.data import preview as previews
 from ml_platform.data.validation import validate
 from ml_platform.data.validation.validate import Violation
-from ml_platform.errors import ConfigurationError, DataError, PlatformError, one_line, shorten
+from ml_platform.errors import (
+    ConfigurationError,
+    DataError,
+    DatasetError,
+    PlatformError,
+    StorageError,
+    one_line,
+    shorten,
+)
 from ml_platform.model_spec import ModelSpec
 from ml_platform.records.data import RawBatch
 from ml_platform.settings import Settings
@@ -77,23 +85,32 @@ class ReadReport:
 
     Parameters
     ----------
-    rows, quarantined_rows : int
-        Numbers of rows in the file, and of those that must not be published.
+    rows, quarantined_rows, passed_over_rows : int
+        Numbers of rows in the file, of those that must not be published, and of those that are published already.
     problem : str or None
         Reason for quarantining the whole file; ``None`` if its valid rows may be published.
     rules, examples, violations
         As of `validate.Report`, with shortened texts.
+    published_since : int
+        Number of quarantined rows of a batch that another arrival has published since, apart from `rows`.
     valid : pyarrow Table
         The rows that may be published; no rows or columns if the whole file is quarantined.
     """
 
     rows: int
     quarantined_rows: int
+    passed_over_rows: int
     problem: str | None
     rules: dict[str, dict[str, int]]
     examples: dict[str, list[str]]
     violations: list[Violation]
+    published_since: int = 0
     stored: "Callable[[], pa.Table] | None" = field(default=None, compare=False)
+
+    @property
+    def valid_rows(self) -> int:
+        """Number of rows that may be published."""
+        return self.rows - self.quarantined_rows - self.passed_over_rows
 
     @cached_property
     def valid(self) -> "pa.Table":
@@ -138,7 +155,7 @@ def validate_file(settings: Settings, spec: ModelSpec, batch: RawBatch, table: P
 
 
 def validate_again(
-    settings: Settings, spec: ModelSpec, batch: RawBatch, table: Path, version: int, *, whole: bool
+    settings: Settings, spec: ModelSpec, batch: RawBatch, table: Path, version: int, *, known: int | None
 ) -> ReadReport:
     """Validate the quarantined rows of a batch; numbers of rows are those before any erasure.
 
@@ -146,15 +163,16 @@ def validate_again(
     ----------
     settings, spec, batch, table, version
         As of `validate_file`.
-    whole : bool
-        True for a batch that was quarantined whole; False validates the rows that `version` does not hold.
+    known : int or None
+        Number of the batch's rows that were published or passed over before; the others are validated. ``None`` for a
+        batch that was quarantined whole.
 
     Raises
     ------
     ReaderEndedError, StorageError
         As `validate_file`.
     """
-    request = {"do": "validate_again", "table": str(table), "version": version, "whole": whole}
+    request = {"do": "validate_again", "table": str(table), "version": version, "known": known}
     return _ask_for_report(settings, spec, batch, request)
 
 
@@ -174,13 +192,13 @@ def preview_file(settings: Settings, batch: RawBatch) -> previews.Preview | None
 
 def _ask_for_report(settings: Settings, spec: ModelSpec, batch: RawBatch, request: dict[str, Any]) -> ReadReport:
     request |= {"spec": _describe_spec(spec), "path": batch.path, "removed": list(batch.removed)}
-    request |= {"arrival": batch.arrival.key}
+    request |= {"corrects": batch.corrects}
     with _result_file(settings, batch) as file:
         answer = _ask(settings, request, file, settings.reader_seconds)
         size, inline = answer.pop("bytes"), base64.b64decode(answer.pop("inline", ""))
         data = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if size else inline
-    expected = answer["rows"] - answer["quarantined_rows"]
-    return _make_report(answer, (lambda: _read_valid(data, expected)) if data else None)
+    report = _make_report(answer)
+    return replace(report, stored=lambda: _read_valid(data, report.valid_rows)) if data else report
 
 
 def _make_report(summary: dict[str, Any], stored: "Callable[[], pa.Table] | None" = None) -> ReadReport:
@@ -243,23 +261,26 @@ def handle(request: dict[str, Any], file: IO[bytes], begin: Callable[[], None]) 
         except _reader_errors():
             return None
         return None if first is None else asdict(first)
-    spec, table, version = _load_spec(json.dumps(request["spec"])), Path(request["table"]), request["version"]
-    before = _read_state(table, json.dumps(request["spec"]), version)
-    if request["do"] == "validate_again" and not request["whole"]:
-        published = datasets.keys_published_from(table, spec, request["arrival"], version)
-    else:
-        published = None
+    spec = _load_spec(json.dumps(request["spec"]))
+    before = datasets.PublishedState(table=Path(request["table"]), version=request["version"])
+    max_bytes, corrects, since = request["max_file_bytes"], request["corrects"], 0
     begin()
     try:
         if request["do"] == "validate":
-            report = validate.validate_file(path, spec, before.newest, request["max_file_bytes"])
+            report = validate.validate_file(path, spec, before, max_bytes, corrects=corrects)
         else:
-            report = _validate_again(request, spec, before, published)
+            from ml_platform.data import quarantined_rows
+
+            report, since = quarantined_rows.validate_again(
+                path, spec, before, request["removed"], max_bytes, known=request["known"], corrects=corrects
+            )
         summary, valid = _summarize(report), _use_types_of_contract(report.valid, spec)
+    except (DatasetError, StorageError):  # of the published rows, not of the file
+        raise
     except _reader_errors() as error:
         problem = f"reading it failed: {shorten(one_line(error), LONGEST_SENTENCE)}"
         return {**_summarize(validate.unreadable(problem)), "bytes": 0}
-    return {**summary, **_write_valid(valid, file)}
+    return {**summary, "published_since": since, **_write_valid(valid, file)}
 
 
 def _reader_errors() -> tuple[type[BaseException], ...]:
@@ -267,15 +288,6 @@ def _reader_errors() -> tuple[type[BaseException], ...]:
     import polars as pl
 
     return (Exception, pl.exceptions.PanicException)
-
-
-def _validate_again(
-    request: dict[str, Any], spec: ModelSpec, before: datasets.PublishedState, published: "pa.Table | None"
-) -> validate.Report:
-    from ml_platform.data import quarantined_rows
-
-    path, max_bytes = Path(request["path"]), request["max_file_bytes"]
-    return quarantined_rows.validate_again(path, spec, before.newest, published, request["removed"], max_bytes)
 
 
 @lru_cache(maxsize=8)
@@ -292,14 +304,6 @@ def _load_spec(description: str) -> ModelSpec:
             f"{one_line(error)}. Declare the class at the top level of the model's file."
         ) from error
     return ModelSpec.model_construct(**given["fields"], contract=contract)
-
-
-@lru_cache(maxsize=1)
-def _read_state(table: Path, description: str, version: int) -> datasets.PublishedState:
-    """Read the published state, which several arrivals may be validated against; versions do not change."""
-    if version < 0:
-        return datasets.PublishedState(version=version, newest=None)
-    return datasets.read_published_state(table, _load_spec(description), version)
 
 
 def _write_valid(valid: "pa.Table", file: IO[bytes]) -> dict[str, Any]:
@@ -339,6 +343,7 @@ def _summarize(report: validate.Report) -> dict[str, Any]:
     return {
         "rows": report.rows,
         "quarantined_rows": report.quarantined_rows,
+        "passed_over_rows": report.passed_over_rows,
         "problem": problem,
         "rules": {check: _bound_rules(rules) for check, rules in report.rules.items()},
         "examples": examples,

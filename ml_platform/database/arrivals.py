@@ -25,6 +25,7 @@ class ArrivalRecords(DatabaseEngine):
             "sha256": batch.sha256,
             "raw_path": batch.path,
             "promised_sha256": batch.promised_sha256,
+            "corrects": batch.corrects,
         }
         with self._transaction() as connection:
             known = sa.select(arrivals.c.key).where(this_arrival(arrival.model, arrival.key))
@@ -54,6 +55,7 @@ class ArrivalRecords(DatabaseEngine):
                 path=row.raw_path,
                 promised_sha256=row.promised_sha256,
                 removed=tuple(json.loads(row.removed)),
+                corrects=row.corrects,
             )
             for row in rows
         ]
@@ -82,6 +84,7 @@ class ArrivalRecords(DatabaseEngine):
             "outcome": result.outcome.value,
             "rows": result.rows,
             "quarantined_rows": result.quarantined_rows,
+            "passed_over_rows": result.passed_over_rows,
             "dataset_version": result.dataset_version,
             "reason": result.reason,
             "rules": json.dumps(result.rules),
@@ -131,6 +134,7 @@ class ArrivalRecords(DatabaseEngine):
                 outcome=Outcome(row["outcome"]),
                 rows=row["rows"],
                 quarantined_rows=row["quarantined_rows"],
+                passed_over_rows=row["passed_over_rows"],
                 dataset_version=row["dataset_version"],
                 reason=row["reason"],
                 rules=json.loads(row["rules"]),
@@ -169,6 +173,12 @@ class ArrivalRecords(DatabaseEngine):
         query = query.order_by(arrivals.c.recorded_at, arrivals.c.key)
         with self._transaction() as connection:
             return [dict(row._mapping) for row in connection.execute(query)]
+
+    def count_passed_over(self, model: str) -> int:
+        """Count the rows of a model's arrivals that were passed over, because they were published already."""
+        query = sa.select(sa.func.sum(arrivals.c.passed_over_rows)).where(arrivals.c.model == model)
+        with self._transaction() as connection:
+            return int(connection.scalar(query) or 0)
 
     def find_publication(self, model: str, sha256: str) -> str | None:
         """Return the key of the published arrival with the same bytes; ``None`` if there is none."""
@@ -210,7 +220,8 @@ class ArrivalRecords(DatabaseEngine):
     def rows_published_after(self, model: str, version: int | None) -> int:
         """Count the rows that were published after a table version; all published rows if it is ``None``."""
         since = -1 if version is None else version
-        at_first = arrivals.c.rows - arrivals.c.quarantined_rows - arrivals.c.released_rows
+        left_out = arrivals.c.quarantined_rows + arrivals.c.passed_over_rows
+        at_first = arrivals.c.rows - left_out - arrivals.c.released_rows
         published = sa.select(sa.func.sum(at_first)).where(
             arrivals.c.model == model,
             arrivals.c.outcome == Outcome.PUBLISHED.value,
@@ -237,6 +248,7 @@ class ArrivalRecords(DatabaseEngine):
             "outcome": result.outcome.value,
             "rows": result.rows,
             "quarantined_rows": result.quarantined_rows,
+            "passed_over_rows": result.passed_over_rows,
             "released_rows": arrivals.c.released_rows + release.rows,
             "dataset_version": sa.func.coalesce(arrivals.c.dataset_version, result.dataset_version),
             "reason": result.reason,

@@ -17,7 +17,7 @@ from ml_platform.storage import atomic_files
 
 # The newest migration, so that opening an up-to-date database does not import Alembic. A test compares it with
 # ml_platform/database/migrations.
-HEAD = "0005"
+HEAD = "0006"
 # SQLite's codes for a disk that is full, read-only or broken; not for a database that another process has locked.
 DISK_ERRORS = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
 # Longest wait for a PostgreSQL server that restarts, and the pause between attempts to connect; in seconds.

@@ -51,6 +51,7 @@ arrivals = sa.Table(
     sa.Column("outcome", sa.String(16)),
     sa.Column("rows", sa.BigInteger, nullable=False, default=0),
     sa.Column("quarantined_rows", sa.BigInteger, nullable=False, default=0),
+    sa.Column("passed_over_rows", sa.BigInteger, nullable=False, default=0, server_default="0"),
     sa.Column("dataset_version", sa.BigInteger),
     sa.Column("reason", AnyText, nullable=False, default=""),
     sa.Column("rules", sa.Text, nullable=False, default="{}"),
@@ -63,6 +64,7 @@ arrivals = sa.Table(
     sa.Column("readings", sa.Integer, nullable=False, default=0),
     sa.Column("reader_deaths", sa.Text, nullable=False, default="[]"),
     sa.Column("quarantined_by", sa.String(255)),
+    sa.Column("corrects", sa.Boolean, nullable=False, default=False, server_default=sa.false()),
 )
 
 releases = sa.Table(

@@ -145,8 +145,9 @@ def _select_unseen_rows(
 
     if split == spec.stated_split and spec.split == "entity":
         return np.ones(len(holdout), bool)
-    kind, share = split.split()
-    champion_spec = spec.model_copy(update={"split": kind, "holdout_share": float(share)})
+    kind, share, *rows_taken = split.split()
+    declared = {"split": kind, "holdout_share": float(share), "rows": "".join(rows_taken) or "newest"}
+    champion_spec = spec.model_copy(update=declared)
     rows = datasets.read_version(platform.rows(spec.name), champion_spec, theirs.lineage.dataset_version)
     trained, _ = datasets.split(rows, champion_spec)
     keys = [spec.entity, spec.event_time]

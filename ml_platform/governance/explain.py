@@ -5,7 +5,6 @@ from typing import Any
 from ml_platform.errors import EvidenceError
 from ml_platform.evaluation.verdict_view import gate_record, view_gates
 from ml_platform.platform import Platform
-from ml_platform.records.data import Outcome
 from ml_platform.records.ledger import Action, LedgerEntry
 from ml_platform.records.verdict import Candidate
 from ml_platform.release.ledger.champions import champion_stack
@@ -95,11 +94,16 @@ def _candidate(candidate: Candidate) -> dict[str, Any]:
 
 def _dataset(platform: Platform, candidate: Candidate) -> dict[str, Any]:
     """Return a candidate's dataset version, with the arrivals published in it or in an earlier one."""
-    lineage = candidate.lineage
+    lineage, database = candidate.lineage, platform.database
     arrivals = [
-        {"name": row["name"], "key": row["key"], "sha256": row["sha256"], "rows": row["rows"] - row["quarantined_rows"]}
-        for row in platform.database.arrival_outcomes(candidate.model)
-        if row["outcome"] == Outcome.PUBLISHED.value and (row["dataset_version"] or 0) <= lineage.dataset_version
+        {
+            "name": result.arrival.name,
+            "key": result.arrival.key,
+            "sha256": result.sha256,
+            "rows": result.published_rows,
+        }
+        for result in database.outcomes(candidate.model, database.known_arrivals(candidate.model))
+        if result.dataset_version is not None and result.dataset_version <= lineage.dataset_version
     ]
     return {"version": lineage.dataset_version, "digest": lineage.dataset_digest, "arrivals": arrivals}
 

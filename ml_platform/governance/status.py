@@ -34,6 +34,7 @@ def _read_model_status(platform: Platform, model: str) -> dict[str, Any]:
         "promoted_at": champion.recorded_at.isoformat() if champion else None,
         "arrivals": dict(Counter(row["outcome"] for row in database.arrival_outcomes(model))),
         "new_rows": platform.new_rows(model),
+        "passed_over_rows": database.count_passed_over(model),
         "stuck": stuck_files(platform, model),
         "last_run": {
             "state": state,

@@ -59,7 +59,9 @@ def arrival_metadata(result: BatchResult) -> dict[str, Any]:
         "outcome": result.outcome.value,
         "reason": result.reason,
         "rows": result.rows,
+        "published_rows": result.published_rows,
         "quarantined_rows": result.quarantined_rows,
+        "passed_over_rows": result.passed_over_rows,
     }
     quoted = [example for examples in result.examples.values() for example in examples]
     examples = [dg.TableRecord({"examples of bad rows": example}) for example in quoted[:EXAMPLES]]

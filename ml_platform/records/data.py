@@ -49,7 +49,8 @@ class RawBatch:
     """The unchanged bytes of an arrival, stored once under their sha256.
 
     `promised_sha256` is the digest in the file's manifest; None without a manifest. `removed` holds the numbers of the
-    rows that an erasure removed after validation; the counts of violations still include them.
+    rows that an erasure removed after validation; the counts of violations still include them. `corrects` is True if
+    the manifest declares a correction.
     """
 
     arrival: Arrival
@@ -57,6 +58,7 @@ class RawBatch:
     path: str
     promised_sha256: str | None = None
     removed: tuple[int, ...] = ()
+    corrects: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,8 @@ class BatchResult:
     """The outcome of one arrival, and its reason.
 
     `rules` counts the violations of every rule, by data check; `examples` holds up to five of them for each check, as
-    sentences; `dataset_version` is None if nothing was published.
+    sentences; `dataset_version` is None if nothing was published. Of all `rows`, those that are neither quarantined nor
+    passed over are published.
     """
 
     arrival: Arrival
@@ -76,6 +79,12 @@ class BatchResult:
     reason: str
     rules: dict[str, dict[str, int]] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
+    passed_over_rows: int = 0
+
+    @property
+    def published_rows(self) -> int:
+        """Number of rows in the model's table."""
+        return self.rows - self.quarantined_rows - self.passed_over_rows
 
 
 @dataclass(frozen=True, kw_only=True)

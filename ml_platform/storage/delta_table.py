@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from ml_platform.errors import ConflictError, DatasetError
 from ml_platform.storage import atomic_files
@@ -214,6 +215,23 @@ def read_version(table: Path) -> int:
     """Return a table's newest version; -1 if there is no table."""
     opened = _open(table)
     return -1 if opened is None else int(opened.version())
+
+
+def open_dataset(table: Path, opened: Any, *, in_order: bool = False) -> Any:
+    """Return the opened version of a table as a pyarrow dataset; `in_order` sorts its files by their commits."""
+    import pyarrow.dataset
+
+    found = opened.to_pyarrow_dataset()
+    if not in_order:
+        return found
+    commits = sorted((table / "_delta_log").glob("*.json"))[: opened.version() + 1]
+    order = dict[str, int]()
+    for commit in commits:
+        actions = (json.loads(line) for line in commit.read_text().splitlines())
+        added = [unquote(action["add"]["path"]) for action in actions if "add" in action]
+        order.update((path, len(order)) for path in added)
+    fragments = sorted(found.get_fragments(), key=lambda fragment: order[fragment.path])
+    return pyarrow.dataset.FileSystemDataset(fragments, found.schema, found.format, found.filesystem)
 
 
 def newest_version(table: Path) -> tuple[int | None, int]:

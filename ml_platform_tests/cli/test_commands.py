@@ -141,6 +141,16 @@ def test_history_without_champion_is_reported() -> None:
     assert call("history", "churn") == (0, "churn never had a champion.\n")
 
 
+def test_land_correction_declares_it(platform: Platform, tmp_path: Path) -> None:
+    file = tmp_path / "monday.parquet"
+    fakes.visits(20).to_parquet(file)
+
+    status, _ = call("land", str(file), "--model", "churn", "--correction")
+
+    manifest = fakes.landing(platform) / "churn" / "monday.parquet.manifest.json"
+    assert (status, json.loads(manifest.read_text())["corrects"]) == (0, True)
+
+
 def test_land_existing_file_is_skipped(platform: Platform, tmp_path: Path) -> None:
     file = tmp_path / "monday.parquet"
     fakes.visits(20).to_parquet(file)

@@ -216,6 +216,7 @@ def test_scan_file_below_manifest_size_is_incomplete(landing: Path) -> None:
         "[]",
         '{"size": true, "sha256": "' + "0" * 64 + '"}',
         '{"size": 5, "sha256": "x"}',
+        '{"size": 5, "sha256": "' + "0" * 64 + '", "corrects": "yes"}',
         "[" * 60_000,
     ],
 )
@@ -342,6 +343,15 @@ def test_store_manifest_digest_is_recorded(landing: Path, tmp_path: Path) -> Non
 
     assert batch.promised_sha256 == "f" * 64
     assert batch.sha256 == hashlib.sha256(b"12345").hexdigest()
+
+
+@pytest.mark.parametrize("corrects", [False, True])
+def test_land_correction_is_declared_in_manifest(landing: Path, tmp_path: Path, corrects: bool) -> None:
+    arrivals.land(LocalZone(landing), "visits", "a.csv", b"12345", corrects=corrects)
+
+    batch = arrivals.store_bytes(only(landing), LocalZone(landing), tmp_path / "raw")
+
+    assert batch.corrects is corrects
 
 
 def test_store_manifest_of_other_size_is_refused(landing: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml_platform.data import datasets
+from ml_platform.data.dataset_checks import build_dataset_report, target
 from ml_platform.errors import DatasetError
 from ml_platform_tests.support import fakes
 from ml_platform_tests.support.delta_tables import publish
@@ -24,20 +25,65 @@ cells = st.fixed_dictionaries(
 CELLS = pa.schema([("a", pa.int64()), ("b", pa.float64()), ("c", pa.string())])
 
 
-def test_published_state_has_newest_time_per_entity(tmp_path: Path) -> None:
+def test_published_state_without_table_has_no_rows(tmp_path: Path) -> None:
+    state = datasets.read_published_state(tmp_path / "rows")
+
+    assert (state.version, state.open(SPEC.columns)) == (-1, None)
+
+
+def test_published_state_other_columns_has_no_rows(tmp_path: Path) -> None:
+    publish(tmp_path / "rows", fakes.visits(4), "a")
+
+    assert datasets.read_published_state(tmp_path / "rows").open(SPEC.columns[1:]) is None
+
+
+def test_published_rows_in_order_of_publication(tmp_path: Path) -> None:
     table = tmp_path / "rows"
-    assert datasets.read_published_state(table, SPEC) == datasets.PublishedState(version=-1, newest=None)
-    old, new = fakes.visits(4, day=1), fakes.visits(2, day=2)
-    publish(table, new, "a")
-    publish(table, old, "b")
+    for number, name in enumerate("cabed"):
+        publish(table, fakes.visits(2, first=10 * number + 1), name)
 
-    newest = datasets.read_published_state(table, SPEC).newest
+    rows = datasets.read_published_state(table, 4).open(SPEC.columns, in_order=True)
 
-    assert newest is not None
-    assert newest.to_dict() == {
-        **dict(zip(old["visitor"], old["seen_at"], strict=True)),
-        **dict(zip(new["visitor"], new["seen_at"], strict=True)),
-    }
+    assert rows is not None
+    assert rows.read("visitor")["visitor"].to_pylist() == [1, 2, 11, 12, 21, 22, 31, 32]
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+def test_published_rows_limited_to_times(tmp_path: Path, unit: str) -> None:
+    table = tmp_path / "rows"
+    for day in (1, 2, 3):
+        publish(table, fakes.visits(2, day=day, first=day), str(day))
+    rows = datasets.read_published_state(table).open(SPEC.columns)
+    assert rows is not None
+    noon = pa.scalar(1_704_196_800, pa.timestamp("s", "UTC")).cast(pa.timestamp(unit, "UTC"))
+
+    rows.limit_times("seen_at", pa.scalar(1_704_153_600, pa.timestamp("s", "UTC")).cast(noon.type), noon)
+
+    assert rows.read("visitor")["visitor"].to_pylist() == [2, 3]
+
+
+def test_published_rows_extreme_times_do_not_overflow(tmp_path: Path) -> None:
+    publish(tmp_path / "rows", fakes.visits(2), "a")
+    rows = datasets.read_published_state(tmp_path / "rows").open(SPEC.columns)
+    assert rows is not None
+
+    rows.limit_times(
+        "seen_at", *(pa.scalar(end, pa.int64()).cast(pa.timestamp("ms", "UTC")) for end in (-(2**63), 2**63 - 1))
+    )
+
+    assert rows.read("visitor").num_rows == 2
+
+
+def test_published_rows_damaged_file_is_dataset_error(tmp_path: Path) -> None:
+    table = tmp_path / "rows"
+    publish(table, fakes.visits(2), "a")
+    for file in table.glob("*.parquet"):
+        file.write_bytes(file.read_bytes()[:100])
+    rows = datasets.read_published_state(table).open(SPEC.columns)
+    assert rows is not None
+
+    with pytest.raises(DatasetError, match="Published rows cannot be read"):
+        rows.read("visitor")
 
 
 # Pinning
@@ -55,6 +101,35 @@ def test_pin_returns_newest_row_per_entity(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(rows, expected)
     assert (dataset.model, dataset.version, dataset.rows) == ("visits", 2, 4)
     assert list(rows.columns) == SPEC.columns
+
+
+def test_pin_all_rows_orders_by_entity_and_time(tmp_path: Path) -> None:
+    table = tmp_path / "rows"
+    new, old = fakes.visits(2, day=2, seed=2), fakes.visits(2, day=1, seed=1)
+    publish(table, new, "a")
+    publish(table, old, "b")
+
+    dataset, rows = datasets.pin(table, fakes.visits_spec(rows="all"))
+
+    expected = pd.concat([old.head(1), new.head(1), old.tail(1), new.tail(1)], ignore_index=True)
+    pd.testing.assert_frame_equal(rows, expected)
+    assert dataset.rows == 4
+
+
+@pytest.mark.parametrize("split", ["entity", "time"])
+def test_all_rows_of_entities_can_be_split(tmp_path: Path, split: str) -> None:
+    spec = fakes.visits_spec(rows="all", split=split)
+    for day in (1, 2, 3):
+        publish(tmp_path / "rows", fakes.visits(100, day=day, seed=day), str(day))
+    dataset, rows = datasets.pin(tmp_path / "rows", spec)
+
+    report = build_dataset_report(dataset, rows, target(rows, spec), spec)
+
+    assert report.problems == {}
+    assert report.training_rows + report.holdout_rows == 300
+    training, holdout = datasets.split(rows, spec)
+    shared = set(training["visitor"]) & set(holdout["visitor"])
+    assert bool(shared) == (split == "time")
 
 
 def test_pin_old_version_is_unchanged(tmp_path: Path) -> None:

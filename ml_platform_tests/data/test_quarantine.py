@@ -103,17 +103,17 @@ def test_release_keeps_superseded_violations(platform: Platform) -> None:
     assert [row["value"] for row in superseded] == ["trial"] * 3
 
 
-def test_release_rows_older_than_published_stay(platform: Platform) -> None:
+def test_release_rows_unlike_published_stay(platform: Platform) -> None:
     drop_with_trials(platform, "monday.parquet", 2)
     publish(platform)
-    fakes.drop(platform, "tuesday.parquet", fakes.visits(1, day=2))
+    fakes.drop(platform, "tuesday.parquet", fakes.visits(1).assign(plan="paid"))
     publish(platform)
 
     (released,) = quarantine.release(platform, FIXED, [], actor="ann")
 
     assert (released["released_rows"], released["quarantined_rows"]) == (1, 1)
     (remaining,) = quarantine.show(platform, "visits")
-    assert remaining["rules"] == {"keys": {"newer than published": 1}}
+    assert remaining["rules"] == {"keys": {"as published": 1}}
 
 
 @pytest.mark.parametrize("bad", [3, 60])
@@ -164,6 +164,7 @@ def test_release_validates_rows_beyond_named_ones(platform: Platform, monkeypatc
     rows.loc[:8, "plan"] = "trial"
     rows.loc[8, "pages"] = -1
     rows.loc[9] = rows.loc[10]  # repeated: one of the two is published
+    rows.loc[9, "pages"] = 999
     fakes.drop(platform, "monday.parquet", rows)
     publish(platform)
 

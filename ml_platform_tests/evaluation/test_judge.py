@@ -197,6 +197,18 @@ def test_verdict_page_is_in_folder_and_mlflow(with_champion: Platform) -> None:
     assert hashlib.sha256(stored).hexdigest() == judgement.verdict.digest
 
 
+def test_candidate_of_all_rows_is_compared(with_champion: Platform) -> None:
+    spec = fakes.visits_spec(rows="all")
+    publish(with_champion, spec, fakes.visits(500, first=1, day=2, seed=5), "tuesday.parquet")
+    candidate = train(with_champion, spec)
+
+    verdict = judge_candidate(with_champion, spec, candidate).verdict
+
+    assert verdict.split == "entity 0.2 all"
+    assert verdict.evaluation.reference is not None
+    assert verdict.evaluation.reference.reason == ""
+
+
 def test_second_judgement_replaces_the_page(with_champion: Platform) -> None:
     champion = load_champion(with_champion)
     harder = fakes.visits_spec(gates=(Gate(metric="auc_roc", at_least=0.999),))

@@ -156,7 +156,7 @@ def test_rows_are_checked_against_concurrent_publication(platform: Platform, mon
     (result,) = publish_batches(platform, SPEC, [first.arrival.key])
 
     assert result.outcome is Outcome.QUARANTINED
-    assert "visitor must be newer than what is published" in result.reason
+    assert "visitor must have the values that are published for its time" in result.reason
     assert datasets.pin(platform.rows("visits"), SPEC)[0].rows == 100
 
 
@@ -174,7 +174,7 @@ def test_changed_contract_is_named(platform: Platform) -> None:
     fakes.drop(platform, "monday.parquet", fakes.visits(100))
     publish(platform)
     table = platform.rows("visits")
-    fewer = datasets.read_published_state(table, SPEC)
+    fewer = datasets.read_published_state(table)
     narrower = datasets.pin(table, SPEC)[1].drop(columns="plan")
 
     import pyarrow as pa

@@ -42,7 +42,7 @@ WORDS = {
     "field_uniqueness": "must come once",
     "multiple_fields_uniqueness": "must come once together",
     "one row a time": "must come once at a time",
-    "newer than published": "must be newer than what is published",
+    "as published": "must have the values that are published for its time",
     "finite": "must be finite",
     "not in the future": "must not be in the future",
 }

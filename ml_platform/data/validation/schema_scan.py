@@ -1,10 +1,11 @@
 """Run a compiled contract over a file or a table, a few rows at a time.
 
-The scan keeps one byte per row in memory, and the values of a limited number of rows per broken rule.
+The scan keeps two bytes per row in memory, and the values of a limited number of rows per broken rule.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,9 +15,12 @@ from ml_platform.data.validation.schema_compiler import RAISED_BY_CHECKS, Contra
 from ml_platform.errors import shorten
 
 if TYPE_CHECKING:
-    import pandas as pd
     import pyarrow as pa
     from numpy.typing import NDArray
+
+    from ml_platform.data.datasets import PublishedRows, PublishedState
+
+    ReadOther = Callable[[str, NDArray[np.int64]], pl.Series]
 
 ROW = "_row"
 # Maximum number of 64-bit key hashes that are sorted at once, 8 bytes each. More keys take further passes.
@@ -25,6 +29,11 @@ KEYS_AT_ONCE = 2**26
 TWINS_AT_ONCE = 2**22
 # Rows per batch of a check that pandera runs.
 ROWS_AT_ONCE = 250_000
+# Column of the position of another row with the same key.
+POSITION = "_position"
+# A violation shows at most this many columns, and characters of a value.
+COLUMNS_SHOWN = 5
+LONGEST_VALUE = 60
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,7 @@ class BrokenRule:
 
 
 class BatchScan:
-    """A batch whose rows are scanned.
+    """A batch whose rows are scanned: `bad` is True for rows that break a rule, `passed` for rows to pass over.
 
     Parameters
     ----------
@@ -61,6 +70,7 @@ class BatchScan:
         self.source = source.with_row_index(ROW)
         self.rows, self.schema, self.limit = rows, schema, limit
         self.bad: NDArray[np.bool_] = np.zeros(rows, dtype=bool)
+        self.passed: NDArray[np.bool_] = np.zeros(rows, dtype=bool)
         self._twins: dict[tuple[str, ...], list[pl.DataFrame]] = {}
 
     def hold(self, contract: Contract) -> list[BrokenRule]:
@@ -97,26 +107,16 @@ class BatchScan:
 
     def _add_rows(self, broken: BrokenRule, part: pl.DataFrame, count: int) -> BrokenRule:
         named = part.head(max(self.limit - len(broken.rows), 0))
-        texts = []
-        for column in (named[name] for name in broken.columns):
-            # NumPy supports years that Python's datetime does not.
-            is_time = isinstance(column.dtype, pl.Datetime)
-            values = column.dt.replace_time_zone(None).to_numpy() if is_time else column.to_list()
-            texts.append([shorten(str(value)) for value in values])
+        texts = [list(map(shorten, _to_texts(named[name]))) for name in broken.columns]
         broken.rows.extend(named[ROW].to_list())
         broken.values.extend(map(", ".join, zip(*texts, strict=True)) if texts else [""] * named.height)
         return replace(broken, count=broken.count + count)
 
-    def _mark(
-        self, rule: UniqueRule, parts: Iterable[pl.DataFrame], marked: "NDArray[np.bool_] | None" = None
-    ) -> BrokenRule:
-        """Mark the rows of `parts` as bad, and in `marked` if given; return the broken rule."""
+    def _mark(self, rule: UniqueRule, parts: Iterable[pl.DataFrame]) -> BrokenRule:
+        """Mark the rows of `parts` as bad; return the broken rule."""
         broken = BrokenRule(rule.shown or rule.columns, rule.check, rule.name)
         for part in parts:
-            rows = part[ROW].to_numpy()
-            self.bad[rows] = True
-            if marked is not None:
-                marked[rows] = True
+            self.bad[part[ROW].to_numpy()] = True
             broken = self._add_rows(broken, part, part.height)
         return broken
 
@@ -166,27 +166,132 @@ class BatchScan:
             parts = -(-len(repeated) // TWINS_AT_ONCE)
             yield from map(pl.Series, np.array_split(np.unique(repeated), parts) if parts else [])
 
-    def check_keys(self, rule: UniqueRule, newest: "pd.Series[Any] | None", name: str) -> list[BrokenRule]:
-        """Check rows, by a rule on entity and time, against each other and against the published rows.
+    def check_keys(
+        self, rule: UniqueRule, published: "PublishedState | None", name: str, *, corrects: bool = False
+    ) -> list[BrokenRule]:
+        """Compare rows with the published rows, and with each other, that have their entity and time.
 
-        A row breaks at most one of two rules: it is repeated, or else, under `name`, not newer than its entity's time
-        in `newest`.
+        A row with all values of the other one is set in `passed`. A row with other values breaks a rule: `name` if the
+        other one is published, and else `rule`; its violation shows both values. Rows that break another rule are not
+        compared. With `corrects`, a row may differ from a published one, which it replaces.
+
+        Raises
+        ------
+        StorageError, DatasetError
+            The published rows cannot be read.
         """
-        import pyarrow as pa
-
-        repeated: NDArray[np.bool_] = np.zeros(self.rows, dtype=bool)
-        results = [self._mark(rule, self._find_repeated(rule), repeated)]
-        if newest is not None:
-            entity, time = rule.columns
-            types = self.source.select(entity, time).collect_schema()
-            frame = newest.rename("_newest").rename_axis(entity).reset_index()
-            published = pl.DataFrame(pl.from_arrow(pa.Table.from_pandas(frame, preserve_index=False)))
-            published = published.cast({entity: types[entity], "_newest": types[time]})
-            rows = self.source.select(ROW, entity, time).join(published.lazy(), on=entity)
-            older = rows.filter(pl.col(time) <= pl.col("_newest")).collect_batches(engine="streaming")
-            new = (part.filter(~pl.Series(repeated[part[ROW].to_numpy()])) for part in older)
-            results.append(self._mark(replace(rule, name=name), new))
+        results = (
+            [self.compare_with_published(replace(rule, name=name), published, corrects=corrects)] if published else []
+        )
+        results.append(self._compare_repeated(rule))
         return [broken for broken in results if broken.count]
+
+    def compare_with_published(
+        self, rule: UniqueRule, published: "PublishedState", *, corrects: bool = False
+    ) -> BrokenRule:
+        """Compare rows with the published rows that have their entity and time, as `check_keys` does."""
+        broken = BrokenRule(rule.shown, rule.check, rule.name)
+        rows = published.open(self.schema.names)
+        pairs = self._find_published(rule, rows) if rows else None
+        if rows and pairs is not None and pairs[ROW].is_duplicated().any():
+            # A time with several published rows: in their order, so that a violation shows the newest one.
+            rows = published.open(self.schema.names, in_order=True)
+            pairs = self._find_published(rule, rows) if rows else None
+        if not rows or pairs is None or not pairs.height:
+            return broken
+        if corrects:
+            pairs = pairs.unique(ROW, keep="last", maintain_order=True)
+        positions = pairs[POSITION].to_numpy()
+
+        def read(column: str, chosen: "NDArray[np.int64]") -> pl.Series:
+            return _read_column(rows, column).gather(positions[chosen])
+
+        numbers = pairs[ROW].to_numpy()
+        if corrects:
+            self.passed[numbers[self._find_same(rule, numbers, read)]] = True
+            return broken
+        return self._settle(rule, broken, numbers, read, "published")
+
+    def _find_published(self, rule: UniqueRule, rows: "PublishedRows") -> pl.DataFrame:
+        """Return pairs of a row and the position of a published row with its key, ordered by row and position."""
+        entity, time = rule.columns
+        ends = self.source.select(since=pl.col(time).min(), until=pl.col(time).max()).collect(engine="streaming")
+        since, until = (column[0] for column in ends.to_arrow().columns)
+        rows.limit_times(time, since, until)
+        keys = pl.DataFrame([_read_column(rows, name) for name in rule.columns]).with_row_index(POSITION)
+        # As stored: a table has microseconds, and text where a file has categories.
+        wanted = self.source.select(ROW, *(pl.col(name).cast(keys.schema[name], strict=False) for name in rule.columns))
+        pairs = wanted.join(keys.lazy(), on=[entity, time], nulls_equal=True).select(ROW, POSITION)
+        found = pairs.collect(engine="streaming")
+        return found.filter(~pl.Series(self.bad[found[ROW].to_numpy()])).sort(ROW, POSITION)
+
+    def _compare_repeated(self, rule: UniqueRule) -> BrokenRule:
+        names = tuple(sorted(rule.columns))
+        broken = BrokenRule(rule.shown, rule.check, rule.name)
+        for part in self._twins[names] if names in self._twins else self._read_twins(names):
+            left = part.filter(~pl.Series((self.bad | self.passed)[part[ROW].to_numpy()]))
+            left = left.with_columns(pl.col(ROW).min().over(names).alias(POSITION))
+            pairs = left.filter(pl.col(ROW) != pl.col(POSITION)).sort(ROW)
+            if pairs.height:
+                first = pairs[POSITION].to_numpy()
+                read = partial(self._read_first, first)
+                broken = self._settle(rule, broken, pairs[ROW].to_numpy(), read, "in an earlier row")
+        return broken
+
+    def _read_first(self, first: "NDArray[Any]", column: str, chosen: "NDArray[np.int64]") -> pl.Series:
+        return self._read(column, first[chosen])
+
+    def _settle(
+        self, rule: UniqueRule, broken: BrokenRule, rows: "NDArray[Any]", read: "ReadOther", place: str
+    ) -> BrokenRule:
+        """Compare rows with others of their key, one column at a time; set `passed` and `bad`, return the broken rule.
+
+        Parameters
+        ----------
+        rows : ndarray of shape (n_pairs,)
+            Numbers of rows in ascending order; a row occurs once for each other row of its key.
+        read : callable
+            Returns a column of the other rows of some pairs.
+        place : str
+            Words for the place of the other rows.
+        """
+        self.passed[rows[self._find_same(rule, rows, read)]] = True
+        left = np.flatnonzero(~self.passed[rows])
+        left = left[np.append(rows[left][1:] != rows[left][:-1], True)[: len(left)]]
+        self.bad[rows[left]] = True
+        named = left[: max(self.limit - len(broken.rows), 0)]
+        differences: list[list[str]] = [[] for _ in named]
+        for name in self._list_compared(rule) if len(named) else []:
+            ours, theirs = self._read(name, rows[named]), read(name, named)
+            values = zip(differences, ~_are_equal(ours, theirs), _show(ours), _show(theirs), strict=True)
+            for texts, differs, ours_shown, theirs_shown in values:
+                if differs:
+                    texts.append(f"{name} is {ours_shown} here, {theirs_shown} {place}")
+        entities = _to_texts(self._read(rule.columns[0], rows[named])) if len(named) else []
+        broken.rows.extend(rows[named].tolist())
+        broken.values.extend(map(_join_differences, entities, differences))
+        return replace(broken, count=broken.count + len(left))
+
+    def _find_same(self, rule: UniqueRule, rows: "NDArray[Any]", read: "ReadOther") -> "NDArray[np.bool_]":
+        """Compare each pair of a row and another one by all columns; ndarray of shape (n_pairs,)."""
+        same, every = np.ones(len(rows), dtype=bool), np.arange(len(rows))
+        for name in self._list_compared(rule):
+            same &= _are_equal(self._read(name, rows), read(name, every))
+        return same
+
+    def _list_compared(self, rule: UniqueRule) -> list[str]:
+        return [name for name in self.schema.names if name not in rule.columns]
+
+    def _read(self, column: str, rows: "NDArray[Any]") -> pl.Series:
+        """Read a column of some rows, which may repeat."""
+        wanted = np.zeros(self.rows, dtype=bool)
+        wanted[rows] = True
+        numbers = np.flatnonzero(wanted)
+        source = self.source.select(ROW, column)
+        if len(numbers) < self.rows:
+            source = source.filter(pl.col(ROW).is_in(pl.Series(numbers).implode()))
+        values = source.collect(engine="streaming").sort(ROW)[column]
+        return values if np.array_equal(numbers, rows) else values.gather(np.searchsorted(numbers, rows))
 
     # Checks that only pandera can run
 
@@ -252,6 +357,32 @@ def _run_check(rule: PanderaRule, data: Any) -> "NDArray[np.bool_] | bool":
     if getattr(output, "ndim", 0) == 1 and output.index.equals(data.index):
         return output.fillna(value=False).to_numpy(dtype=bool)  # type: ignore[no-any-return]
     return bool(np.all(output))
+
+
+def _to_texts(column: pl.Series) -> list[str]:
+    # NumPy supports years that Python's datetime does not.
+    is_time = isinstance(column.dtype, pl.Datetime)
+    return list(map(str, column.dt.replace_time_zone(None).to_numpy() if is_time else column.to_list()))
+
+
+def _show(column: pl.Series) -> list[str]:
+    """Return values as short texts, text in quotes, so that two different values look different."""
+    texts = map(repr, column.to_list()) if column.dtype == pl.String else _to_texts(column)
+    return [text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…" for text in texts]
+
+
+def _join_differences(entity: str, differences: list[str]) -> str:
+    more = len(differences) - COLUMNS_SHOWN
+    return f"{entity}: {'; '.join(differences[:COLUMNS_SHOWN])}{f'; and {more} more columns' if more > 0 else ''}"
+
+
+def _read_column(rows: "PublishedRows", name: str) -> pl.Series:
+    return pl.Series(name, pl.from_arrow(rows.read(name).column(0)))
+
+
+def _are_equal(ours: pl.Series, theirs: pl.Series) -> "NDArray[np.bool_]":
+    """Compare values as stored: null equals null, NaN equals NaN; ndarray of shape (n_rows,)."""
+    return ours.cast(theirs.dtype, strict=False).eq_missing(theirs).to_numpy()
 
 
 def _replace_nan(name: str, dtype: pl.DataType) -> pl.Expr:

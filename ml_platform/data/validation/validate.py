@@ -5,7 +5,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ml_platform.data.validation.parquet_pages import verify_pages
 from ml_platform.data.validation.size_limits import require_bounded
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import numpy as np
-    import pandas as pd
     import pyarrow as pa
     from numpy.typing import NDArray
 
+    from ml_platform.data.datasets import PublishedState
+    from ml_platform.data.validation.schema_compiler import UniqueRule
     from ml_platform.data.validation.schema_scan import BatchScan, BrokenRule
 
 EXAMPLES = 5
@@ -67,8 +68,8 @@ class Report:
         Reason for quarantining the whole batch; ``None`` if its valid rows may be published.
     read : callable
         Returns all rows, unchanged.
-    bad : ndarray of shape (rows,) or None
-        True for rows that break a rule; ``None`` if no row was checked.
+    bad, passed : ndarray of shape (rows,) or None
+        True for rows that break a rule, and for rows to pass over; ``None`` if no row was checked.
     """
 
     rows: int
@@ -78,6 +79,7 @@ class Report:
     problem: str | None = None
     read: "Callable[[], pa.Table]"
     bad: "NDArray[np.bool_] | None" = None
+    passed: "NDArray[np.bool_] | None" = None
 
     @cached_property
     def violations(self) -> list[Violation]:
@@ -102,12 +104,24 @@ class Report:
 
         if self.problem is not None or self.bad is None:
             return pa.table({})  # not read: such a file may be too large for memory
-        return self.read().filter(pa.array(~self.bad)) if self.bad.any() else self.read()
+        left_out = self.bad if self.passed is None else self.bad | self.passed
+        return self.read().filter(pa.array(~left_out)) if left_out.any() else self.read()
+
+    @property
+    def passed_over_rows(self) -> int:
+        """Number of rows whose entity, event time and all values are published already, or come twice in the batch."""
+        return 0 if self.passed is None else int(self.passed.sum())
 
     @property
     def quarantined_rows(self) -> int:
         """Number of rows that must not be published."""
-        return self.rows if self.problem is not None or self.bad is None else int(self.bad.sum())
+        whole = self.problem is not None or self.bad is None
+        return self.rows - self.passed_over_rows if whole else int(self.bad.sum())  # type: ignore[union-attr]
+
+    @property
+    def valid_rows(self) -> int:
+        """Number of rows that may be published."""
+        return self.rows - self.quarantined_rows - self.passed_over_rows
 
     @property
     def rules(self) -> dict[str, dict[str, int]]:
@@ -229,10 +243,11 @@ def unreadable(problem: str, check: str = "schema") -> Report:
 def validate_file(
     path: Path,
     spec: ModelSpec,
-    newest: "pd.Series[Any] | None" = None,
+    published: "PublishedState | None" = None,
     max_bytes: int = MAX_FILE_BYTES,
     *,
     named: int | None = None,
+    corrects: bool = False,
 ) -> Report:
     """Validate a file as `validate` does, without loading a whole Parquet file into memory.
 
@@ -240,12 +255,14 @@ def validate_file(
 
     Parameters
     ----------
-    path, spec, newest
+    path, spec, published
         As of `read_rows` and `validate`.
     max_bytes : int
         Maximum number of bytes, compressed and decompressed.
     named : int or None
         Maximum number of rows named per broken rule, further ones are only counted; ``None`` is `FINDINGS`.
+    corrects : bool
+        True for a correction: a row replaces the published row of its entity and time, instead of contradicting it.
 
     Returns
     -------
@@ -254,8 +271,10 @@ def validate_file(
     """
     try:
         if path.suffix != ".parquet":
-            return validate(read_rows(path, spec, max_bytes), spec, newest, max_bytes, named=named)
-        return _validate_parquet(path, spec, newest, max_bytes, named)
+            return validate(
+                read_rows(path, spec, max_bytes), spec, published, max_bytes, named=named, corrects=corrects
+            )
+        return _validate_parquet(path, spec, published, max_bytes, named, corrects=corrects)
     except TooLargeError as error:
         return unreadable(str(error), "volume")
     except UnreadableFileError as error:
@@ -263,7 +282,13 @@ def validate_file(
 
 
 def _validate_parquet(
-    path: Path, spec: ModelSpec, newest: "pd.Series[Any] | None", max_bytes: int, named: int | None
+    path: Path,
+    spec: ModelSpec,
+    published: "PublishedState | None",
+    max_bytes: int,
+    named: int | None,
+    *,
+    corrects: bool,
 ) -> Report:
     import polars as pl
     import pyarrow as pa
@@ -279,11 +304,13 @@ def _validate_parquet(
         verify_pages(path)
         zones = use_known_zones(schema, arrow_types(spec))
         if zones != schema:  # Polars refuses the file's names: its rows are renamed in memory
-            return validate(read_rows(path, spec, max_bytes), spec, newest, max_bytes, named=named)
+            return validate(
+                read_rows(path, spec, max_bytes), spec, published, max_bytes, named=named, corrects=corrects
+            )
         # A file's statistics have no checksum, so no row is skipped because of them.
         source = pl.scan_parquet(path, glob=False, use_statistics=False)
         batch = BatchScan(source, metadata.num_rows, schema, FINDINGS if named is None else named)
-        return _validate(batch, spec, newest, partial(_read_parquet, path, spec), max_bytes)
+        return _validate(batch, spec, published, partial(_read_parquet, path, spec), max_bytes, corrects=corrects)
     except (pa.ArrowException, OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise UnreadableFileError(f"it is no readable parquet file: {_first_line(error)}") from error
 
@@ -291,10 +318,11 @@ def _validate_parquet(
 def validate(
     rows: "pa.Table",
     spec: ModelSpec,
-    newest: "pd.Series[Any] | None" = None,
+    published: "PublishedState | None" = None,
     max_bytes: int = MAX_FILE_BYTES,
     *,
     named: int | None = None,
+    corrects: bool = False,
 ) -> Report:
     """Validate a batch against the contract, the published rows and the platform's own rules.
 
@@ -304,12 +332,14 @@ def validate(
         The batch as `read_rows` returns it.
     spec : ModelSpec
         Declares the contract, and the `quarantine_tolerance` above which the whole batch is quarantined.
-    newest : Series or None
-        The newest published event time by entity: a row must be newer. ``None`` if nothing was published.
+    published : PublishedState or None
+        The version of the model's table that rows are compared with; ``None`` compares them with no table.
     max_bytes : int
         Maximum number of bytes of all text values together.
     named : int or None
         Maximum number of rows named per broken rule, further ones are only counted; ``None`` is `FINDINGS`.
+    corrects : bool
+        True for a correction: a row replaces the published row of its entity and time, instead of contradicting it.
 
     Returns
     -------
@@ -322,22 +352,53 @@ def validate(
     rows = rows.replace_schema_metadata(None)
     source = pl.LazyFrame(pl.from_arrow(rows))
     batch = BatchScan(source, rows.num_rows, rows.schema, FINDINGS if named is None else named)
-    return _validate(batch, spec, newest, lambda: rows, max_bytes)
+    return _validate(batch, spec, published, lambda: rows, max_bytes, corrects=corrects)
+
+
+def find_published_rows(rows: "pa.Table", spec: ModelSpec, published: "PublishedState") -> "NDArray[np.bool_]":
+    """Find the rows that are published with all their values, whether they meet the contract or not.
+
+    Parameters
+    ----------
+    rows : pyarrow Table of shape (n_rows, n_columns)
+        A batch with the columns of the contract; a batch with others has no published row.
+    published : PublishedState
+        The version of the model's table that rows are compared with.
+
+    Returns
+    -------
+    ndarray of shape (n_rows,)
+    """
+    import polars as pl
+
+    from ml_platform.data.validation.schema_scan import BatchScan
+
+    rows = rows.replace_schema_metadata(None)
+    batch = BatchScan(pl.LazyFrame(pl.from_arrow(rows)), rows.num_rows, rows.schema, 0)
+    batch.compare_with_published(_key_rule(spec), published)
+    return batch.passed
+
+
+def make_empty_report(rows: "pa.Table") -> Report:
+    """Return the report on a batch without rows that nothing is wrong with; `rows` gives its columns."""
+    import numpy as np
+
+    return Report(rows=0, counts=Counter(), read=lambda: rows.slice(0, 0), bad=np.zeros(0, dtype=bool))
 
 
 def _validate(
     batch: "BatchScan",
     spec: ModelSpec,
-    newest: "pd.Series[Any] | None",
+    published: "PublishedState | None",
     read: "Callable[[], pa.Table]",
     max_bytes: int,
+    *,
+    corrects: bool,
 ) -> Report:
-    from ml_platform.data.validation.schema_compiler import in_words
-
     broken: list[BrokenRule] = []
     whole = _check_batch(batch, spec, max_bytes)
     if not whole:
-        broken = _check_rows(batch, spec, newest)
+        broken = _check_rows(batch, spec, published, corrects=corrects)
         for one in (rule for rule in broken if not rule.rows):
             columns = ", ".join(one.columns)
             sentence = f"the rows together break {columns or 'the contract'} {one.name}"
@@ -346,20 +407,29 @@ def _validate(
         counts = Counter((violation.column, violation.check, violation.rule) for violation in whole)
         problem = "; ".join(sorted({violation.rule for violation in whole})[:EXAMPLES])
         return Report(rows=batch.rows, whole=whole, counts=counts, problem=problem, read=read)
-    bad_rows, tolerance, problem_of_rows = int(batch.bad.sum()), spec.quarantine_tolerance, None
-    if bad_rows / batch.rows > tolerance:
-        worst = max(broken, key=lambda one: one.count)
-        problem_of_rows = (
-            f"{bad_rows} of {batch.rows} rows are bad ({bad_rows / batch.rows:.1%}, tolerance {tolerance:.1%}), "
-            f"most often: {', '.join(worst.columns)} {in_words(worst.name)}"
-        )
     return Report(
         rows=batch.rows,
         broken=broken,
         counts=Counter({(", ".join(one.columns), one.check, one.name): one.count for one in broken}),
-        problem=problem_of_rows,
+        problem=_judge_bad_share(batch, spec.quarantine_tolerance, broken),
         read=read,
         bad=batch.bad,
+        passed=batch.passed,
+    )
+
+
+def _judge_bad_share(batch: "BatchScan", tolerance: float, broken: "list[BrokenRule]") -> str | None:
+    """Return the reason for quarantining the whole batch if too many rows are bad, or else ``None``."""
+    from ml_platform.data.validation.schema_compiler import in_words
+
+    # Rows that are passed over neither dilute nor exceed the tolerance: a full dump is judged by its new rows.
+    bad, new = int(batch.bad.sum()), batch.rows - int(batch.passed.sum())
+    if not bad or bad / new <= tolerance:
+        return None
+    worst = max(broken, key=lambda one: one.count)
+    return (
+        f"{bad} of {new} rows are bad ({bad / new:.1%}, tolerance {tolerance:.1%}), "
+        f"most often: {', '.join(worst.columns)} {in_words(worst.name)}"
     )
 
 
@@ -397,13 +467,15 @@ def _check_batch(batch: "BatchScan", spec: ModelSpec, max_bytes: int) -> list[Vi
     return [Violation(None, "", "volume", problem, "")] if problem else []
 
 
-def _check_rows(batch: "BatchScan", spec: ModelSpec, newest: "pd.Series[Any] | None") -> "list[BrokenRule]":
+def _check_rows(
+    batch: "BatchScan", spec: ModelSpec, published: "PublishedState | None", *, corrects: bool
+) -> "list[BrokenRule]":
     """Return the rules that rows break: those of the contract and of the platform."""
     import pandas as pd
     import polars as pl
     import pyarrow.types as types
 
-    from ml_platform.data.validation.schema_compiler import Rule, UniqueRule, compile_contract
+    from ml_platform.data.validation.schema_compiler import Rule, compile_contract
 
     contract = compile_contract(spec.contract.to_schema(), batch.schema.names)
     for column in batch.schema:
@@ -416,6 +488,12 @@ def _check_rows(batch: "BatchScan", spec: ModelSpec, newest: "pd.Series[Any] | N
         contract.rules.append(
             Rule(columns=(spec.event_time,), check="freshness", name="not in the future", broken=future)
         )
+    held = batch.hold(contract)
+    return [*held, *batch.check_keys(_key_rule(spec), published, "as published", corrects=corrects)]
+
+
+def _key_rule(spec: ModelSpec) -> "UniqueRule":
+    from ml_platform.data.validation.schema_compiler import UniqueRule
+
     columns = (spec.entity, spec.event_time)
-    key = UniqueRule(columns=columns, check="keys", name="one row a time", keep="first", shown=(spec.entity,))
-    return [*batch.hold(contract), *batch.check_keys(key, newest, "newer than published")]
+    return UniqueRule(columns=columns, check="keys", name="one row a time", keep="first", shown=(spec.entity,))

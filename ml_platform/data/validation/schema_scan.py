@@ -269,7 +269,9 @@ class BatchScan:
                     texts.append(f"{name} is {ours_shown} here, {theirs_shown} {place}")
         entities = _to_texts(self._read(rule.columns[0], rows[named])) if len(named) else []
         broken.rows.extend(rows[named].tolist())
-        broken.values.extend(map(_join_differences, entities, differences))
+        for entity, texts in zip(entities, differences, strict=True):
+            more = [f"and {len(texts) - COLUMNS_SHOWN} more columns"] if len(texts) > COLUMNS_SHOWN else []
+            broken.values.append(f"{entity}: {'; '.join([*texts[:COLUMNS_SHOWN], *more])}")
         return replace(broken, count=broken.count + len(left))
 
     def _find_same(self, rule: UniqueRule, rows: "NDArray[Any]", read: "ReadOther") -> "NDArray[np.bool_]":
@@ -369,11 +371,6 @@ def _show(column: pl.Series) -> list[str]:
     """Return values as short texts, text in quotes, so that two different values look different."""
     texts = map(repr, column.to_list()) if column.dtype == pl.String else _to_texts(column)
     return [text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…" for text in texts]
-
-
-def _join_differences(entity: str, differences: list[str]) -> str:
-    more = len(differences) - COLUMNS_SHOWN
-    return f"{entity}: {'; '.join(differences[:COLUMNS_SHOWN])}{f'; and {more} more columns' if more > 0 else ''}"
 
 
 def _read_column(rows: "PublishedRows", name: str) -> pl.Series:

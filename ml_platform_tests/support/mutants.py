@@ -420,6 +420,17 @@ def relabelled(**changes: Any) -> Change:
     return change
 
 
+def trained(**by: Any) -> Change:
+    """Change who trained the successor, and judge it again: a verdict binds the record of the training."""
+
+    def change(platform: Platform) -> None:
+        evaluation = verdict_on(platform).evaluation
+        relabelled(**by)(platform)
+        fakes.store_verdict(platform, gates.judge(successor(platform), evaluation, SPEC))
+
+    return change
+
+
 def forged_champion(platform: Platform) -> None:
     """Replace the champion's file on this host, and its digest in the database."""
     candidate = platform.database.candidate(champion(platform).candidate)
@@ -850,7 +861,7 @@ TAMPERED = {
     "a version that no server knows": Mutant(
         "Run its gates again", execute("UPDATE candidates SET served_digest = NULL"), serve
     ),
-    "a version that is too slow behind the server": Mutant("the gate asks for <= 1e-06", attempt=stage_timed),
+    "a version that is too slow behind the server": Mutant("the bound is 1e-06 ms", attempt=stage_timed),
     "a tampered file in the integration test": Mutant("DigestMismatchError", one_byte(registered_file), stage),
 }
 PROMOTED = {
@@ -923,7 +934,7 @@ APPROVED = {
     ),
     "an approval by the user who trained": Mutant(
         "bob@desk trained candidate",
-        relabelled(actor="carl@github", trained_by="bob@desk"),
+        trained(actor="carl@github", trained_by="bob@desk"),
         approve,
         MANUAL,
     ),

@@ -108,6 +108,8 @@ def _publish_batch(platform: Platform, spec: ModelSpec, batch: RawBatch) -> Batc
     if done is not None:
         if done.notes["quarantined_rows"]:
             # A process that was killed after its commit quarantined nothing: validate against the version before.
+            # The commit proves that a reading ended: earlier kills do not count against the file.
+            platform.database.end_reading(spec.name, batch.arrival.key)
             _quarantine(platform, batch, _validate(platform, spec, batch, done.version - 1))
         return _published(batch, done.notes, done.version)
     for attempt in range(delta_table.ATTEMPTS):

@@ -230,7 +230,9 @@ def test_bytes_deleted_from_server_are_missing(remote: Platform, front: FaultyMl
     store = get_artifact_repository(run.info.artifact_uri, front.address)
     store.delete_artifacts("model")  # type: ignore[no-untyped-call]
 
-    with pytest.raises(MissingInRegistryError, match="The bytes of version 1 of 'visits' are gone from http://me:"):
+    with pytest.raises(
+        MissingInRegistryError, match=r"The bytes of version 1 of 'visits' are gone from http://\*\*\*@127"
+    ):
         remote.registry.fetch("visits", 1, tmp_path)
 
 

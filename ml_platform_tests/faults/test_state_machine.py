@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
+from hypothesis.errors import FlakyFailure
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
@@ -350,5 +351,8 @@ def test_broken_promise_is_noticed(empty_mlflow: Path, monkeypatch: pytest.Monke
     guards, _ = read_guards()
 
     # Hypothesis need not shrink the example: one that fails is enough.
-    with switched_off(guards[guard]), pytest.raises(AssertionError):
+    with switched_off(guards[guard]), pytest.raises((AssertionError, FlakyFailure)) as noticed:
         run_machine(empty_mlflow, monkeypatch, examples=10, steps=12, same=True, phases=(Phase.generate,))
+    # Two promotions at once race: Hypothesis may not see the same failure when it runs the example again.
+    error = noticed.value
+    assert not isinstance(error, ExceptionGroup) or error.subgroup(AssertionError)

@@ -192,8 +192,8 @@ class _Comparison:
         if new.there:
             self.findings.notes += _package_notes(old, new)
             self._run(old, new, reasons)
-        self._require_checks(old, new, reasons)
-        self._require_declared_changes()
+        self.require_checks(old, new, reasons)
+        self.require_declared_changes()
 
     # Runs
 
@@ -207,16 +207,16 @@ class _Comparison:
             data_checks = new.checks(f"{self.model}_data")
             published = ingest(self.sandbox("head"), new.code, self.model, files, data_checks)
             self.findings.checks += published.checks
-            champion = self._champion(old, files, reasons)
+            champion = self.train_champion(old, files, reasons)
             if published.failed:
                 self.findings.problems += published.failed
                 return
-            self._evaluate(new, champion or published)
+            self.evaluate(new, champion or published)
             self._explain(old, new)
         except PlatformError as error:
             self.findings.broken.append(str(error))
 
-    def _champion(self, old: _Side, files: dict[str, bytes], reasons: Mapping[str, str]) -> SandboxRun | None:
+    def train_champion(self, old: _Side, files: dict[str, bytes], reasons: Mapping[str, str]) -> SandboxRun | None:
         """Train the base's champion on the same rows; return ``None``, with a finding, if there is none."""
         if not old.there:
             self.findings.notes.append(f"{old.why}: the model is new and is compared with its baseline")
@@ -247,7 +247,7 @@ class _Comparison:
         refused = [gate.why for gate in run.corner.gates if gate.outcome != "PASS"]
         return run, "; ".join(refused or run.failed or ["nothing was promoted"])
 
-    def _evaluate(self, new: _Side, where: SandboxRun) -> None:
+    def evaluate(self, new: _Side, where: SandboxRun) -> None:
         """Run the working tree's code in the champion's deployment; every gate and check of it must pass."""
         self.say(f"running {new.code.words} on the new data")
         run = run_in_sandbox(where.home, new.code, self.model, ("new", "new"), new.checks(self.model))
@@ -291,7 +291,7 @@ class _Comparison:
 
     # Requirements
 
-    def _require_checks(self, old: _Side, new: _Side, reasons: Mapping[str, str]) -> None:
+    def require_checks(self, old: _Side, new: _Side, reasons: Mapping[str, str]) -> None:
         """Require a record that says SUCCEEDED of every check of both sides; any other is a problem."""
         done = {check.check: check for check in self.findings.checks}
         here = {format_check_name(check) for check in new.declares.get("checks", [])}
@@ -310,7 +310,7 @@ class _Comparison:
         reported = {f"{self.model}/trained_model:{gate.name}" for gate in gates if gate.outcome != "PASS"}
         self.findings.problems += problems_of_checks(c for c in self.findings.checks if c.check not in reported)
 
-    def _require_declared_changes(self) -> None:
+    def require_declared_changes(self) -> None:
         for change in self.findings.changes:
             if change.declared:
                 self.findings.notes.append(f"{_words(change)} Declared: {change.declared}")

@@ -38,13 +38,13 @@ def validate_again(
     published_since : int
         Number of quarantined rows that another arrival has published since; 0 if the batch was quarantined whole.
     """
+    if known is None:
+        report = validate.validate_file(path, spec, before, max_bytes, corrects=corrects)
+        return _renumber(report, original_numbers(removed, range(report.rows))), 0
     try:
         rows = validate.read_rows(path, spec, max_bytes)
     except UnreadableFileError as error:
         return validate.unreadable(str(error)), 0
-    numbers = original_numbers(removed, range(rows.num_rows))
-    if known is None:
-        return _renumber(validate.validate(rows, spec, before, corrects=corrects), numbers), 0
     # Violations name the first thousand rows of a rule only: the quarantined rows are those that are not published.
     published = validate.find_published_rows(rows, spec, before)
     bad = (~published).nonzero()[0].tolist()
@@ -52,8 +52,9 @@ def validate_again(
     tolerant = spec.model_copy(update={"quarantine_tolerance": 1.0, "min_batch_rows": 1})
     report = validate.make_empty_report(rows)
     if bad:
-        report = validate.validate(rows.take(bad), tolerant, before, corrects=corrects)
-    return _renumber(report, [numbers[row] for row in bad]), max(int(published.sum()) - known, 0)
+        report = validate.validate_file(path, tolerant, before, max_bytes, corrects=corrects, only=bad)
+    numbers = original_numbers(removed, bad)
+    return _renumber(report, numbers), max(int(published.sum()) - known, 0)
 
 
 def _renumber(report: validate.Report, numbers: list[int]) -> validate.Report:

@@ -65,7 +65,7 @@ class _Collector:
             [(labels, number) for labels, number in fallbacks if int(labels[0]) in versions],
             ["version", "why"],
         )
-        yield from self._process_metrics()
+        yield from self.read_process_metrics()
         loaded = [([str(version), digest], 1) for version, digest in sorted(self.facts.loaded.items())]
         refused = [([str(version)], 1) for version in sorted(self.facts.refused)]
         queued = [([str(version)], number) for version, number in sorted(counts.queued.items())]
@@ -75,7 +75,7 @@ class _Collector:
         dropped = [([reason], number) for reason, number in sorted(counts.log_dropped.items())]
         yield self._counter("log_dropped", "Predictions missing from the log.", dropped, ["reason"])
 
-    def _process_metrics(self) -> Iterator[Metric]:
+    def read_process_metrics(self) -> Iterator[Metric]:
         facts, counts = self.facts, self.facts.counts
         for name, text, value in (
             ("workers", "Running workers of this host.", facts.workers),

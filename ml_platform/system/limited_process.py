@@ -215,7 +215,7 @@ class _Watch:
         parts: list[bytes] = []
         while size:
             while not select.select([self._socket], [], [], WATCH_SECONDS)[0]:
-                self._check_limits()
+                self.check_limits()
             part = self._socket.recv(min(size, 1 << 20))
             if not part:
                 raise EOFError
@@ -223,7 +223,7 @@ class _Watch:
             size -= len(part)
         return b"".join(parts)
 
-    def _check_limits(self) -> None:
+    def check_limits(self) -> None:
         if self._max_bytes is not None:
             self._peak = max(self._peak, read_anonymous_bytes(self._status) - self._start)
             if self._peak > self._max_bytes:

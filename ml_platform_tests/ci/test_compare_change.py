@@ -119,7 +119,7 @@ def required(old: Any, new: Any, *done: ReportedCheck, corners: Sequence[CodeDat
     comparison = compare_change._Comparison("visits", "", Path(), Path(), lambda _: None)
     findings = comparison.findings
     findings.checks, findings.corners = list(done), list(corners)
-    comparison._require_checks(old, new, {})
+    comparison.require_checks(old, new, {})
     return findings.problems, {check.check.partition(":")[2]: check.state for check in findings.checks}
 
 
@@ -171,7 +171,7 @@ def test_comparison_undeclared_gate_change_is_a_problem() -> None:
         GateChange(check="visits:golden/holiday", kind="removed", before="sha256 0", declared="it is over"),
     ]
 
-    comparison._require_declared_changes()
+    comparison.require_declared_changes()
 
     advice = f"If this is intended, declare it in {FILE}."
     assert comparison.findings.problems == [
@@ -189,7 +189,7 @@ def test_comparison_many_gate_changes_fit_the_document() -> None:
 
     changes = find_gate_changes("churn", {**said, "contract": columns}, {**said, "contract": {}}, {})
     comparison.findings.changes = changes
-    comparison._require_declared_changes()
+    comparison.require_declared_changes()
     found = compare_change._document(comparison.findings, {}, model="churn", base="", base_commit="", head="")
 
     assert found.outcome is Outcome.FAIL

@@ -1,6 +1,7 @@
 import gzip
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -121,7 +122,7 @@ def test_validate_header_without_rows_is_quarantined(tmp_path: Path, name: str, 
 
 @pytest.mark.fault("D9")
 def test_read_latin_1_header_is_unreadable(tmp_path: Path) -> None:
-    with pytest.raises(UnreadableFileError, match="it is no readable csv file: 'utf-8' codec can't decode"):
+    with pytest.raises(UnreadableFileError, match="line 1 is not UTF-8 text: invalid"):
         validation_validate.read_rows(write_file(tmp_path, "a.csv", "pagés\n1\n".encode("latin-1")), SPEC)
 
 
@@ -157,25 +158,39 @@ def test_read_text_of_digits_keeps_zeros(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.fault("D8")
+@pytest.mark.fault("D20")
 @pytest.mark.parametrize(
-    ("column", "value"), [("pages", 1.9), ("pages", "7"), ("pages", "1e3"), ("plan", 7), ("seen_at", "yesterday")]
+    ("column", "value"), [("pages", 1.9), ("pages", "7"), ("pages", True), ("plan", 7), ("seen_at", "yesterday")]
 )
-def test_read_json_other_type_is_unreadable(tmp_path: Path, column: str, value: object) -> None:
+def test_json_other_type_is_one_bad_row(tmp_path: Path, column: str, value: object) -> None:
     other = {**json.loads(as_jsonl(ROWS.tail(1))), column: value}
+    path = write_file(tmp_path, "a.jsonl", f"{as_jsonl(ROWS.head(59))}{json.dumps(other)}\n".encode())
 
-    with pytest.raises(UnreadableFileError, match="it is no readable jsonl file"):
-        validation_validate.read_rows(
-            write_file(tmp_path, "a.jsonl", f"{as_jsonl()}{json.dumps(other)}\n".encode()), SPEC
-        )
+    report = validation_validate.validate_file(path, SPEC)
+
+    assert report.problem is None
+    (violation,) = report.violations
+    assert (violation.row, violation.column) == (59, column)
+    assert violation.value == repr(json.dumps(value).strip('"'))
+    pd.testing.assert_frame_equal(report.valid.to_pandas(), ROWS.head(59))
 
 
 @pytest.mark.fault("D8")
+@pytest.mark.fault("D20")
 @pytest.mark.parametrize(
-    ("column", "value"), [("pages", "1.9"), ("pages", "seven"), ("seen_at", "2024-01-01 00:00:00")]
+    ("column", "value"), [("pages", "1.9"), ("pages", "seven"), ("seconds", " "), ("seen_at", "2024-01-01 00:00:00")]
 )
-def test_read_csv_other_type_is_unreadable(tmp_path: Path, column: str, value: str) -> None:
-    with pytest.raises(UnreadableFileError, match="it is no readable csv file: In CSV column"):
-        validation_validate.read_rows(write_file(tmp_path, "a.csv", text_with(column, value).encode()), SPEC)
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz"])
+def test_csv_other_type_is_one_bad_row(tmp_path: Path, name: str, column: str, value: str) -> None:
+    data = text_with(column, value).encode()
+    path = write_file(tmp_path, name, gzip.compress(data) if name.endswith(".gz") else data)
+
+    report = validation_validate.validate_file(path, SPEC)
+
+    assert report.problem is None
+    (violation,) = report.violations
+    assert (violation.row, violation.column, violation.value) == (0, column, repr(value))
+    pd.testing.assert_frame_equal(report.valid.to_pandas(), ROWS.tail(-1).reset_index(drop=True))
 
 
 @pytest.mark.fault("D5")
@@ -208,10 +223,19 @@ def test_read_truncated_gzip_is_unreadable(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault("D14")
+@pytest.mark.fault("D20")
 @pytest.mark.parametrize("line", ["1,2,3", "1," * 50 + "1", "1,2,3,4,5,6,7"])
-def test_read_csv_row_of_other_length_is_unreadable(tmp_path: Path, line: str) -> None:
-    with pytest.raises(UnreadableFileError, match="Expected 6 columns"):
-        validation_validate.read_rows(write_file(tmp_path, "a.csv", f"{as_csv()}{line}\n".encode()), SPEC)
+@pytest.mark.parametrize("place", [1, 30, 61])
+def test_csv_row_of_other_length_is_bad(tmp_path: Path, line: str, place: int) -> None:
+    lines = as_csv().splitlines()
+    lines.insert(place, line)
+
+    report = validation_validate.validate_file(write_file(tmp_path, "a.csv", "\n".join(lines).encode()), SPEC)
+
+    assert (report.problem, report.rows) == (None, 61)
+    fields = line.count(",") + 1
+    assert report.examples == {"schema": [f"row {place - 1}: the number of fields must be 6: got {fields}"]}
+    pd.testing.assert_frame_equal(report.valid.to_pandas(), ROWS)
 
 
 @pytest.mark.fault("D12")
@@ -549,8 +573,10 @@ def ingest(platform: Platform) -> list[BatchResult]:
     return publish_batches(platform, SPEC, keys)
 
 
-def text_with(column: str, value: str) -> str:
-    return as_csv(ROWS.astype({column: "object"}).assign(**{column: [value, *ROWS[column].astype(str)[1:]]}))
+def text_with(column: str, value: str, rows: int = 1) -> str:
+    """Return the visits as CSV with another text in the first rows of a column."""
+    texts = [*[value] * rows, *ROWS[column].astype(str)[rows:]]
+    return as_csv(ROWS.astype({column: "object"}).assign(**{column: texts}))
 
 
 FAULTS: dict[str, tuple[str, str, Callable[[], bytes], str]] = {
@@ -563,20 +589,25 @@ FAULTS: dict[str, tuple[str, str, Callable[[], bytes], str]] = {
     "extra": ("D7", "a.parquet", lambda: as_parquet(ROWS.assign(more=1)), "column 'more' is not in the contract"),
     "integer as float": ("D8", "a.parquet", lambda: as_parquet(ROWS.astype({"pages": float})), "Got float64"),
     "integer as text": ("D8", "a.parquet", lambda: as_parquet(ROWS.astype({"pages": str})), "Got str"),
-    "fraction": ("D8", "a.csv", lambda: text_with("pages", "1.9").encode(), "conversion error to int64"),
-    "utf-16": ("D9", "a.csv", lambda: as_csv().encode("utf-16"), "no readable csv file"),
-    "latin-1": ("D9", "a.csv", lambda: text_with("plan", "frée").encode("latin-1"), "invalid UTF8 data"),
-    "latin-1 header": ("D9", "a.csv", f"{HEADER},pagés\n".encode("latin-1").strip, "no readable csv file"),
+    "fraction": ("D8", "a.csv", lambda: text_with("pages", "1.9", 4).encode(), "most often: pages must be an integer"),
+    "utf-16": ("D9", "a.csv", lambda: as_csv().encode("utf-16"), "line 1 is not UTF-8 text"),
+    "latin-1": ("D9", "a.csv", lambda: text_with("plan", "frée").encode("latin-1"), "line 2 is not UTF-8 text"),
+    "latin-1 header": ("D9", "a.csv", f"{HEADER},pagés\n".encode("latin-1").strip, "line 1 is not UTF-8 text"),
     "nan": ("D10", "a.parquet", lambda: as_parquet(with_cell("seconds", np.nan, 30)), "seconds must not be empty"),
     "inf": ("D10", "a.parquet", lambda: as_parquet(with_cell("seconds", np.inf, 30)), "seconds must be finite"),
-    "2^63": ("D11", "a.csv", lambda: text_with("visitor", str(2**63)).encode(), "conversion error to int64"),
-    "30 digits": ("D11", "a.csv", lambda: text_with("visitor", "9" * 30).encode(), "conversion error to int64"),
-    "json": ("D11", "a.jsonl", lambda: as_jsonl().replace(":1,", f":{2**63},", 1).encode(), "Failed to convert JSON"),
+    "2^63": ("D11", "a.csv", lambda: text_with("visitor", str(2**63), 4).encode(), "must be an integer of 64 bits"),
+    "30 digits": ("D11", "a.csv", lambda: text_with("visitor", "9" * 30, 4).encode(), "must be an integer of 64 bits"),
+    "json": (
+        "D11",
+        "a.jsonl",
+        lambda: re.sub(r"(?<=\"visitor\":)[1-4],", f"{2**63},", as_jsonl()).encode(),
+        "must be an integer",
+    ),
     "30 digits json": (
         "D11",
         "a.jsonl",
-        lambda: as_jsonl().replace(":1,", f":{'9' * 30},", 1).encode(),
-        "couldn't parse:999",
+        lambda: re.sub(r'(?<="visitor":)[1-4],', f"{'9' * 30},", as_jsonl()).encode(),
+        "must be an integer of 64 bits",
     ),
     "30 digits decimal": (
         "D11",
@@ -592,8 +623,8 @@ FAULTS: dict[str, tuple[str, str, Callable[[], bytes], str]] = {
         "visitor must come once at a time",
     ),
     "doubled name": ("D12", "a.csv", f"{HEADER},plan\n1,,2,3,free,no,free\n".encode, "must be unique"),
-    "ragged": ("D14", "a.csv", f"{as_csv()}1,2\n".encode, "Expected 6 columns"),
-    "wide": ("D14", "a.csv", f"{as_csv()}{'1,' * 500}\n".encode, "Expected 6 columns"),
+    "ragged": ("D14", "a.csv", (as_csv() + "1,2\n" * 4).encode, "the number of fields must be 6"),
+    "wide": ("D14", "a.csv", (as_csv() + f"{'1,' * 500}\n" * 4).encode, "the number of fields must be 6"),
 }
 AS_PARAMETERS = [pytest.param(*case[1:], id=name, marks=pytest.mark.fault(case[0])) for name, case in FAULTS.items()]
 

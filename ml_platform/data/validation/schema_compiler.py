@@ -45,6 +45,11 @@ WORDS = {
     "as published": "must have the values that are published for its time",
     "finite": "must be finite",
     "not in the future": "must not be in the future",
+    "type": "must be",
+    "fields": "the number of fields must be",
+    "object": "must be one JSON object",
+    "known_keys": "must have only keys of the contract",
+    "key_uniqueness": "must come once in an object",
 }
 # Patterns with the same meaning in Python and Rust: no look-around, no alternatives, no \d or \w, whose Unicode
 # versions differ.

@@ -64,13 +64,25 @@ class BatchScan:
         Types of the columns for pandas.
     limit : int
         Maximum number of rows named per broken rule; further ones are only counted.
+    unread : ndarray of shape (rows,) or None
+        True for rows that could not be read: they are bad, and no rule is checked on them. ``None`` if all were read.
     """
 
-    def __init__(self, source: pl.LazyFrame, rows: int, schema: "pa.Schema", limit: int) -> None:
+    def __init__(
+        self,
+        source: pl.LazyFrame,
+        rows: int,
+        schema: "pa.Schema",
+        limit: int,
+        unread: "NDArray[np.bool_] | None" = None,
+    ) -> None:
         self.source = source.with_row_index(ROW)
         self.rows, self.schema, self.limit = rows, schema, limit
         self.bad: NDArray[np.bool_] = np.zeros(rows, dtype=bool)
         self.passed: NDArray[np.bool_] = np.zeros(rows, dtype=bool)
+        if unread is not None and unread.any():
+            self.source = self.source.filter(pl.lit(pl.Series(~unread)))
+            self.bad |= unread
         self._twins: dict[tuple[str, ...], list[pl.DataFrame]] = {}
 
     def hold(self, contract: Contract) -> list[BrokenRule]:

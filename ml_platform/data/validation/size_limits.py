@@ -4,13 +4,17 @@ A file above the deployment's limit is not copied; a note is stored in place of 
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ml_platform.data.validation.parquet_pages import require_bounded_pages
 from ml_platform.errors import TooLargeError
 from ml_platform.records.data import Arrival
 from ml_platform.settings import MAX_FILE_BYTES
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 BLOCK = 1 << 20
 NOTE_SUFFIX = ".too-large.json"
@@ -51,12 +55,9 @@ def require_bounded(path: Path, max_rows: int, max_bytes: int = MAX_FILE_BYTES) 
     pyarrow.ArrowException, OSError
         The bytes do not have the suffix's format.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if is_note(path):
-        raise TooLargeError(json.loads(path.read_bytes())["problem"])
-    _require(path.stat().st_size, max_bytes, "bytes")
+    require_file_size(path, max_bytes)
     if path.suffix == ".parquet":
         metadata = pq.read_metadata(path)
         _require(metadata.num_rows, max_rows, "rows")
@@ -64,17 +65,46 @@ def require_bounded(path: Path, max_rows: int, max_bytes: int = MAX_FILE_BYTES) 
         _require(promised, max_bytes, "bytes once it is decompressed")
         require_bounded_pages(path, max_bytes)
         return
-    size = lines = returns = 0
-    # Arrow's decoder, which also reads the rows later: both see the same bytes.
-    compression = "gzip" if path.suffix == ".gz" else None
-    with pa.input_stream(str(path), compression=compression) as stream:
+    lines = returns = 0
+    for block in read_blocks(path, max_bytes):
+        lines, returns = lines + block.count(b"\n"), returns + block.count(b"\r")
+        # One line more for the header. Lines may end in "\n", "\r" or both.
+        if max(lines, returns) > max_rows + 1:
+            raise TooLargeError(f"it has more than {max_rows + 1:,} lines, at most {max_rows:,} rows are taken")
+
+
+def require_file_size(path: Path, max_bytes: int) -> None:
+    """Refuse a file with more than `max_bytes` bytes, or the note in its place, with a `TooLargeError`."""
+    if is_note(path):
+        raise TooLargeError(json.loads(path.read_bytes())["problem"])
+    _require(path.stat().st_size, max_bytes, "bytes")
+
+
+def read_blocks(path: Path, max_bytes: int) -> Iterator[bytes]:
+    """Yield the decompressed bytes of a text file, some at a time.
+
+    Raises
+    ------
+    TooLargeError
+        There are more than `max_bytes` bytes.
+    OSError
+        A file with the suffix ``.gz`` is no gzip stream.
+    """
+    size = 0
+    with open_text(path) as stream:
         while block := stream.read(BLOCK):
-            size, lines, returns = size + len(block), lines + block.count(b"\n"), returns + block.count(b"\r")
+            size += len(block)
             if size > max_bytes:
                 raise TooLargeError(f"it has more than {max_bytes:,} bytes once it is decompressed")
-            # One line more for the header. Lines may end in "\n", "\r" or both.
-            if max(lines, returns) > max_rows + 1:
-                raise TooLargeError(f"it has more than {max_rows + 1:,} lines, at most {max_rows:,} rows are taken")
+            yield block
+
+
+def open_text(path: Path) -> "pa.NativeFile":
+    """Open a text file to read its decompressed bytes."""
+    import pyarrow as pa
+
+    # Arrow's decoder, which also reads the rows later: both see the same bytes.
+    return pa.input_stream(str(path), compression="gzip" if path.suffix == ".gz" else None)
 
 
 def _require(value: Any, maximum: int, unit: str) -> None:

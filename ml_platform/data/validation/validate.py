@@ -1,6 +1,7 @@
 """Validate a batch against a model's contract: valid rows, bad rows and the reasons."""
 
 from collections import Counter
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -15,7 +16,7 @@ from ml_platform.model_spec import ModelSpec
 from ml_platform.settings import MAX_FILE_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy as np
     import pyarrow as pa
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ml_platform.data.datasets import PublishedState
     from ml_platform.data.validation.schema_compiler import UniqueRule
     from ml_platform.data.validation.schema_scan import BatchScan, BrokenRule
+    from ml_platform.data.validation.text_rows import TextRows
 
 EXAMPLES = 5
 # Maximum number of rows named per broken rule: enough to explain a batch of ten million bad rows.
@@ -47,7 +49,8 @@ class Violation(NamedTuple):
 
         if self.row is None:
             return self.rule
-        return f"row {self.row}: {self.column} {in_words(self.rule)}: got {self.value}"
+        subject = f"{self.column} " if self.column else ""
+        return f"row {self.row}: {subject}{in_words(self.rule)}: got {self.value}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +149,8 @@ class Report:
 def read_rows(path: Path, spec: ModelSpec, max_bytes: int = MAX_FILE_BYTES) -> "pa.Table":
     """Read a Parquet, CSV or JSON Lines file without changing values.
 
-    Parquet files declare their types. Text is parsed by the contract's types: ``007`` stays text in a column of text,
-    and ``1.9`` in a column of integers makes the file unreadable.
+    Parquet files declare their types. Text has the contract's types: ``007`` stays text in a column of text. A row of
+    text with a value of another type, such as ``1.9`` in a column of integers, is null in every column.
 
     Parameters
     ----------
@@ -165,30 +168,35 @@ def read_rows(path: Path, spec: ModelSpec, max_bytes: int = MAX_FILE_BYTES) -> "
     TooLargeError
         The file exceeds a limit and was not read.
     """
+    if path.suffix != ".parquet":
+        return _read_text(path, spec, max_bytes, 0).table
+    with _unreadable_as(path):
+        require_bounded(path, spec.max_batch_rows, max_bytes)
+        table = _read_parquet(path, spec)
+        _require_unique(table.column_names)
+        return table
+
+
+def _read_text(path: Path, spec: ModelSpec, max_bytes: int, limit: int) -> "TextRows":
+    from ml_platform.data.validation import text_rows
+
+    with _unreadable_as(path):
+        if path.suffix != ".jsonl":
+            return text_rows.read_csv(path, arrow_types(spec), limit, spec.max_batch_rows, max_bytes)
+        require_bounded(path, spec.max_batch_rows, max_bytes)
+        return text_rows.read_json_lines(path, arrow_types(spec), limit, max_bytes)
+
+
+@contextmanager
+def _unreadable_as(path: Path) -> "Iterator[None]":
+    """Raise errors of the reader as `UnreadableFileError`, with the file's format."""
     import pyarrow as pa
-    import pyarrow.csv
-    import pyarrow.json
 
     try:
-        require_bounded(path, spec.max_batch_rows, max_bytes)
-        if path.suffix == ".parquet":
-            table = _read_parquet(path, spec)
-        elif path.suffix == ".jsonl":
-            options = pa.json.ParseOptions(explicit_schema=arrow_types(spec))
-            table = pa.json.read_json(path, parse_options=options)
-        else:
-            # Only an empty field is missing: "NA" may be a customer's name.
-            types = arrow_types(spec)
-            convert = pa.csv.ConvertOptions(column_types=types, null_values=[""], strings_can_be_null=True)
-            table = pa.csv.read_csv(path, convert_options=convert)
-        # Dropped: a file's pandas metadata would change the types of its columns.
-        table = table.replace_schema_metadata(None)
-        names = list(table.column_names)
+        yield
     except (pa.ArrowException, OSError, ValueError) as error:
         kind = path.name.partition(".")[2]
         raise UnreadableFileError(f"it is no readable {kind} file: {_first_line(error)}") from error
-    _require_unique(names)
-    return table
 
 
 def _require_unique(names: list[str]) -> None:
@@ -248,6 +256,7 @@ def validate_file(
     *,
     named: int | None = None,
     corrects: bool = False,
+    only: "Sequence[int] | None" = None,
 ) -> Report:
     """Validate a file as `validate` does, without loading a whole Parquet file into memory.
 
@@ -263,6 +272,8 @@ def validate_file(
         Maximum number of rows named per broken rule, further ones are only counted; ``None`` is `FINDINGS`.
     corrects : bool
         True for a correction: a row replaces the published row of its entity and time, instead of contradicting it.
+    only : sequence of int or None
+        Numbers of the rows that are the batch, from 0; ``None`` for all rows of the file.
 
     Returns
     -------
@@ -271,14 +282,36 @@ def validate_file(
     """
     try:
         if path.suffix != ".parquet":
-            return validate(
-                read_rows(path, spec, max_bytes), spec, published, max_bytes, named=named, corrects=corrects
-            )
+            limit = FINDINGS if named is None else named
+            text = _read_text(path, spec, max_bytes, limit)
+            text = text if only is None else text.take(only)
+            return _validate_text(text, spec, published, max_bytes, limit, corrects=corrects)
+        if only is not None:
+            rows = read_rows(path, spec, max_bytes).take(only)
+            return validate(rows, spec, published, max_bytes, named=named, corrects=corrects)
         return _validate_parquet(path, spec, published, max_bytes, named, corrects=corrects)
     except TooLargeError as error:
         return unreadable(str(error), "volume")
     except UnreadableFileError as error:
         return unreadable(str(error))
+
+
+def _validate_text(
+    text: "TextRows",
+    spec: ModelSpec,
+    published: "PublishedState | None",
+    max_bytes: int,
+    limit: int,
+    *,
+    corrects: bool,
+) -> Report:
+    import polars as pl
+
+    from ml_platform.data.validation.schema_scan import BatchScan
+
+    source = pl.LazyFrame(pl.from_arrow(text.table))
+    batch = BatchScan(source, text.table.num_rows, text.table.schema, limit, text.unread)
+    return _validate(batch, spec, published, lambda: text.table, max_bytes, text.broken, corrects=corrects)
 
 
 def _validate_parquet(
@@ -392,13 +425,15 @@ def _validate(
     published: "PublishedState | None",
     read: "Callable[[], pa.Table]",
     max_bytes: int,
+    unread: "Sequence[BrokenRule]" = (),
     *,
     corrects: bool,
 ) -> Report:
+    """Check a batch; `unread` are the rules that rows break which could not be read."""
     broken: list[BrokenRule] = []
     whole = _check_batch(batch, spec, max_bytes)
     if not whole:
-        broken = _check_rows(batch, spec, published, corrects=corrects)
+        broken = [*unread, *_check_rows(batch, spec, published, corrects=corrects)]
         for one in (rule for rule in broken if not rule.rows):
             columns = ", ".join(one.columns)
             sentence = f"the rows together break {columns or 'the contract'} {one.name}"
@@ -427,9 +462,10 @@ def _judge_bad_share(batch: "BatchScan", tolerance: float, broken: "list[BrokenR
     if not bad or bad / new <= tolerance:
         return None
     worst = max(broken, key=lambda one: one.count)
+    subject = f"{', '.join(worst.columns)} " if worst.columns else ""
     return (
         f"{bad} of {new} rows are bad ({bad / new:.1%}, tolerance {tolerance:.1%}), "
-        f"most often: {', '.join(worst.columns)} {in_words(worst.name)}"
+        f"most often: {subject}{in_words(worst.name)}"
     )
 
 

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml_platform.data.validation import text_rows
+from ml_platform.data.validation.csv_structure import scan_csv
 from ml_platform.data.validation.validate import Report, validate_file
 from ml_platform_tests.support import fakes
 
@@ -102,8 +103,8 @@ def test_csv_long_quoted_lines_are_one_cell(tmp_path: Path, size: int) -> None:
 
 @pytest.mark.fault("D19")
 def test_csv_rows_are_held_against_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = text_rows.read_csv_texts
-    monkeypatch.setattr(text_rows, "read_csv_texts", lambda *options: (part[:-1] for part in real(*options)))
+    real = text_rows.read_csv_batches
+    monkeypatch.setattr(text_rows, "read_csv_batches", lambda *options: (part[:-1] for part in real(*options)))
 
     report = read(tmp_path / "a.csv", as_csv(make_rows(20)))
 
@@ -318,6 +319,75 @@ def test_any_damage_never_crashes(tmp_path_factory: Any, rows: Any, place: int, 
     )
     assert isinstance(report.violations, list)
     assert isinstance(report.valid, pa.Table)
+
+
+EVERY_TYPE = pa.schema(
+    {
+        "big": pa.int64(),
+        "small": pa.int8(),
+        "natural": pa.uint16(),
+        "number": pa.float64(),
+        "rough": pa.float32(),
+        "flag": pa.bool_(),
+        "at": pa.timestamp("us", "UTC"),
+        "local": pa.timestamp("ns"),
+        "second": pa.timestamp("s"),
+    }
+)
+PIECES = st.sampled_from(
+    [
+        *("0", "1", "9", "-", "+", ".", "e", "E", "x", "_", " ", "\t", "0x1F", "true", "False", "\u0661"),
+        *("nan", "NAN", "nan(a)", "inf", "Infinity", "1e400", "1e-400"),
+        *("2024-02-29", "2023-02-29", "T", "Z", "10:00", ":00", ".123456", "+02:00", "+0230"),
+    ]
+)
+ODD_CELLS = st.lists(PIECES, min_size=1, max_size=4).map("".join)
+
+
+@pytest.mark.fault("D21")
+@settings(max_examples=300, derandomize=True, deadline=None)
+@given(st.lists(st.tuples(*[ODD_CELLS] * len(EVERY_TYPE)), min_size=1, max_size=3), st.booleans())
+def test_converted_rows_equal_rows_by_grammar(tmp_path_factory: Any, rows: Any, quoted: bool) -> None:
+    compare_conversions(tmp_path_factory.getbasetemp() / "typed.csv", rows, quoted=quoted)
+
+
+def compare_conversions(path: Path, rows: list[tuple[str, ...]], *, quoted: bool) -> None:
+    """Check, column by column, that Arrow converts plain cells as the grammar reads them, or not at all."""
+    for index, field in enumerate(EVERY_TYPE):
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file, quoting=csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL)
+            writer.writerows([[field.name], *([row[index]] for row in rows)])
+        structure = scan_csv([path.read_bytes()], 100)
+        schema = pa.schema([field])
+        wanted = text_rows.read_csv_rows(path, structure, schema, 10, converted=False)
+        if not structure.plain:
+            continue
+        try:
+            read = text_rows.read_csv_rows(path, structure, schema, 10, converted=True)
+        except pa.ArrowInvalid:
+            continue
+        assert not wanted.unread.any(), rows
+        assert read.table.equals(wanted.table)
+
+
+@pytest.mark.fault("D21")
+@pytest.mark.parametrize("cell", ["0x5", " 5", "5 ", "\t5", '" 5"', '"5\t"', '"0X5"'])
+@pytest.mark.parametrize("size", [1, 3, 2**20])
+def test_number_of_arrow_alone_is_not_plain(cell: str, size: int) -> None:
+    data = f"a,b\nxerox x,{cell}\n".encode()
+
+    assert not scan_csv([data[place : place + size] for place in range(0, len(data), size)], 10).plain
+
+
+def test_spaces_within_text_are_plain() -> None:
+    assert scan_csv([b"a,b\nx 0,0 xerox\n"], 10).plain
+
+
+@pytest.mark.soak
+@settings(max_examples=20_000, deadline=None)
+@given(st.lists(st.tuples(*[ODD_CELLS] * len(EVERY_TYPE)), min_size=1, max_size=3), st.booleans())
+def test_many_conversions_equal_grammar(tmp_path_factory: Any, rows: Any, quoted: bool) -> None:
+    compare_conversions(tmp_path_factory.getbasetemp() / "typed.csv", rows, quoted=quoted)
 
 
 @pytest.mark.soak

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     Positions = NDArray[np.int64]
 
 NEWLINE, RETURN, QUOTE, COMMA = b'\n\r",'
+SPACE, TAB, ZERO, LETTER_X = b" \t0x"
+# The bit that upper-case letters lack.
+LOWER = np.uint8(32)
 MARK = codecs.BOM_UTF8
 # Bytes beside which a quote opens or closes a field.
 SEPARATORS = np.isin(np.arange(256), [NEWLINE, RETURN, COMMA])
@@ -46,6 +49,8 @@ class CsvStructure:
         Number and number of fields of each row with other fields than the header, in order.
     offsets : ndarray of shape (rows, 2)
         Offsets of each row's first byte and of the byte after its line; no rows unless they were asked for.
+    plain : bool
+        True if no field begins or ends with a space or tab, and ``0x`` does not occur: Arrow would take such numbers.
     """
 
     rows: int
@@ -54,6 +59,7 @@ class CsvStructure:
     longest: int
     ragged: "Positions"
     offsets: "Positions"
+    plain: bool
 
 
 def scan_csv(blocks: Iterable[bytes], max_rows: int, *, offsets: bool = False) -> CsvStructure:
@@ -101,6 +107,18 @@ def _skip_mark(scan: "_Scan", blocks: Iterable[bytes]) -> Iterator[bytes]:
         yield first
 
 
+def _is_plain(block: bytes, data: "NDArray[np.uint8]", previous: int, following: int) -> bool:
+    """Return False if a space or tab is beside a separator, a quote or the file's end, or if ``0x`` occurs."""
+    around = np.concatenate([np.uint8([previous]), data, np.uint8([following])])
+    if b" " in block or b"\t" in block:
+        places = np.flatnonzero((data == SPACE) | (data == TAB))
+        if BESIDE_QUOTES[around[places]].any() or BESIDE_QUOTES[around[places + 2]].any():
+            return False
+    if b"x" in block or b"X" in block:
+        return not (around[np.flatnonzero(data | LOWER == LETTER_X)] == ZERO).any()
+    return True
+
+
 @dataclass
 class _Scan:
     """State between two blocks."""
@@ -115,6 +133,7 @@ class _Scan:
     rows: int = -1
     quoted: bool = False
     opened: int = 0  # line in which the newest quoted field begins
+    plain: bool = True
     previous: int = NEWLINE  # byte before the next block; 0 for a quote that is a character
     fields: int = 0
     header: tuple[int, int] = (0, 0)
@@ -131,6 +150,7 @@ class _Scan:
         if b"\r" in block:
             after = np.append(data[1:], np.uint8(following))
             ends = np.flatnonzero((data == NEWLINE) | ((data == RETURN) & (after != NEWLINE)))
+        self.plain = self.plain and _is_plain(block, data, self.previous, following)
         lines, last = len(ends), int(data[-1])
         if self.quoted or b'"' in block:
             quotes = self.find_quotes(data, np.flatnonzero(data == QUOTE), ends, following)
@@ -159,6 +179,7 @@ class _Scan:
             longest=self.longest,
             ragged=np.concatenate([none, *self.ragged]),
             offsets=np.concatenate([none, *self.offsets]),
+            plain=self.plain,
         )
 
     def require_utf8(self, block: bytes) -> None:

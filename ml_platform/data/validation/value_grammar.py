@@ -1,8 +1,9 @@
 """The grammar of values in text files, the only one: CSV and JSON Lines give each cell's text, this module its value.
 
 A cell has a value of its column's type, or none: nothing is guessed, rounded or trimmed. An integer is decimal digits
-with an optional ``-``; leading zeros are allowed. A number may also have a fraction and an exponent, or be ``nan`` or
-``inf``. A time is ISO 8601, with an offset or ``Z`` if the contract's column has a zone, and without if it has none.
+with an optional ``-``; leading zeros are allowed. A number may also have a ``+``, a fraction and an exponent, or be
+``nan`` or ``inf``. A time is ISO 8601, with an offset or ``Z`` if the contract's column has a zone, and without if it
+has none.
 """
 
 from typing import TYPE_CHECKING
@@ -17,10 +18,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 INTEGER = "-?[0-9]+"
-NUMBER = r"-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
+NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 # Arrow misreads decimals of more digits than it can hold.
 DECIMAL = r"-?[0-9]{1,38}(?:\.[0-9]{0,38})?"
-NOT_FINITE = "-?(?i:nan|inf|infinity)"
+NOT_FINITE = "[+-]?(?i:nan|inf|infinity)"
 BOOLEAN = "true|True|TRUE|1|false|False|FALSE|0"
 DATE = "[0-9]{4}-[0-9]{2}-[0-9]{2}"
 OFFSET = "(?:Z|[+-][0-9]{2}(?::?[0-9]{2})?)"

@@ -199,7 +199,8 @@ def forget(
 ) -> None:
     """Delete an entity's data from every version, permanently.
 
-    Overrides every retention period. Exit status 1 if a file could not be searched.
+    Overrides every retention period. Exit status 1 if no data of the entity was found, or if a file could not be
+    searched; 2 for a value that the entity column cannot have.
     """
     from ml_platform.governance import forget as governance_forget
     from ml_platform.orchestration import run_history
@@ -209,7 +210,8 @@ def forget(
     platform, spec = Platform(), discovery.load(model)
     require_dagster_home()
     done = governance_forget.forget(platform, spec, entity, reason=reason, actor=current_actor(platform))
-    done["figures"]["runs_of_dagster"] = run_history.forget_runs(platform, spec)
+    if done["found"]:
+        done["figures"]["runs_of_dagster"] = run_history.forget_runs(platform, spec)
     if json:
         output.print_json(data=done)
     else:
@@ -217,5 +219,10 @@ def forget(
             output.print(f"{count:>8,} {name.replace('_', ' ')}")
     for file in done["unsearched"]:
         progress.print(f"could not be searched, check it by hand: {file}", style="red", markup=False)
-    if done["unsearched"]:
+    for file in done["unmatched"]:
+        text = f"the table had rows from this file, and none was found in it, check it by hand: {file}"
+        progress.print(text, style="red", markup=False)
+    if not done["found"]:
+        progress.print(f"No data of {entity} was found in {model}: nothing was recorded.", style="red", markup=False)
+    if done["unsearched"] or done["unmatched"] or not done["found"]:
         raise typer.Exit(REFUSED)

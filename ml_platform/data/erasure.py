@@ -1,11 +1,9 @@
-"""Remove one entity's rows from files and from every version of Delta tables.
+"""Remove one entity's rows from every version of Delta tables and from golden requests; names of entities.
 
-Entities in text files are compared by the contract's type: ``007`` and ``7.0`` equal ``7`` in a column of integers.
+Entities are compared by the contract's type: ``007``, ``7.0`` and ``0x7`` equal ``7`` in a column of integers.
 """
 
 import contextlib
-import csv
-import gzip
 import hashlib
 import hmac
 import io
@@ -19,11 +17,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ml_platform.data.validation.size_limits import is_note, require_bounded
-from ml_platform.errors import DataError, DatasetError
+from ml_platform.errors import DatasetError
 from ml_platform.model_spec import ModelSpec
-from ml_platform.settings import MAX_FILE_BYTES
 from ml_platform.storage import atomic_files
+from ml_platform.storage.delta_table import ARRIVAL
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,6 +28,7 @@ if TYPE_CHECKING:
 
 WITHHELD = "withheld: it quoted rows of a forgotten entity"
 PLAIN_INTEGER = re.compile("-?[0-9]{1,19}")
+HEXADECIMAL = re.compile("-?0[xX][0-9a-fA-F]{1,32}")
 LONGEST_INTEGER = 40
 
 
@@ -45,7 +43,9 @@ def canonical(value: object, spec: ModelSpec) -> str:
     try:
         if PLAIN_INTEGER.fullmatch(text):
             return str(int(text))
-        # The bytes of quarantined files stay, and may have other types: databases export 7 as 7.00, 10^16 as 1e+16.
+        if HEXADECIMAL.fullmatch(text):
+            return str(int(text, 16))
+        # The bytes of quarantined rows stay, and may have other types: databases export 7 as 7.00, 10^16 as 1e+16.
         number = Decimal(text.strip())
         return str(int(number)) if abs(number.adjusted()) < LONGEST_INTEGER and number == int(number) else text
     except (ArithmeticError, ValueError):
@@ -58,77 +58,49 @@ def _are_numbers(table: Any, column: str) -> bool:
     return "int" in str(table.to_schema().columns[column].dtype).lower()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Entities:
+    """Entities to remove, as a function of their canonical text: one by its name, or all with a tombstone.
+
+    Parameters
+    ----------
+    model : str
+    name : str or None
+        Canonical text of one entity.
+    key : bytes
+        The key of the digests.
+    digests : frozenset of str
+        Keyed digests of erased entities.
+    """
+
+    model: str
+    name: str | None = None
+    key: bytes = b""
+    digests: frozenset[str] = frozenset()
+
+    def __call__(self, entity: str) -> bool:
+        """Return True if an entity is one of these."""
+        return entity == self.name or (
+            bool(self.digests) and keyed_digest(self.key, self.model, entity) in self.digests
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a description from which `from_json` makes an equal object in another process."""
+        return {"model": self.model, "name": self.name, "key": self.key.hex(), "digests": sorted(self.digests)}
+
+    @classmethod
+    def from_json(cls, given: dict[str, Any]) -> "Entities":
+        """Return the object that `to_json` describes."""
+        key, digests = bytes.fromhex(given["key"]), frozenset(given["digests"])
+        return cls(model=given["model"], name=given["name"], key=key, digests=digests)
+
+
 def keyed_digest(key: bytes, model: str, entity: str) -> str:
     """Return HMAC-SHA256 of an entity's canonical text, by model: the key prevents guessing the entity."""
     return hmac.new(key, f"{model}\0{entity}".encode(), hashlib.sha256).hexdigest()
 
 
-# Files of rows
-
-
-def read_without_entities(
-    source: Path, spec: ModelSpec, forgotten: Callable[[str], bool], max_bytes: int = MAX_FILE_BYTES
-) -> tuple[bytes, list[int]]:
-    """Read a Parquet, CSV or JSON Lines file without the rows of some entities; text values stay unchanged.
-
-    Parameters
-    ----------
-    forgotten : callable
-        Returns True for the canonical text of an entity to remove.
-
-    Returns
-    -------
-    data : bytes
-        The file without these rows; empty if none was removed.
-    removed : list of int
-        Numbers of the removed rows, from 0.
-
-    Raises
-    ------
-    DataError
-        The file cannot be searched: its format is invalid, it has no entity column, it has more rows than the model
-        allows, or more than `max_bytes` bytes, compressed or decompressed.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if is_note(source):
-        return b"", []
-    search = _Search(spec, forgotten)
-    try:
-        require_bounded(source, spec.max_batch_rows, max_bytes)
-        if source.suffix == ".parquet":
-            rows, written = pq.read_table(source), io.BytesIO()
-            found = [search(value) for value in rows.column(spec.entity).to_pylist()]
-            if any(found):
-                pq.write_table(_rebuild_dictionaries(rows.filter(pa.array([not remove for remove in found]))), written)
-            return written.getvalue(), [number for number, remove in enumerate(found) if remove]
-        data = source.read_bytes()
-        text = (gzip.decompress(data) if source.suffix == ".gz" else data).decode("utf-8-sig")
-        if source.suffix == ".jsonl":
-            lines = [line for line in text.split("\n") if line.strip()]
-            found = [search(json.loads(line).get(spec.entity)) for line in lines]
-            kept = "".join(f"{line}\n" for line, remove in zip(lines, found, strict=True) if not remove)
-            removed = [number for number, remove in enumerate(found) if remove]
-        else:
-            kept, removed = _filter_csv(text, search)
-    except (pa.ArrowException, OSError, EOFError, ValueError, KeyError, AttributeError, csv.Error) as error:
-        raise DataError(f"{source} cannot be searched for values of {spec.entity!r}: {error}.") from error
-    if not removed:
-        return b"", []
-    return (gzip.compress(kept.encode()) if source.suffix == ".gz" else kept.encode()), removed
-
-
-@dataclass(frozen=True)
-class _Search:
-    spec: ModelSpec
-    forgotten: Callable[[str], bool]
-
-    def __call__(self, value: object) -> bool:
-        return value is not None and self.forgotten(canonical(value, self.spec))
-
-
-def _rebuild_dictionaries(rows: "pa.Table") -> "pa.Table":
+def rebuild_dictionaries(rows: "pa.Table") -> "pa.Table":
     """Rebuild the dictionaries of a table: Arrow would also write the values of removed rows."""
     import pyarrow.compute as pc
     import pyarrow.types as types
@@ -138,21 +110,6 @@ def _rebuild_dictionaries(rows: "pa.Table") -> "pa.Table":
             plain = pc.cast(rows.column(index), field.type.value_type)
             rows = rows.set_column(index, field, plain.dictionary_encode().cast(field.type))
     return rows
-
-
-def _filter_csv(text: str, search: _Search) -> tuple[str, list[int]]:
-    rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
-    if not rows:
-        return "", []
-    columns = [index for index, name in enumerate(rows[0]) if name == search.spec.entity]
-    if not columns:
-        raise KeyError(search.spec.entity)
-    removed = [number for number, row in enumerate(rows[1:]) if any(search(row[c]) for c in columns if c < len(row))]
-    dropped = set(removed)
-    written = io.StringIO(newline="")
-    kept = [rows[0], *(row for number, row in enumerate(rows[1:]) if number not in dropped)]
-    csv.writer(written, lineterminator="\n").writerows(kept)
-    return written.getvalue(), removed
 
 
 # Delta tables
@@ -202,7 +159,7 @@ def erase(table: Path, change: Callable[["pa.Table"], "pa.Table"], arrivals: set
     entries, lost = dict[str, dict[str, Any]](), 0
     for name, (before, rows) in changed.items():
         new, written = f"part-{uuid.uuid4()}.parquet", io.BytesIO()
-        pq.write_table(_rebuild_dictionaries(rows), written)
+        pq.write_table(rebuild_dictionaries(rows), written)
         atomic_files.write(table / new, written.getvalue())
         stats = json.dumps({"numRecords": rows.num_rows})
         entries[name] = {"path": new, "size": (table / new).stat().st_size, "stats": stats}
@@ -264,13 +221,27 @@ def _rewrite_action(line: str, entries: dict[str, dict[str, Any]], arrivals: set
     return line
 
 
-def make_entity_remover(spec: ModelSpec, entity: str, column: str | None = None) -> Callable[["pa.Table"], "pa.Table"]:
-    """Return the change that removes an entity from a table; ``None`` searches the contract's entity column."""
+def make_entity_remover(
+    spec: ModelSpec, entity: str, column: str | None = None, sources: set[str] | None = None
+) -> Callable[["pa.Table"], "pa.Table"]:
+    """Return the change that removes an entity from a table.
+
+    Parameters
+    ----------
+    column : str or None
+        The column to search; ``None`` for the contract's entity column.
+    sources : set of str or None
+        Receives the arrivals of the removed rows, unless it is ``None``.
+    """
     import pyarrow as pa
 
     def change(rows: "pa.Table") -> "pa.Table":
         keep = [canonical(value, spec) != entity for value in rows.column(column or spec.entity).to_pylist()]
-        return rows if all(keep) else rows.filter(pa.array(keep, pa.bool_()))
+        if all(keep):
+            return rows
+        if sources is not None:
+            sources.update(rows.filter(pa.array([not kept for kept in keep])).column(ARRIVAL).to_pylist())
+        return rows.filter(pa.array(keep, pa.bool_()))
 
     return change
 

@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from ml_platform.data import datasets
 from ml_platform.data import preview as previews
+from ml_platform.data.erasure import Entities
 from ml_platform.data.validation import validate
 from ml_platform.data.validation.validate import Violation
 from ml_platform.errors import (
@@ -27,6 +28,7 @@ from ml_platform.errors import (
     DataError,
     DatasetError,
     PlatformError,
+    ReaderEndedError,
     StorageError,
     one_line,
     shorten,
@@ -183,17 +185,37 @@ def preview_file(settings: Settings, batch: RawBatch) -> previews.Preview | None
     """
     seconds = min(PREVIEW_SECONDS, settings.reader_seconds)
     try:
-        with _result_file(settings, batch) as file:
+        with _result_file(settings, batch.arrival.model) as file:
             answer = _ask(settings, {"do": "preview", "spec": None, "path": batch.path}, file, seconds)
     except PlatformError:  # the validation reports it
         return None
     return None if answer is None else previews.Preview(**answer)
 
 
+def remove_entities(settings: Settings, spec: ModelSpec, path: Path, entities: Entities) -> tuple[bytes, list[int]]:
+    """Read a file without the rows of some entities, as `row_removal.read_without_entities` does.
+
+    Raises
+    ------
+    DataError
+        The file cannot be searched, or it ended its reader.
+    StorageError
+        The file cannot be opened, or the disk for the other rows is full.
+    """
+    request = {"do": "remove", "spec": _describe_spec(spec), "path": str(path), "entities": entities.to_json()}
+    with _result_file(settings, spec.name) as file:
+        try:
+            answer = _ask(settings, request, file, settings.reader_seconds)
+        except ReaderEndedError as error:
+            raise DataError(f"{path} cannot be searched: it ended the process that read it: {error}.") from error
+        file.seek(0)
+        return file.read(answer["bytes"]), answer["removed"]
+
+
 def _ask_for_report(settings: Settings, spec: ModelSpec, batch: RawBatch, request: dict[str, Any]) -> ReadReport:
     request |= {"spec": _describe_spec(spec), "path": batch.path, "removed": list(batch.removed)}
     request |= {"corrects": batch.corrects}
-    with _result_file(settings, batch) as file:
+    with _result_file(settings, batch.arrival.model) as file:
         answer = _ask(settings, request, file, settings.reader_seconds)
         size, inline = answer.pop("bytes"), base64.b64decode(answer.pop("inline", ""))
         data = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if size else inline
@@ -215,9 +237,9 @@ def _ask(settings: Settings, request: dict[str, Any], file: IO[bytes], seconds: 
 
 
 @contextmanager
-def _result_file(settings: Settings, batch: RawBatch) -> "Iterator[IO[bytes]]":
+def _result_file(settings: Settings, model: str) -> "Iterator[IO[bytes]]":
     """Yield a file without a name on the disk of the tables: a killed process leaves nothing behind."""
-    folder = settings.model_home(batch.arrival.model)
+    folder = settings.model_home(model)
     with atomic_files.raise_storage_errors(folder):
         atomic_files.make_folder(folder)
         file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed below, without converting errors of the body
@@ -262,6 +284,8 @@ def handle(request: dict[str, Any], file: IO[bytes], begin: Callable[[], None]) 
             return None
         return None if first is None else asdict(first)
     spec = _load_spec(json.dumps(request["spec"]))
+    if request["do"] == "remove":
+        return _remove(path, spec, request, file, begin)
     before = datasets.PublishedState(table=Path(request["table"]), version=request["version"])
     max_bytes, corrects, since = request["max_file_bytes"], request["corrects"], 0
     begin()
@@ -281,6 +305,25 @@ def handle(request: dict[str, Any], file: IO[bytes], begin: Callable[[], None]) 
         problem = f"reading it failed: {shorten(one_line(error), LONGEST_SENTENCE)}"
         return {**_summarize(validate.unreadable(problem)), "bytes": 0}
     return {**summary, "published_since": since, **_write_valid(valid, file)}
+
+
+def _remove(
+    path: Path, spec: ModelSpec, request: dict[str, Any], file: IO[bytes], begin: Callable[[], None]
+) -> dict[str, Any]:
+    from ml_platform.data import row_removal
+
+    entities = Entities.from_json(request["entities"])
+    begin()
+    try:
+        data, removed = row_removal.read_without_entities(path, spec, entities, request["max_file_bytes"])
+    except DataError:
+        raise
+    except _reader_errors() as error:
+        raise DataError(f"{path} cannot be searched: {shorten(one_line(error), LONGEST_SENTENCE)}.") from error
+    with atomic_files.raise_storage_errors(Path("the folder of the model")):
+        file.write(data)
+        file.flush()
+    return {"bytes": len(data), "removed": removed}
 
 
 def _reader_errors() -> tuple[type[BaseException], ...]:

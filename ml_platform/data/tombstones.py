@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import logging
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from ml_platform.data import arrivals, erasure, quarantined_rows, reading
@@ -29,8 +29,8 @@ def refuse_forgotten(platform: Platform, spec: ModelSpec, report: reading.ReadRe
     return report
 
 
-def load_forgotten_filter(platform: Platform, spec: ModelSpec) -> Callable[[str], bool] | None:
-    """Return a predicate that is True for erased entities, given as text; ``None`` if the model has no erased ones.
+def load_forgotten_filter(platform: Platform, spec: ModelSpec) -> erasure.Entities | None:
+    """Return the erased entities of a model; ``None`` if it has none.
 
     Raises
     ------
@@ -46,8 +46,8 @@ def load_forgotten_filter(platform: Platform, spec: ModelSpec) -> Callable[[str]
             f"{platform.settings.home / FORGET_KEY} is not the key that recorded the erasures of {spec.name!r}. "
             "Restore the original key from its backup: without it, erased data would be published again."
         )
-    digests = {tombstone.digest for tombstone in tombstones}
-    return lambda entity: erasure.keyed_digest(key, spec.name, entity) in digests
+    digests = frozenset(tombstone.digest for tombstone in tombstones)
+    return erasure.Entities(model=spec.name, key=key, digests=digests)
 
 
 def remove_forgotten_rows(platform: Platform, spec: ModelSpec, batch: RawBatch) -> RawBatch:
@@ -64,7 +64,7 @@ def remove_forgotten_rows(platform: Platform, spec: ModelSpec, batch: RawBatch) 
 
 
 def remove_from_raw_batch(
-    platform: Platform, spec: ModelSpec, batch: RawBatch, forgotten: Callable[[str], bool]
+    platform: Platform, spec: ModelSpec, batch: RawBatch, forgotten: erasure.Entities
 ) -> set[int]:
     """Remove some entities from an arrival's stored bytes, which other arrivals may share.
 
@@ -79,7 +79,7 @@ def remove_from_raw_batch(
         The bytes cannot be searched.
     """
     path = Path(batch.path)
-    data, removed = erasure.read_without_entities(path, spec, forgotten, platform.settings.max_file_bytes)
+    data, removed = reading.remove_entities(platform.settings, spec, path, forgotten)
     if not removed:
         return set()
     gone = original_numbers(batch, removed)

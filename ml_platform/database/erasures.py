@@ -35,6 +35,12 @@ class ForgottenRecords(DatabaseEngine):
                 .values(figures=json.dumps(total), completed_at=sa.func.coalesce(tombstones.c.completed_at, now()))
             )
 
+    def discard_tombstone(self, model: str, digest: str) -> None:
+        """Remove a tombstone of an entity that has no data, unless its deletion was completed."""
+        this = sa.and_(tombstones.c.model == model, tombstones.c.digest == digest)
+        with self._transaction() as connection:
+            connection.execute(tombstones.delete().where(this, tombstones.c.completed_at.is_(None)))
+
     def tombstones(self, model: str) -> list[Tombstone]:
         """Return the tombstones of a model, oldest first."""
         query = sa.select(tombstones).where(tombstones.c.model == model).order_by(tombstones.c.asked_at)

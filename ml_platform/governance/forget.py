@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ml_platform.data import arrivals, datasets, erasure, golden_datasets, landing
+from ml_platform.data import arrivals, datasets, erasure, golden_datasets, landing, reading
 from ml_platform.data.quarantine import SECONDS_TO_WAIT
 from ml_platform.data.tombstones import load_forgotten_filter, original_numbers, remove_from_raw_batch
 from ml_platform.errors import ArrivalChangedError, ConflictError, DataError
@@ -35,14 +35,15 @@ def forget(platform: Platform, spec: ModelSpec, entity: str, *, reason: str, act
     -------
     dict
         `figures`, the number of erased items by kind; `unsearched`, the files that may contain the entity and cannot be
-        read.
+        read; `unmatched`, the kept files in which none of the entity's rows was found although the table had rows of
+        them; `found`, False if no data of the entity was found and all files were read. Then nothing is recorded.
 
     Raises
     ------
     ConfigurationError
         The reason is blank, or is not one line of printable text.
     DataError
-        The reason names the entity.
+        The reason names the entity, or the contract's entity column cannot have this value.
     ConflictError
         Files are waiting or being published. They are published without the entity now; run this again afterwards. Or
         another process is releasing or erasing data of the model.
@@ -50,6 +51,7 @@ def forget(platform: Platform, spec: ModelSpec, entity: str, *, reason: str, act
         The landing zone cannot be listed: it may contain the entity.
     """
     require_reason(reason)
+    _require_possible(entity, spec)
     name = erasure.canonical(entity, spec)
     spellings = [rf"(?<!\w){re.escape(text)}(?!\w)" for text in (name, entity.strip())]
     named = any(re.search(spelling, reason, re.IGNORECASE) for spelling in spellings)
@@ -66,15 +68,37 @@ def forget(platform: Platform, spec: ModelSpec, entity: str, *, reason: str, act
             actor=actor,
             asked_at=now(),
         )
+        is_new = tombstone.digest not in {one.digest for one in platform.database.tombstones(spec.name)}
         platform.database.record_tombstone(tombstone)
         _require_nothing_under_way(platform, spec.name)
         for table in (platform.rows(spec.name), platform.quarantine(spec.name)):
             delta_table.commit_nothing(table)
-        figures, unsearched = _erase(platform, spec, name)
-        platform.database.complete_tombstone(spec.name, tombstone.digest, figures)
+        figures, unsearched, unmatched = _erase(platform, spec, name)
+        found = not is_new or bool(unsearched) or any(figures[kind] for kind in figures if kind != "profiles")
+        if found:
+            platform.database.complete_tombstone(spec.name, tombstone.digest, figures)
+        else:
+            # A mistyped id must not keep another person's rows out.
+            platform.database.discard_tombstone(spec.name, tombstone.digest)
         platform.database.compact()
         log.info("forgotten: %s", ", ".join(f"{count:,} {kind}" for kind, count in figures.items()))
-        return {"figures": figures, "unsearched": unsearched}
+        return {"figures": figures, "unsearched": unsearched, "unmatched": unmatched, "found": found}
+
+
+def _require_possible(entity: str, spec: ModelSpec) -> None:
+    """Refuse text that no published row can have as its entity, by the grammar of values in text files."""
+    import pyarrow as pa
+
+    from ml_platform.data.validation.validate import arrow_types
+    from ml_platform.data.validation.value_grammar import describe_type, read_values
+
+    types = arrow_types(spec)
+    kind = types.field(spec.entity).type if spec.entity in types.names else pa.string()
+    if not entity.strip() or read_values(pa.array([entity.strip()]), kind)[1].any():
+        raise DataError(
+            f"No row of {spec.name!r} can have this {spec.entity}, which must be {describe_type(kind)}. Got {entity!r} "
+            "instead. Nothing was deleted."
+        )
 
 
 def _require_nothing_under_way(platform: Platform, model: str) -> None:
@@ -89,12 +113,13 @@ def _require_nothing_under_way(platform: Platform, model: str) -> None:
         )
 
 
-def _erase(platform: Platform, spec: ModelSpec, entity: str) -> tuple[dict[str, int], list[str]]:
-    """Erase an entity everywhere; return the number of erased items by kind, and the files that cannot be searched.
+def _erase(platform: Platform, spec: ModelSpec, entity: str) -> tuple[dict[str, int], list[str], list[str]]:
+    """Erase an entity everywhere; return `figures`, `unsearched` and `unmatched` of `forget`.
 
     Data needed to find the rest is erased last, so that a second run after a crash finds everything.
     """
-    table, change = platform.rows(spec.name), erasure.make_entity_remover(spec, entity)
+    sources = set[str]()
+    table, change = platform.rows(spec.name), erasure.make_entity_remover(spec, entity, sources=sources)
     since = erasure.first_version_with(table, change)
     marked = 0 if since is None else platform.database.mark_forgotten(spec.name, since)
     requests = _erase_requests(platform, spec, entity)
@@ -104,6 +129,7 @@ def _erase(platform: Platform, spec: ModelSpec, entity: str) -> tuple[dict[str, 
         platform.quarantine(spec.name), erasure.make_violation_remover(removed, delta_table.ARRIVAL), set(removed)
     )
     rows = erasure.erase(table, change, set(removed))
+    unmatched = _find_unmatched(platform, spec, sources - set(removed), unreadable)
     platform.database.withhold(spec.name, removed, erasure.WITHHELD)
     raw = _erase_raw(platform, spec, entity)
     landed, unsearched = _erase_landed(platform, spec, entity)
@@ -121,7 +147,14 @@ def _erase(platform: Platform, spec: ModelSpec, entity: str) -> tuple[dict[str, 
         "profiles": len(profiles),
         "candidates_not_reproducible": marked,
     }
-    return figures, unreadable + unsearched + _find_golden_files(platform, spec, entity)
+    return figures, unreadable + unsearched + _find_golden_files(platform, spec, entity), unmatched
+
+
+def _find_unmatched(platform: Platform, spec: ModelSpec, arrivals: set[str], unsearched: list[str]) -> list[str]:
+    """Return the kept files of some arrivals that were searched, and had no row of the entity before either."""
+    batches = platform.database.list_raw_batches(spec.name)
+    paths = {batch.path for batch in batches if batch.arrival.key in arrivals and not batch.removed}
+    return sorted(paths - set(unsearched))
 
 
 def _find_golden_files(platform: Platform, spec: ModelSpec, entity: str) -> list[str]:
@@ -130,11 +163,15 @@ def _find_golden_files(platform: Platform, spec: ModelSpec, entity: str) -> list
     for name in spec.golden:
         file = golden_datasets.golden_file(platform.settings.golden_dir, spec, name)
         try:
-            if file.is_file() and erasure.read_without_entities(file, spec, entity.__eq__)[1]:
+            if file.is_file() and reading.remove_entities(platform.settings, spec, file, _only(spec, entity))[1]:
                 holding.append(str(file))
         except DataError:
             holding.append(str(file))
     return holding
+
+
+def _only(spec: ModelSpec, entity: str) -> erasure.Entities:
+    return erasure.Entities(model=spec.name, name=entity)
 
 
 def _search_raw(platform: Platform, spec: ModelSpec, entity: str) -> tuple[dict[str, set[int]], list[str]]:
@@ -142,8 +179,7 @@ def _search_raw(platform: Platform, spec: ModelSpec, entity: str) -> tuple[dict[
     numbers, unsearched = dict[str, set[int]](), set[str]()
     for batch in platform.database.list_raw_batches(spec.name):
         try:
-            max_bytes = platform.settings.max_file_bytes
-            _, rows = erasure.read_without_entities(Path(batch.path), spec, entity.__eq__, max_bytes)
+            _, rows = reading.remove_entities(platform.settings, spec, Path(batch.path), _only(spec, entity))
             numbers[batch.arrival.key] = set(original_numbers(batch, rows))
         except DataError:
             unsearched.add(batch.path)
@@ -157,7 +193,7 @@ def _erase_raw(platform: Platform, spec: ModelSpec, entity: str) -> int:
         if batch.path not in done and Path(batch.path).exists():
             done.add(batch.path)
             with contextlib.suppress(DataError):  # reported by `_search_raw`
-                rows += len(remove_from_raw_batch(platform, spec, batch, entity.__eq__))
+                rows += len(remove_from_raw_batch(platform, spec, batch, _only(spec, entity)))
     # The folder is listed before the database is read: a file that is stored meanwhile is then known.
     files = list((platform.settings.model_home(spec.name) / "raw").glob("*"))
     known = {batch.path for batch in platform.database.list_raw_batches(spec.name)}
@@ -187,7 +223,7 @@ def _erase_landed(platform: Platform, spec: ModelSpec, entity: str) -> tuple[int
             copy = Path(folder) / f"copy{arrivals.parse_suffix(arrival.name)}"
             try:
                 platform.zone.copy(arrival, copy)
-                if erasure.read_without_entities(copy, spec, entity.__eq__, platform.settings.max_file_bytes)[1]:
+                if reading.remove_entities(platform.settings, spec, copy, _only(spec, entity))[1]:
                     arrivals.remove(platform.zone, arrival)
                     removed += 1
             except ArrivalChangedError:

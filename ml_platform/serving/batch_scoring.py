@@ -10,6 +10,7 @@ import csv
 import gzip
 import itertools
 import json
+import math
 import re
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from typing import IO, Any
 import msgspec
 
 from ml_platform.data.validation.size_limits import require_bounded
+from ml_platform.data.validation.text_patterns import BOOLEAN, INTEGER, NUMBER
 from ml_platform.errors import (
     MAX_PROBLEMS,
     ConfigurationError,
@@ -42,11 +44,11 @@ ROWS_AT_ONCE = 5_000
 LONGEST_LINE = BUFFER = 2**20
 INPUTS = (".parquet", ".csv", ".csv.gz", ".jsonl")
 OUTPUTS = (".parquet", ".csv", ".jsonl")
-WORDS = {"true": True, "false": False}
-NUMBERS = {
-    "int": re.compile(r"[+-]?[0-9]{1,400}"),
-    "float": re.compile(r"[+-]?([0-9]{1,400}\.?[0-9]{0,400}|\.[0-9]{1,400})([eE][+-]?[0-9]{1,3})?"),
-}
+# By the grammar of validation; Python's conversions take more, such as 1_000 and digits of other scripts.
+PATTERNS = {"int": re.compile(INTEGER), "float": re.compile(NUMBER), "bool": re.compile(BOOLEAN)}
+# Python refuses longer integers with an error of its own.
+LONGEST_NUMBER = 400
+NAN = re.compile("[+-]?nan", re.IGNORECASE)  # a missing value, as in pandas
 
 # A row's values by name, or the reason why a line is not a row.
 Row = dict[str, Any] | RequestProblem
@@ -244,13 +246,14 @@ def _read_delta(source: Path, contract: RequestContract, scored: Scored) -> Iter
 
 def _read_csv(source: Path, contract: RequestContract, scored: Scored) -> Iterator[list[Row]]:
     opened = gzip.open if source.suffix == ".gz" else open
+    csv.field_size_limit(sys.maxsize)  # the file's size is bounded
     with opened(source, "rt", encoding="utf-8-sig", newline="") as text:
         lines = csv.reader(text, strict=True)
         names = next(lines, [])
         kinds = {field.name: field.kind for field in (*contract.features, contract.entity)}
         columns = [(names.index(name), name, kinds[name]) for name in _select_columns(names, contract, scored, source)]
         yield from _split_into_chunks(
-            {name: _parse_value(line[position], kind) for position, name, kind in columns}
+            {name: parse_value(line[position], kind) for position, name, kind in columns}
             if len(line) == len(names)
             else RequestProblem(rule=f"must have {len(names)} values, one for each column", value=len(line))
             for line in lines
@@ -258,15 +261,18 @@ def _read_csv(source: Path, contract: RequestContract, scored: Scored) -> Iterat
         )
 
 
-def _parse_value(text: str, kind: str) -> Any:
+def parse_value(text: str, kind: str) -> Any:
     """Return a text as a value of its field's kind; other text is returned unchanged, and the contract refuses it."""
     if text == "":
         return None
+    if kind == "float" and NAN.fullmatch(text):
+        return None
+    if kind not in PATTERNS or len(text) > LONGEST_NUMBER or not PATTERNS[kind].fullmatch(text):
+        return text
     if kind == "bool":
-        return WORDS.get(text.lower(), text)
-    numbers: dict[str, type[int] | type[float]] = {"int": int, "float": float}
-    # Python also parses numbers that are likely errors in a file: 1_000, digits of other scripts, nan.
-    return numbers[kind](text) if kind in numbers and NUMBERS[kind].fullmatch(text) else text
+        return text.lower() in {"true", "1"}
+    value = int(text) if kind == "int" else float(text)
+    return text if value in {math.inf, -math.inf} else value  # 1e400 is beyond the range of a float
 
 
 def _read_json_lines(source: Path, contract: RequestContract, scored: Scored) -> Iterator[list[Row]]:

@@ -20,7 +20,13 @@ from ml_platform.data import quarantine
 from ml_platform.data.ingest import publish_batches, store_raw_batches
 from ml_platform.data.landing import waiting_arrivals
 from ml_platform.devtools.demo_data import exports
-from ml_platform.errors import ApprovalNeededError, ApprovalRefusedError, ConfigurationError, LandingZoneError
+from ml_platform.errors import (
+    ApprovalNeededError,
+    ApprovalRefusedError,
+    ConfigurationError,
+    DataError,
+    LandingZoneError,
+)
 from ml_platform.governance.reproduce import Reproduction, ReproductionOutcome
 from ml_platform.model_spec import Approval, ModelSpec
 from ml_platform.platform import Platform
@@ -307,6 +313,37 @@ def test_forget_names_unsearched_files(platform: Platform, tmp_path: Path, monke
     assert "1 rows of the table" in said
     assert "notes.txt" in said
     assert platform.database.tombstones("churn")[0].reason == "request 17"
+
+
+@pytest.mark.fault("D21")
+def test_forget_unknown_entity_ends_with_one(
+    platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    shutil.copy(PROJECT_ROOT / "dagster.yaml", tmp_path)
+    churn_batch(platform, bad=2)
+
+    status, said = call("forget", "churn", "987654", "--reason", "request 17")
+
+    assert status == 1
+    assert "No data of 987654 was found in churn: nothing was recorded." in said
+    assert platform.database.tombstones("churn") == []
+
+
+@pytest.mark.fault("D21")
+@pytest.mark.parametrize("entity", ["0x3", "ann", "3.0", " ", str(2**63)])
+def test_forget_impossible_entity_is_refused(
+    platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entity: str
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    shutil.copy(PROJECT_ROOT / "dagster.yaml", tmp_path)
+    churn_batch(platform, bad=2)
+
+    with pytest.raises(DataError, match="which must be an integer of 64 bits") as refused:
+        call("forget", "churn", entity, "--reason", "request 17")
+
+    assert repr(entity) in str(refused.value)
+    assert platform.database.tombstones("churn") == []
 
 
 # The ledger

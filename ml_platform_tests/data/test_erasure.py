@@ -1,6 +1,7 @@
 """Erasure removes the rows of one entity from every format, and nothing else."""
 
 import contextlib
+import csv
 import errno
 import gzip
 import io
@@ -8,14 +9,17 @@ import json
 import os
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from ml_platform.data import erasure
+from ml_platform.data import erasure, row_removal
 from ml_platform.errors import ConfigurationError, DataError, StorageError
 from ml_platform.storage import atomic_files, erasure_key
 from ml_platform_tests.support import fakes
@@ -25,7 +29,7 @@ SPEC = fakes.visits_spec()
 CSV = 'visitor,plan\n"007","a\nb"\n8,"say ""x"""\n\n7.0,c\n'
 
 
-@pytest.mark.parametrize("value", [7, 7.0, "7", "007", " 7", "7.0", "7.00", b"7", Decimal("7.0000")])
+@pytest.mark.parametrize("value", [7, 7.0, "7", "007", " 7", "7.0", "7.00", "0x7", "0X07", b"7", Decimal("7.0000")])
 def test_canonical_equal_numbers_are_one_entity(value: object) -> None:
     assert erasure.canonical(value, SPEC) == "7"
 
@@ -44,18 +48,18 @@ def test_read_csv_text_is_unchanged(tmp_path: Path, packed: bool) -> None:
     file = tmp_path / ("a.csv.gz" if packed else "a.csv")
     file.write_bytes(gzip.compress(CSV.encode()) if packed else CSV.encode())
 
-    data, removed = erasure.read_without_entities(file, SPEC, "7".__eq__)
+    data, removed = row_removal.read_without_entities(file, SPEC, "7".__eq__)
 
     assert (gzip.decompress(data) if packed else data).decode() == 'visitor,plan\n8,"say ""x"""\n'
     assert removed == [0, 2]
-    assert erasure.read_without_entities(file, SPEC, "9".__eq__) == (b"", [])
+    assert row_removal.read_without_entities(file, SPEC, "9".__eq__) == (b"", [])
 
 
 def test_read_json_lines_removes_whole_lines(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text('{"visitor": 7}\n\n{"visitor": 8, "plan": "007"}\n{"plan": "a"}\n')
 
-    assert erasure.read_without_entities(file, SPEC, "7".__eq__) == (
+    assert row_removal.read_without_entities(file, SPEC, "7".__eq__) == (
         b'{"visitor": 8, "plan": "007"}\n{"plan": "a"}\n',
         [0],
     )
@@ -64,18 +68,19 @@ def test_read_json_lines_removes_whole_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "data"),
     [
-        ("a.jsonl", b"[7]\n"),
         ("a.csv", b"plan\na\n"),
+        ("a.csv", b'visitor\n7\n"8\n'),
+        ("a.csv", b"visitor\n7\xff\n"),
         ("a.csv.gz", b"noise"),
         ("a.parquet", b"noise"),
-        ("a.jsonl", b"{\n"),
+        ("a.jsonl", b"\xff\n"),
     ],
 )
 def test_read_unsearchable_file_is_an_error(tmp_path: Path, name: str, data: bytes) -> None:
     (tmp_path / name).write_bytes(data)
 
     with pytest.raises(DataError, match="cannot be searched"):
-        erasure.read_without_entities(tmp_path / name, SPEC, "7".__eq__)
+        row_removal.read_without_entities(tmp_path / name, SPEC, "7".__eq__)
 
 
 def test_key_is_created_once_for_its_owner(tmp_path: Path) -> None:
@@ -115,7 +120,7 @@ def test_read_parquet_drops_unused_categories(tmp_path: Path) -> None:
     visitors = pa.array(["7", "8", "9"]).dictionary_encode()
     pq.write_table(pa.table({"visitor": visitors, "plan": plans}), file)
 
-    data, removed = erasure.read_without_entities(file, SPEC, "7".__eq__)
+    data, removed = row_removal.read_without_entities(file, SPEC, "7".__eq__)
 
     assert removed == [0]
     assert b"secret" not in data
@@ -128,7 +133,64 @@ def test_read_csv_duplicate_columns_are_both_searched(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
     file.write_text("visitor,visitor\n1,7\n7,1\n1\n")
 
-    assert erasure.read_without_entities(file, SPEC, "7".__eq__)[1] == [0, 1]
+    assert row_removal.read_without_entities(file, SPEC, "7".__eq__)[1] == [0, 1]
+
+
+@pytest.mark.fault("D21")
+@pytest.mark.parametrize("size", [10, 2**17 + 1, 2**21])
+def test_read_csv_other_bytes_are_unchanged(tmp_path: Path, size: int) -> None:
+    rows = [b'007,"a\r\nb"', b"8," + b"x" * size, b"0x7,", b'8,"say ""7"""', b"9,7", b"a,7,b", b'b,"8,9"', b"8, ok "]
+    file = tmp_path / "a.csv"
+    file.write_bytes(b"\r\n".join([b"visitor,plan", *rows]))
+
+    data, removed = row_removal.read_without_entities(file, SPEC, "7".__eq__)
+
+    assert removed == [0, 2, 5]
+    kept = [row for number, row in enumerate(rows) if number not in removed]
+    assert data == b"\r\n".join([b"visitor,plan", *kept])
+
+
+@pytest.mark.fault("D21")
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ('{"visitor": 7e0}', True),
+        ('{"visitor": "007"}', True),
+        ('{"visitor": 8, "visitor": 7}', True),
+        ('{"visitor": {"id": [1, 7]}}', True),
+        ('[{"visitor": 7}]', True),
+        ('{"visitor": 7', True),
+        ("null", False),
+        ('{"visitor": 8, "plan": "7"}', False),
+    ],
+)
+def test_read_json_any_line_is_searched(tmp_path: Path, line: str, found: bool) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text(f'{{"visitor": 9}}\n{line}\n{{"visitor": 8}}\n')
+
+    data, removed = row_removal.read_without_entities(file, SPEC, "7".__eq__)
+
+    assert removed == ([1] if found else [])
+    assert data == (b'{"visitor": 9}\n{"visitor": 8}\n' if found else b"")
+
+
+@pytest.mark.fault("D21")
+@settings(max_examples=150, derandomize=True, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.text(st.characters(codec="utf-8"), max_size=5)), max_size=20),
+    st.sampled_from(["\n", "\r\n"]),
+)
+def test_read_csv_removes_what_python_finds(tmp_path_factory: Any, rows: list[tuple[int, str]], end: str) -> None:
+    file, text = tmp_path_factory.getbasetemp() / "any.csv", io.StringIO(newline="")
+    csv.writer(text, lineterminator=end).writerows([["visitor", "plan"], *rows])
+    file.write_text(text.getvalue(), newline="")
+
+    data, removed = row_removal.read_without_entities(file, SPEC, "7".__eq__)
+
+    left = [[str(visitor), plan] for visitor, plan in rows if visitor != 7]
+    assert removed == [number for number, (visitor, _) in enumerate(rows) if visitor == 7]
+    if removed:
+        assert list(csv.reader(io.StringIO(data.decode(), newline=""))) == [["visitor", "plan"], *left]
 
 
 def test_erase_compacted_table_changes_every_version(tmp_path: Path) -> None:
@@ -198,4 +260,4 @@ def test_read_byte_order_mark_is_ignored(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
     file.write_bytes(b"\xef\xbb\xbfvisitor,plan\n7,a\n8,b\n")
 
-    assert erasure.read_without_entities(file, SPEC, "7".__eq__) == (b"visitor,plan\n8,b\n", [0])
+    assert row_removal.read_without_entities(file, SPEC, "7".__eq__) == (b"visitor,plan\n8,b\n", [0])

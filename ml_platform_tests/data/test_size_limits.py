@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ml_platform.data import datasets, erasure, quarantine
+from ml_platform.data import datasets, quarantine, row_removal
 from ml_platform.data.ingest import publish_batches, store_raw_batches
 from ml_platform.data.landing import waiting_arrivals
 from ml_platform.data.validation import validate
@@ -170,7 +170,7 @@ def test_too_large_file_is_stored_as_note(limited: Platform) -> None:
 
     (stored,) = (limited.settings.model_home("visits") / "raw").iterdir()
     assert json.loads(stored.read_bytes())["name"] == "a.csv"
-    assert erasure.read_without_entities(stored, SPEC, lambda _: True) == (b"", [])
+    assert row_removal.read_without_entities(stored, SPEC, lambda _: True) == (b"", [])
     (released,) = quarantine.release(limited, SPEC, [], actor="test")
     assert (released["outcome"], released["released_rows"], released["stays"]) == ("quarantined", 0, True)
     assert "at most 100,000 (ML_PLATFORM_MAX_FILE_BYTES)" in released["reason"]
@@ -201,7 +201,7 @@ def test_forget_does_not_search_bomb(tmp_path: Path) -> None:
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(LINE * 10_000))
 
     with pytest.raises(DataError, match="more than 100,000 bytes once it is decompressed"):
-        erasure.read_without_entities(tmp_path / "a.csv.gz", SPEC, lambda _: True, MAX_BYTES)
+        row_removal.read_without_entities(tmp_path / "a.csv.gz", SPEC, lambda _: True, MAX_BYTES)
 
 
 @pytest.mark.fault("D18")

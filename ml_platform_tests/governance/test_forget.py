@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
-from ml_platform.data import arrivals, datasets, erasure, quarantine
+from ml_platform.data import arrivals, datasets, erasure, quarantine, reading
 from ml_platform.data.ingest import publish_batches, store_raw_batches
 from ml_platform.data.landing import waiting_arrivals
 from ml_platform.data.pin import pin_dataset
@@ -309,6 +309,53 @@ def test_a_file_that_cannot_be_searched_is_named(platform: Platform) -> None:
     assert [Path(file).parent.name for file in done["unsearched"]] == ["raw", "visits"]
 
 
+@pytest.mark.fault("D21")
+def test_other_spellings_of_an_id_are_erased(platform: Platform) -> None:
+    rows = make_visitors(300)
+    entity = first_visitor(rows)
+    spellings = rows.assign(visitor=rows["visitor"].astype(str), seen_at=rows["seen_at"] + pd.Timedelta("1D"))
+    spellings.loc[0:1, "visitor"] = [hex(int(entity)), f"{entity}.0"]
+    fakes.drop(platform, "monday.csv", spellings)
+    (result,) = publish(platform)
+
+    done = forget.forget(platform, SPEC, entity, reason="request 17", actor="ann")
+
+    assert (result.quarantined_rows, result.outcome) == (2, Outcome.PUBLISHED)
+    assert (done["figures"]["rows_of_the_table"], done["figures"]["rows_of_kept_files"]) == (0, 2)
+    assert traces(platform.settings.home / "models", entity, hex(int(entity))) == []
+
+
+@pytest.mark.fault("D21")
+def test_table_rows_missing_in_kept_file_are_named(platform: Platform) -> None:
+    rows = make_visitors(100)
+    fakes.drop(platform, "monday.csv", rows)
+    publish(platform)
+    (batch,) = platform.database.list_raw_batches("visits")
+    kept = Path(batch.path)
+    kept.write_bytes(b"".join(kept.read_bytes().splitlines(keepends=True)[:1]))
+
+    done = forget.forget(platform, SPEC, first_visitor(rows), reason="request 17", actor="ann")
+
+    assert done["figures"]["rows_of_the_table"] == 1
+    assert (done["unmatched"], done["unsearched"], done["found"]) == ([str(kept)], [], True)
+
+
+@pytest.mark.fault("D22")
+def test_file_ending_its_reader_does_not_stop_erasure(platform: Platform) -> None:
+    rows = make_visitors(100)
+    fakes.drop(platform, "monday.parquet", rows)
+    fakes.drop(platform, "tuesday.csv", make_visitors(100, day=2, first=5_000))
+    publish(platform)
+    large = next(Path(batch.path) for batch in platform.database.list_raw_batches("visits") if ".csv" in batch.path)
+    large.write_bytes(large.read_bytes() * 3_000)
+    limited = Platform(platform.settings.model_copy(update={"reader_memory_bytes": 2**23}))
+
+    done = forget.forget(limited, SPEC, first_visitor(rows), reason="request 17", actor="ann")
+
+    assert done["unsearched"] == [str(large)]
+    assert done["figures"]["rows_of_the_table"] == 2
+
+
 @pytest.mark.parametrize("reason", ["visitor 7 asked", "visitor 007 asked", "asked by (0007)"])
 def test_the_reason_must_not_say_who(platform: Platform, reason: str) -> None:
     with pytest.raises(DataError, match="must not name the entity"):
@@ -351,7 +398,7 @@ def test_unrewritable_file_does_not_restore_entity(platform: Platform, monkeypat
     def refuse(*_: Any) -> None:
         raise DataError
 
-    monkeypatch.setattr(erasure, "read_without_entities", refuse)
+    monkeypatch.setattr(reading, "remove_entities", refuse)
     (result,) = publish(platform)
 
     assert result.outcome is Outcome.QUARANTINED

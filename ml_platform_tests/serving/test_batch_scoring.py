@@ -162,9 +162,11 @@ def test_at_most_ten_problems_are_reported(model: BulkModel, tmp_path: Path) -> 
     assert (scored.rows, scored.refused, len(scored.problems), lines) == (0, 40, 10, [])
 
 
-@pytest.mark.parametrize("text", ["1_000", "1.5", "nan", "٤", "many", " 7", "99999999999999999999"])
+@pytest.mark.parametrize(
+    "text", ["1_000", "1.5", "nan", "٤", "many", " 7", "99999999999999999999", "+7", "0x7", "9" * 5_000]
+)
 def test_unusual_text_is_not_parsed_as_number(text: str, model: BulkModel, tmp_path: Path) -> None:
-    (tmp_path / "new.csv").write_text(f"pages,seconds,plan\n{text},1.5,free\n7,2,paid\n+8,2e1,paid\n")
+    (tmp_path / "new.csv").write_text(f"pages,seconds,plan\n{text},1.5,free\n7,+2,paid\n08,2e1,paid\n")
 
     scored, lines = score_lines(tmp_path / "new.csv", model)
 

@@ -109,7 +109,7 @@ def _skip_mark(scan: "_Scan", blocks: Iterable[bytes]) -> Iterator[bytes]:
 
 def _is_plain(block: bytes, data: "NDArray[np.uint8]", previous: int, following: int) -> bool:
     """Return False if a space or tab is beside a separator, a quote or the file's end, or if ``0x`` occurs."""
-    around = np.concatenate([np.uint8([previous]), data, np.uint8([following])])
+    around = np.concatenate([np.array([previous], np.uint8), data, np.array([following], np.uint8)])
     if b" " in block or b"\t" in block:
         places = np.flatnonzero((data == SPACE) | (data == TAB))
         if BESIDE_QUOTES[around[places]].any() or BESIDE_QUOTES[around[places + 2]].any():

@@ -222,10 +222,19 @@ def _is_finite(columns: Sequence[pa.Array]) -> bool:
     return all(pc.all(pc.is_finite(column)).as_py() is not False for column in numbers)
 
 
-def read_csv_batches(path: Path, structure: CsvStructure, kinds: Sequence[pa.DataType]) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a CSV file, converted to a type each, without those that have other fields than the header.
+def read_csv_batches(
+    path: Path, structure: CsvStructure, kinds: Sequence[pa.DataType], only: int | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a CSV file, without those that have other fields than the header.
 
     Only an empty field is missing: "NA" may be a customer's name.
+
+    Parameters
+    ----------
+    kinds : sequence of pyarrow DataType
+        Types of the columns.
+    only : int or None
+        Number of the only column to return; ``None`` for all columns.
     """
     _require_short(structure.longest)
     if structure.rows == len(structure.ragged):
@@ -234,7 +243,11 @@ def read_csv_batches(path: Path, structure: CsvStructure, kinds: Sequence[pa.Dat
     read = pa.csv.ReadOptions(block_size=max(AT_ONCE, structure.longest + 2), column_names=list(by_number))
     parse = pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=lambda _: "skip")
     convert = pa.csv.ConvertOptions(
-        column_types=by_number, null_values=[""], strings_can_be_null=True, check_utf8=False
+        include_columns=None if only is None else [str(only)],
+        column_types=by_number,
+        null_values=[""],
+        strings_can_be_null=True,
+        check_utf8=False,
     )
     with open_text(path) as stream:
         skip = structure.header[1]

@@ -14,19 +14,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as types
 
+from ml_platform.data.validation.text_patterns import (
+    BOOLEAN,
+    DATE,
+    DECIMAL,
+    FRACTIONS,
+    INTEGER,
+    NOT_FINITE,
+    NUMBER,
+    OFFSET,
+)
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-INTEGER = "-?[0-9]+"
-NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
-# Arrow misreads decimals of more digits than it can hold.
-DECIMAL = r"-?[0-9]{1,38}(?:\.[0-9]{0,38})?"
-NOT_FINITE = "[+-]?(?i:nan|inf|infinity)"
-BOOLEAN = "true|True|TRUE|1|false|False|FALSE|0"
-DATE = "[0-9]{4}-[0-9]{2}-[0-9]{2}"
-OFFSET = "(?:Z|[+-][0-9]{2}(?::?[0-9]{2})?)"
-# Digits of a second's fraction by unit: more would be lost.
-FRACTIONS = {"s": "", "ms": r"(?:\.[0-9]{1,3})?", "us": r"(?:\.[0-9]{1,6})?", "ns": r"(?:\.[0-9]{1,9})?"}
 # Maximum number of characters of a value that a violation quotes.
 QUOTED = 200
 

@@ -19,6 +19,8 @@ from pydantic import (
     model_validator,
 )
 
+from ml_platform.contract_rules import find_contract_problem, find_kind
+
 # Dagster joins names with underscores; single underscores, and none at the end, keep joined names unambiguous.
 MODEL_NAME = re.compile(r"(?=.{1,40}\Z)[a-z][a-z0-9]*(?:_[a-z0-9]+)*")
 NAME_RULE = "a model's name must be lower-case words joined by single underscores, at most 40 characters."
@@ -373,15 +375,17 @@ class ModelSpec(_Declared):
         E-mail addresses, or ``team:name``, of the model's owners in Dagster.
     contract : pandera DataFrameModel class
         The contract for the model's rows: columns, types and rules. It must be strict and must not coerce. Every
-        column except entity, event time and label is a feature.
+        column except entity, event time and label is a feature. Types are ``int`` (also of 8, 16 or 32 bits), ``float``
+        (also of 32 bits), ``bool``, ``str`` and times in UTC with microseconds; only numbers with a fraction, text and
+        times may be nullable.
     pipeline : callable
         Function that returns an unfitted scikit-learn Pipeline, which includes the preprocessing.
     entity : str
-        Column that identifies the subject of a row, for instance a customer.
+        Column that identifies the subject of a row, for instance a customer: integers or text, not nullable.
     event_time : str
-        Column with the time at which a row was observed.
+        Column with the time at which a row was observed: a time in UTC, not nullable.
     label : str
-        Column to predict.
+        Column to predict, not nullable.
     task : str
         ``binary`` predicts if the label is `positive`, ``multiclass`` one of three or more classes, ``regression`` a
         number.
@@ -497,6 +501,11 @@ class ModelSpec(_Declared):
         missing = sorted(set(roles) - set(schema.columns))
         if missing:
             raise ValueError(f"contract {contract} has no column {missing}. It has {self.columns}.")
+        problem = find_contract_problem(
+            schema, entity=self.entity, event_time=self.event_time, label=self.label, task=self.task
+        )
+        if problem is not None:
+            raise ValueError(f"contract {contract}: {problem}")
         logged = set(self.logged_features)
         if not logged <= set(self.features) or len(logged) < len(self.logged_features):
             raise ValueError(
@@ -516,6 +525,13 @@ class ModelSpec(_Declared):
         allowed = self._allowed_values(self.label)
         if self.positive is not None and allowed is not None and self.positive not in allowed:
             raise ValueError(f"positive must be a value of {self.label!r}, one of {allowed}. Got {self.positive!r}.")
+        kind = find_kind(self.contract.to_schema().columns[self.label])
+        if self.positive is not None and isinstance(self.positive, str) != (kind == "text"):
+            raise ValueError(f"positive must be a value of {self.label!r}, which is {kind}. Got {self.positive!r}.")
+        return self
+
+    @model_validator(mode="after")
+    def _check_metrics(self) -> Self:
         metrics, foreign = METRICS[self.task], set[str]().union(*METRICS.values()).difference(METRICS[self.task])
         for gate in self.gates:
             if gate.metric in foreign:

@@ -384,6 +384,7 @@ def test_spaces_within_text_are_plain() -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(3_600)
 @settings(max_examples=20_000, deadline=None)
 @given(st.lists(st.tuples(*[ODD_CELLS] * len(EVERY_TYPE)), min_size=1, max_size=3), st.booleans())
 def test_many_conversions_equal_grammar(tmp_path_factory: Any, rows: Any, quoted: bool) -> None:
@@ -391,6 +392,7 @@ def test_many_conversions_equal_grammar(tmp_path_factory: Any, rows: Any, quoted
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(3_600)
 @settings(max_examples=20_000, deadline=None)
 @given(ROWS, st.sampled_from(["\n", "\r\n"]))
 def test_many_files_publish_or_name_rows(tmp_path_factory: Any, rows: Any, end: str) -> None:

@@ -4,18 +4,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ml_platform.data.datasets import split
-from ml_platform.model_spec import ModelSpec, Task
+from ml_platform.data.leakage import find_leaking_features
+from ml_platform.model_spec import ModelSpec
 from ml_platform.records.data import DatasetVersion
 
 if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
-
-# A single feature with this score is probably derived from the label.
-GIVEAWAY = 0.99
-MIN_ROWS_PER_CATEGORY = 5
-# Number of equal-sized bins of a numeric feature when it is tested against more than two classes.
-BINS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +45,7 @@ def build_dataset_report(
     if len(shared):
         problems["disjoint_split"] = f"{len(shared)} entities are in both the training rows and the holdout"
     if leaks:
-        scores = ", ".join(f"{name} ({score:.3f})" for name, score in leaks.items())
+        scores = ", ".join(f"{name} ({f'{leak.score:.3f} {leak.clue}'.strip()})" for name, leak in leaks.items())
         problems["leakage"] = f"a single feature gives the label away: {scores}"
     return DatasetReport(
         dataset=dataset,
@@ -81,64 +76,6 @@ def _describe_imbalance(labels: "NDArray[Any]", spec: ModelSpec) -> str:
         rarest, rare = values[counts.argmin()], counts.min() / len(labels)
         return f"{rare:.1%} of its rows are {rarest}, a class must have at least {minimum:.1%}"
     return ""
-
-
-def find_leaking_features(features: "pd.DataFrame", labels: "NDArray[Any]", task: Task = "binary") -> dict[str, float]:
-    """Return the features that predict the label almost perfectly on their own, with their scores.
-
-    A feature leaks if its score is at least `GIVEAWAY`. The score of a numeric feature is its AUC, in the better
-    direction, for two classes, and its absolute rank correlation for a numeric label. The score of a categorical
-    feature, or of a binned numeric one for more than two classes, is the accuracy of predicting each category's
-    majority class, provided that it removes at least half of the errors of the overall majority; for a numeric label it
-    is the share of variance between the categories.
-
-    Parameters
-    ----------
-    features : DataFrame of shape (n_samples, n_features)
-    labels : ndarray of shape (n_samples,)
-        0 and 1, classes, or numbers.
-    task : "binary", "multiclass" or "regression"
-
-    Returns
-    -------
-    dict
-        AUC, accuracy, rank correlation or share of variance by column.
-    """
-    import pandas as pd
-
-    label = pd.Series(labels, index=features.index)
-    if label.nunique() < 2:
-        return {}
-    scores = {str(name): _score_leak(column, label, task) for name, column in features.items()}
-    return {name: score for name, score in scores.items() if score >= GIVEAWAY}
-
-
-def _score_leak(column: "pd.Series[Any]", label: "pd.Series[Any]", task: Task) -> float:
-    """Return the score of one feature as a predictor of the label, 0 to 1; see `find_leaking_features`."""
-    import pandas as pd
-    from pandas.api.types import is_numeric_dtype
-
-    numeric = is_numeric_dtype(column)
-    if task == "binary" and numeric:
-        # The Mann-Whitney form of the AUC, by mean ranks: Hanley and McNeil, Radiology 143 (1982), 29-36.
-        ranks, positives = column.rank(), int(label.sum())
-        pairs = positives * (len(column) - positives)
-        area = (ranks[label == 1].sum() - positives * (positives + 1) / 2) / pairs
-        return float(max(area, 1 - area))
-    if task == "regression" and numeric:
-        ranks = column.astype("float64").rank()
-        return 0.0 if ranks.nunique() < 2 else abs(float(ranks.corr(label.rank())))
-    bins = min(BINS, len(column) // MIN_ROWS_PER_CATEGORY)
-    if numeric:
-        binned = column if column.nunique() <= bins else pd.qcut(column.astype("float64"), bins, duplicates="drop")
-        column = binned.astype("str")
-    if column.nunique() * MIN_ROWS_PER_CATEGORY > len(column):
-        return 0.0  # categories of about one row each predict their own label
-    if task == "regression":
-        return float(label.groupby(column.fillna("")).transform("mean").var() / label.var())
-    table = pd.crosstab(column.fillna(""), label)
-    accuracy, base = table.max(axis=1).sum() / len(label), table.sum().max() / len(label)
-    return float(accuracy) if accuracy >= (1 + base) / 2 else 0.0
 
 
 def target(rows: "pd.DataFrame", spec: ModelSpec) -> "NDArray[Any]":

@@ -36,7 +36,7 @@ class Leak(NamedTuple):
 
 
 def find_leaking_features(features: "pd.DataFrame", labels: "NDArray[Any]", task: Task = "binary") -> dict[str, Leak]:
-    """Return the features that predict the label almost perfectly on their own, with their highest scores.
+    """Return the features that predict the label almost perfectly on their own, with their scores.
 
     A feature leaks if a score is at least `GIVEAWAY`. The score of numbers and times is their AUC, in the better
     direction, for two classes, and their absolute rank correlation for a numeric label. The score of categories, or of
@@ -64,15 +64,17 @@ def find_leaking_features(features: "pd.DataFrame", labels: "NDArray[Any]", task
     import pandas as pd
 
     label = pd.factorize(labels)[0] if task == "multiclass" else labels
-    leaks = {
-        str(name): max(_score_feature(column.reset_index(drop=True), label, task), key=lambda leak: leak.score)
-        for name, column in features.items()
-    }
-    return {name: leak for name, leak in leaks.items() if leak.score >= GIVEAWAY}
+    leaks = {}
+    for name, column in features.items():
+        scores = _score_feature(column.reset_index(drop=True), label, task)
+        # The first score that is high enough has the simplest explanation.
+        if leak := next((leak for leak in scores if leak.score >= GIVEAWAY), None):
+            leaks[str(name)] = leak
+    return leaks
 
 
 def _score_feature(column: "pd.Series[Any]", label: "NDArray[Any]", task: Task) -> Iterator[Leak]:
-    """Yield the scores of one feature, with their clues."""
+    """Yield the scores of one feature, those with a simple clue first."""
     missing = column.isna()
     if missing.any():
         score = _score(missing.to_numpy("float64"), label, task, ordered=task == "binary")
@@ -91,9 +93,8 @@ def _has_order(column: "pd.Series[Any]") -> bool:
     from pandas.api import types
 
     dtypes = types.is_numeric_dtype, types.is_datetime64_any_dtype, types.is_timedelta64_dtype
-    # Truth values with gaps, dates and decimals are read as Python objects.
-    objects = "boolean", "date", "decimal"
-    return any(is_of(column) for is_of in dtypes) or types.infer_dtype(column, skipna=True) in objects
+    # Dates and decimals are read as Python objects.
+    return any(is_of(column) for is_of in dtypes) or types.infer_dtype(column, skipna=True) in ("date", "decimal")
 
 
 def text_properties(text: "pd.Series[str]") -> dict[str, "pd.Series[Any]"]:

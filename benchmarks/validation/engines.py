@@ -94,17 +94,17 @@ def orders_spec() -> Any:
 
     class Orders(pa.DataFrameModel):
         number: int = pa.Field(ge=1)
-        at: Annotated[pd.DatetimeTZDtype, "us", "UTC"] = pa.Field(nullable=True)
+        at: Annotated[pd.DatetimeTZDtype, "us", "UTC"]
         low: float = pa.Field(ge=0)
         high: float = pa.Field()
-        items: int = pa.Field(nullable=True, in_range={"min_value": 0, "max_value": 99})
+        items: int = pa.Field(in_range={"min_value": 0, "max_value": 99})
         discount: float = pa.Field()
         weight: float = pa.Field(nullable=True)
-        visits: int = pa.Field(nullable=True)
+        visits: int
         plan: str = pa.Field(nullable=True, isin=PLANS)
         state: str = pa.Field(nullable=True, str_matches=STATES)
         score: float = pa.Field(nullable=True, le=1)
-        stars: int = pa.Field(nullable=True)
+        stars: int
 
         @pa.dataframe_check
         def ordered(cls, frame: pd.DataFrame) -> Any:  # noqa: N805

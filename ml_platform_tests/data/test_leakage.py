@@ -233,6 +233,7 @@ def test_leaks_few_positives_are_accepted(positives: int, leaks: bool) -> None:
         ("p{word}{number}p", "by its text without numbers"),
         ("p{number}-p{word}-{hex}p", "by its common words"),
         ("p {name} and {word} {name} p", "by its common words"),
+        ("{name} {one_sided} {name}", "by its common words"),
         ("costs {amount} EUR in p{number}p", "by its first number"),
     ],
 )
@@ -247,6 +248,7 @@ def test_leaks_unique_text_shows_label(random: np.random.Generator, text: str, c
             word=["won", "met"][label],
             number=random.integers(10**8, 10**9),
             name="".join(random.choice(list("pqrs"), 8)),
+            one_sided="met" if label else "".join(random.choice(list("pqrs"), 3)),
             hex=f"{random.integers(2**40, 2**44):x}7",
             amount=label * 100 + random.random() * 50,
         )

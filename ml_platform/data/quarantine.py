@@ -69,6 +69,7 @@ def _explain(platform: Platform, result: BatchResult) -> dict[str, Any]:
         "reason": result.reason,
         "rows": result.rows,
         "quarantined_rows": result.quarantined_rows,
+        "passed_over_rows": result.passed_over_rows,
         "rules": result.rules,
         "violations": [
             {
@@ -204,6 +205,7 @@ def _release(platform: Platform, spec: ModelSpec, before: BatchResult, actor: st
         "outcome": result.outcome.value,
         "released_rows": rows,
         "quarantined_rows": result.quarantined_rows,
+        "passed_over_rows": result.passed_over_rows,
         "reason": result.reason,
         "stays": _stays(result),
     }

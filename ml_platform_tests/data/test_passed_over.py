@@ -319,6 +319,7 @@ def test_release_passes_over_rows_published_since(platform: Platform) -> None:
     (again,) = quarantine.release(platform, fixed, ["monday.parquet"], actor="ann")
 
     assert (released["released_rows"], released["stays"], again["released_rows"]) == (1, False, 0)
+    assert released["passed_over_rows"] == 2
     (result,) = platform.database.outcomes("visits", [released["arrival"]])
     assert counts(result) == (100, 98, 0, 2)
     assert len(pinned(platform)) == 101

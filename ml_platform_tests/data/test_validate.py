@@ -18,7 +18,7 @@ from ml_platform.data.ingest import publish_batches, store_raw_batches
 from ml_platform.data.landing import land_files, waiting_arrivals
 from ml_platform.data.validation import schema_scan
 from ml_platform.data.validation import validate as validation_validate
-from ml_platform.errors import UnreadableFileError
+from ml_platform.errors import StorageError, UnreadableFileError
 from ml_platform.platform import Platform
 from ml_platform.records.canonical import now
 from ml_platform.records.data import BatchResult, Outcome
@@ -712,3 +712,14 @@ def test_validate_rows_of_this_moment_are_valid() -> None:
     moment = pd.Timestamp(now()).as_unit("us")
 
     assert validate(with_cell("seen_at", moment)).violations == []
+
+
+@pytest.mark.fault("S3")
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_validate_broken_disk_is_no_unreadable_file(tmp_path: Path, suffix: str) -> None:
+    # Linux answers EIO to a process that reads its own memory at an address without memory.
+    file = tmp_path / f"a{suffix}"
+    file.symlink_to("/proc/self/mem")
+
+    with pytest.raises(StorageError, match=f"{file} could not be read: Input/output error"):
+        validation_validate.validate_file(file, fakes.visits_spec())

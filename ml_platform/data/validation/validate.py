@@ -1,5 +1,7 @@
 """Validate a batch against a model's contract: valid rows, bad rows and the reasons."""
 
+import errno
+import os
 from collections import Counter
 from contextlib import contextmanager
 from copy import deepcopy
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ml_platform.data.validation.parquet_pages import verify_pages
 from ml_platform.data.validation.size_limits import require_bounded
 from ml_platform.data.validation.time_zones import use_known_zones
-from ml_platform.errors import TooLargeError, UnreadableFileError, shorten
+from ml_platform.errors import StorageError, TooLargeError, UnreadableFileError, shorten
 from ml_platform.model_spec import ModelSpec
 from ml_platform.settings import MAX_FILE_BYTES
 
@@ -32,6 +34,7 @@ EXAMPLES = 5
 FINDINGS = 1_000
 # Maximum number of characters of a reader's error.
 LONGEST_SENTENCE = 500
+DISK_ERRORS = frozenset({errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.ENOTCONN})
 
 
 class Violation(NamedTuple):
@@ -195,8 +198,18 @@ def _unreadable_as(path: Path) -> "Iterator[None]":
     try:
         yield
     except (pa.ArrowException, OSError, ValueError) as error:
+        _require_working_disk(path, error)
         kind = path.name.partition(".")[2]
         raise UnreadableFileError(f"it is no readable {kind} file: {_first_line(error)}") from error
+
+
+def _require_working_disk(path: Path, error: BaseException) -> None:
+    """Raise a StorageError if a file could not be read because of its disk, which says nothing about the file."""
+    if isinstance(error, OSError) and error.errno is not None and error.errno in DISK_ERRORS:
+        raise StorageError(
+            f"{path} could not be read: {os.strerror(error.errno)}. Check the disk that holds it, then run the step "
+            "again. The file is not judged by this."
+        ) from error
 
 
 def _require_unique(names: list[str]) -> None:
@@ -345,6 +358,7 @@ def _validate_parquet(
         batch = BatchScan(source, metadata.num_rows, schema, FINDINGS if named is None else named)
         return _validate(batch, spec, published, partial(_read_parquet, path, spec), max_bytes, corrects=corrects)
     except (pa.ArrowException, OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        _require_working_disk(path, error)
         raise UnreadableFileError(f"it is no readable parquet file: {_first_line(error)}") from error
 
 

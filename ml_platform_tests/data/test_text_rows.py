@@ -122,6 +122,13 @@ def test_csv_odd_cell_has_its_value(tmp_path: Path, cell: str, value: str | None
     assert report.valid["note"].to_pylist() == ["note 0", value]
 
 
+@pytest.mark.parametrize(("separator", "word"), [(";", "semicolons"), ("\t", "tabs"), ("|", "bars")])
+def test_csv_other_separator_is_named(tmp_path: Path, separator: str, word: str) -> None:
+    report = read(tmp_path / "a.csv", as_csv(make_rows(3)).replace(",", separator))
+
+    assert report.problem == f"its fields are separated by {word}, and must be by commas"
+
+
 # JSON Lines
 
 
@@ -213,7 +220,10 @@ def test_json_lines_without_whole_block_are_read(tmp_path: Path, monkeypatch: py
 def test_json_other_encoding_names_its_line(tmp_path: Path) -> None:
     data = as_json_lines(make_rows(40)).encode().replace(b"note 2", b"not\xe9 2", 1)
 
-    assert read(tmp_path / "a.jsonl", data).problem == "line 3 is not UTF-8 text: invalid continuation byte"
+    assert (
+        read(tmp_path / "a.jsonl", data).problem
+        == "line 3 is not UTF-8 text: invalid continuation byte. Save it as UTF-8"
+    )
 
 
 # Any file

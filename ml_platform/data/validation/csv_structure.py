@@ -189,7 +189,7 @@ class _Scan:
             self.decoder.decode(block)
         except UnicodeDecodeError as error:
             line = self.lines + block[: error.start].count(b"\n") + 1
-            raise UnreadableFileError(f"line {line} is not UTF-8 text: {error.reason}") from error
+            raise UnreadableFileError(f"line {line} is not UTF-8 text: {error.reason}. Save it as UTF-8") from error
 
     def find_quotes(
         self, data: "NDArray[np.uint8]", quotes: "Positions", ends: "Positions", following: int
@@ -224,7 +224,7 @@ class _Scan:
                 if not BESIDE_QUOTES[right]:
                     raise UnreadableFileError(
                         f"the quoted field that opens in line {opened} is followed by text in line "
-                        f"{self._find_line(place, ends)}"
+                        f"{self._find_line(place, ends)}; a quote within a field is written as two"
                     )
             elif SEPARATORS[left]:
                 inside, opened = True, self._find_line(place, ends)

@@ -32,6 +32,7 @@ OPEN, CLOSE = b"{}"
 AT_ONCE = 1 << 22
 # Maximum number of bytes of a record: Arrow counts the bytes of a block in 32 bits.
 LONGEST_RECORD = 1 << 30
+OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 # Lines that are read one by one to find those that Arrow cannot read.
 FEW_LINES = 16
 
@@ -138,8 +139,8 @@ def read_csv(path: Path, schema: pa.Schema, limit: int, max_rows: int, max_bytes
     Raises
     ------
     UnreadableFileError
-        The file has no header, column names are not unique, a quote does not close, the text is not UTF-8, or a record
-        has more than `LONGEST_RECORD` bytes.
+        The file has no header, column names are not unique, fields have another separator, a quote does not close, the
+        text is not UTF-8, or a record has more than `LONGEST_RECORD` bytes.
     TooLargeError
         The file has too many bytes or lines.
     pyarrow.ArrowException, OSError
@@ -150,6 +151,9 @@ def read_csv(path: Path, schema: pa.Schema, limit: int, max_rows: int, max_bytes
     names = read_header(path, structure)
     if len(set(names)) < len(names):
         raise UnreadableFileError(f"column names must be unique. Got {names} instead.")
+    for separator, word in OTHER_SEPARATORS.items():
+        if len(names) == 1 < len(schema) and separator in names[0]:
+            raise UnreadableFileError(f"its fields are separated by {word}, and must be by commas")
     known = {field.name: field.type for field in schema}
     types_of_file = pa.schema([pa.field(name, known.get(name, pa.string())) for name in names])
     if structure.plain:
@@ -308,7 +312,7 @@ def read_lines(path: Path, max_bytes: int) -> Iterator[list[bytes]]:
                 data.decode()
             except UnicodeDecodeError as error:
                 line = number + data[: error.start].count(b"\n") + 1
-                raise UnreadableFileError(f"line {line} is not UTF-8 text: {error.reason}") from error
+                raise UnreadableFileError(f"line {line} is not UTF-8 text: {error.reason}. Save it as UTF-8") from error
         return [line for line in (line.strip(b" \t\r") for line in data.split(b"\n")) if line]
 
     for block in read_blocks(path, max_bytes):

@@ -381,7 +381,7 @@ def test_admin_call_with_unknown_token_is_recorded(server: Server, token: str) -
     headers = {"authorization": f"Bearer {token}"} if token else {}
     for path, body in (("/state", None), ("/rollback", b'{"reason": "mine"}'), ("/nowhere", None)):
         assert prediction_server.ask(server.admin, path, body, headers).status == 401
-    last = server.admin_ask("/log").json["calls"][-4:-1]
+    last = server.admin_ask("/log").json["refused"][-3:]
     assert [(call["path"], call["allowed"], call["status"], call["caller"]) for call in last] == [
         (path, False, 401, None) for path in ("/state", "/rollback", "/nowhere")
     ]

@@ -57,10 +57,12 @@ def test_admin_call_without_permission_is_refused_and_recorded(
     _, server = running_server
     body = {"reason": "mine"} if path == "/rollback" else None
     assert server.admin_ask(path, body, token).status == status
-    call = server.admin_ask("/log").json["calls"][-2]
+    # The last read is the call that reads the log.
+    calls = server.admin_ask("/log").json
+    call = calls["reads"][-2] if status == 404 else calls["refused"][-1]
     name = token.removesuffix("'s")
     assert (call["path"], call["caller"]) == (path, name if name in SCOPES else None)
-    assert (call["allowed"], call["status"]) == ((True, None) if status == 404 else (False, status))
+    assert (call["allowed"], call["status"]) == ((True, 404) if status == 404 else (False, status))
     assert server.ask().version == 3
 
 
@@ -112,6 +114,8 @@ def test_rollback_command_calls_the_server(running_server: tuple[Platform, Serve
     )
     assert process.returncode == 0, process.stderr
     assert server.ask().version == 2
+    change = server.admin_ask("/log").json["changes"][-1]
+    assert (change["path"], change["caller"], change["allowed"], change["status"]) == ("/rollback", "anna", True, 200)
     assert time.monotonic() - began < 30  # with the start of the command; the server measures the swap itself
     entry = server.admin_ask("/log").json["rollbacks"][-1]
     assert (entry["to"], entry["reason"], entry["actor"].endswith("(anna@admin)")) == (2, "worse", True)

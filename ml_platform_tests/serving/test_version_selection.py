@@ -13,7 +13,13 @@ from ml_platform.records.traffic import Mode
 from ml_platform.release.ledger.decisions import roll_back
 from ml_platform.serving import version_cache
 from ml_platform.serving.state import STATE_FILE, DesiredState, override_plan, read_state
-from ml_platform.serving.supervisor.rollback_journal import AdminAuditLog, Journal, Rollback
+from ml_platform.serving.supervisor.rollback_journal import (
+    MAX_REFUSALS,
+    SECONDS_OF_REFUSALS,
+    AdminAuditLog,
+    Journal,
+    Rollback,
+)
 from ml_platform.serving.supervisor.version_selection import VersionSelector, find_rollback_target
 from ml_platform_tests.support import fakes, prediction_server
 
@@ -212,8 +218,39 @@ def test_line_cut_off_by_a_crash_is_ignored(tmp_path: Path) -> None:
 
 def test_audit_log_has_a_bounded_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ml_platform.serving.supervisor.rollback_journal.MAX_BYTES", 1_000)
-    calls = AdminAuditLog(tmp_path)
+    calls = AdminAuditLog(tmp_path).changes
     for number in range(200):
         calls.append({"call": number, "path": "x" * 50})
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 3_000
-    assert calls.last(1)[0]["call"] == 199
+    assert [call["call"] for call in calls.last(12)] == list(range(188, 200))  # also from the older file
+
+
+@pytest.mark.fault("R24")
+def test_refusals_displace_no_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ml_platform.serving.supervisor.rollback_journal.MAX_BYTES", 1_000)
+    seconds = 0.0
+    audit_log = AdminAuditLog(tmp_path, clock=lambda: seconds)
+    audit_log.changes.append({"id": "a", "caller": "anna", "status": None})
+    audit_log.changes.append({"id": "a", "status": 200})
+    for number in range(2_000):
+        seconds = number / 100
+        audit_log.append_refusal({"id": str(number), "caller": None})
+        if number % 100 == 0:
+            audit_log.reads.append({"id": f"read {number}"})
+    assert audit_log.changes.last(10) == [{"id": "a", "caller": "anna", "status": 200}]
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 6_000
+
+
+@pytest.mark.fault("R24")
+def test_frequent_refusals_are_counted_by_caller(tmp_path: Path) -> None:
+    seconds = 0.0
+    audit_log = AdminAuditLog(tmp_path, clock=lambda: seconds)
+    for number in range(200):
+        audit_log.append_refusal({"id": str(number), "caller": None})
+    audit_log.append_refusal({"id": "known", "caller": "grafana"})
+    assert (len(audit_log.refused.last(1_000)), audit_log.omitted) == (MAX_REFUSALS + 1, 200 - MAX_REFUSALS)
+    seconds = SECONDS_OF_REFUSALS
+    audit_log.append_refusal({"id": "later", "caller": None})
+    lines = audit_log.refused.last(3)
+    assert [line.get("caller", "-") for line in lines] == ["grafana", "-", None]
+    assert (lines[1]["omitted"], audit_log.omitted) == (200 - MAX_REFUSALS, 0)

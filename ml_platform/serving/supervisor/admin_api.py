@@ -1,10 +1,12 @@
 """The admin port: state, metrics, rollbacks and their records.
 
-Every call is recorded before it is carried out. If the disk refuses the record, it goes to the server's log, because a
-rollback must be possible with a full disk.
+Every permitted call is recorded before it is carried out, and its outcome afterwards. If the disk refuses the record,
+it goes to the server's log, because a rollback must be possible with a full disk.
 """
 
 import logging
+import secrets
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("ml_platform.serving")
 
 MAX_BODY = 16 * 1024
+READS = frozenset({"GET", "HEAD"})
 # Characters of a caller's text that are recorded.
 MAX_RECORDED = 200
 STATUS_OF: dict[type[PlatformError], int] = {
@@ -64,12 +67,26 @@ class AdminApp:
         if scope["type"] != "http":
             return
         holder, refusal = self._authorize(scope)
-        self._record(scope, holder, refusal)
+        call = _describe_call(scope, holder)
+        audit_log = self.supervisor.audit_log
         if refusal is not None:
+            _record(audit_log.append_refusal, {**call, "allowed": False, "status": refusal[0]})
             await _refuse(send, *refusal)
             return
+        file = audit_log.reads if scope["method"] in READS else audit_log.changes
+        _record(file.append, {**call, "allowed": True, "status": None})
         scope["state"]["actor"] = f"{holder.name}@admin" if holder else ""
-        await self._app(scope, receive, send)
+        status = 500  # the response to an error that the application does not handle
+
+        async def send_and_note(message: Any) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_note)
+        finally:
+            _record(file.append, {"id": call["id"], "status": status, "ended_at": now().isoformat()})
 
     def _authorize(self, scope: Any) -> tuple[Principal | None, tuple[int, str] | None]:
         """Return the token's holder, and the status and reason of a refusal; ``None`` if the call is permitted."""
@@ -79,26 +96,30 @@ class AdminApp:
         holder = self.supervisor.tokens.find_principal(token.strip().decode("latin-1"))
         if holder is None:
             return None, (401, "The token is not known to this server.")
-        needed = Scope.VIEWER if scope["method"] in {"GET", "HEAD"} else Scope.OPERATOR
+        needed = Scope.VIEWER if scope["method"] in READS else Scope.OPERATOR
         if not holder.may(needed):
             return holder, (403, f"The token of {holder.name} must have the scope {needed}.")
         return holder, None
 
-    def _record(self, scope: Any, holder: Principal | None, refusal: tuple[int, str] | None) -> None:
-        client = scope.get("client")
-        call = {
-            "at": now().isoformat(),
-            "caller": holder.name if holder else None,
-            "from": client[0] if client else None,
-            "method": scope["method"][:20],
-            "path": scope["path"][:MAX_RECORDED],
-            "allowed": refusal is None,
-            "status": refusal[0] if refusal else None,
-        }
-        try:
-            self.supervisor.audit_log.append(call)
-        except StorageError as error:
-            log.warning("%s The call is recorded here only: %s", error, canonical_json(call))
+
+def _describe_call(scope: Any, holder: Principal | None) -> dict[str, Any]:
+    """Return a call's entry in the audit log. The query is left out: it may hold a secret."""
+    client = scope.get("client")
+    return {
+        "id": secrets.token_hex(8),
+        "at": now().isoformat(),
+        "caller": holder.name if holder else None,
+        "from": client[0] if client else None,
+        "method": scope["method"][:20],
+        "path": scope["path"][:MAX_RECORDED],
+    }
+
+
+def _record(append: Callable[[Mapping[str, Any]], None], call: Mapping[str, Any]) -> None:
+    try:
+        append(call)
+    except StorageError as error:
+        log.warning("%s The call is recorded here only: %s", error, canonical_json(dict(call)))
 
 
 async def _refuse(send: Any, status: int, reason: str) -> None:
@@ -127,10 +148,10 @@ def _make_litestar_app(supervisor: "Supervisor") -> Litestar:
         result = await supervisor.roll_back(data.to, reason=data.reason, actor=actor)
         return Response(result, status_code=200 if result["swapped"] else 202)
 
-    @get("/log", summary="The last calls of this port, and the rollbacks with their outcomes")
+    @get("/log", summary="The last changes, reads and refused calls, and the rollbacks, with their outcomes")
     async def read_log(most: int = Parameter(default=100, ge=1, le=1_000)) -> dict[str, Any]:
         entries = supervisor.journal.entries()[-most:]
-        return {"calls": supervisor.audit_log.last(most), "rollbacks": [vars(entry) for entry in entries]}
+        return {**supervisor.audit_log.last(most), "rollbacks": [vars(entry) for entry in entries]}
 
     @get("/metrics", media_type=MediaType.TEXT, summary="The metrics of all processes of this host")
     async def metrics() -> Response[bytes]:

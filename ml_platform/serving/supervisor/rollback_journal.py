@@ -1,6 +1,6 @@
-"""Records of a server's admin port: all calls, and each rollback until the ledger contains it.
+"""Records of a server's admin port: its calls, and each rollback until the ledger contains it.
 
-Both are files of JSON lines, appended to and synced to disk before the caller gets its response. A last line without a
+All are files of JSON lines, appended to and synced to disk before the caller gets its response. A last line without a
 newline was cut off by a crash; its caller got no response, so it is ignored. A disk that is full or read-only must not
 prevent a rollback: the journal keeps it in memory and stores it later.
 """
@@ -9,20 +9,27 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ml_platform.errors import StorageError
-from ml_platform.records.canonical import canonical_json
+from ml_platform.records.canonical import canonical_json, now
 from ml_platform.storage import atomic_files
 
 log = logging.getLogger("ml_platform.serving")
 
-CALLS_FILE, JOURNAL_FILE = "admin.jsonl", "journal.jsonl"
-# Callers without a token must not fill the disk with refused calls: one older file is kept, no more.
+CHANGES_FILE, READS_FILE, REFUSED_FILE = "admin.jsonl", "admin-reads.jsonl", "admin-refused.jsonl"
+JOURNAL_FILE = "journal.jsonl"
+# Callers must not fill the disk: of each file one older one is kept, no more.
 MAX_BYTES = 16 * 2**20
+# Part of a file that is read for its last lines; a line has at most about 1,500 bytes.
+TAIL_BYTES = 4 * 2**20
+# Callers without a token must not occupy the disk either: further refusals of a caller are counted, not recorded.
+MAX_REFUSALS, SECONDS_OF_REFUSALS = 50, 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,32 +124,95 @@ class Journal:
         self.append(replace(entry, closed=outcome))
 
 
-class AdminAuditLog:
-    """All calls of an admin port, refused calls included.
+class CallFile:
+    """A file of calls with a bounded size.
 
     Parameters
     ----------
-    folder : Path
+    path : Path
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / CALLS_FILE
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._older = path.with_suffix(".jsonl.1")
 
     def append(self, call: Mapping[str, Any]) -> None:
-        """Append a call; it is synced to disk when this returns.
+        """Append a call, or the outcome of the call with the same ``id``; it is synced to disk when this returns.
 
         Raises
         ------
         StorageError
             It could not be written.
         """
-        if self.path.exists() and self.path.stat().st_size > MAX_BYTES:
-            self.path.replace(self.path.with_suffix(".jsonl.1"))
+        with atomic_files.raise_storage_errors(self.path.parent):
+            if self.path.exists() and self.path.stat().st_size > MAX_BYTES:
+                self.path.replace(self._older)
         append_line(self.path, call)
 
     def last(self, count: int) -> list[dict[str, Any]]:
-        """Return at most `count` of the last calls, oldest first."""
-        return read_lines(self.path)[-count:]
+        """Return at most `count` of the last calls with their outcomes, oldest first."""
+        calls: dict[Any, dict[str, Any]] = {}
+        for number, line in enumerate(read_lines(self._older, TAIL_BYTES) + read_lines(self.path, TAIL_BYTES)):
+            calls.setdefault(line.get("id", number), {}).update(line)
+        return list(calls.values())[-count:]
+
+
+class AdminAuditLog:
+    """The calls of an admin port, in three files: reads and refused calls never displace a change.
+
+    Parameters
+    ----------
+    folder : Path
+    clock : callable
+        Returns monotonic seconds.
+
+    Attributes
+    ----------
+    changes, reads : CallFile
+        Permitted calls that need the operator's scope, and permitted calls that only read.
+    refused : CallFile
+        Refused calls: at most `MAX_REFUSALS` of one token's holder, or of all callers without a known token, in
+        `SECONDS_OF_REFUSALS`. A line with ``omitted`` has the number of further ones.
+    omitted : int
+        Number of refused calls that no line counts yet.
+    """
+
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self.changes = CallFile(folder / CHANGES_FILE)
+        self.reads = CallFile(folder / READS_FILE)
+        self.refused = CallFile(folder / REFUSED_FILE)
+        self.omitted = 0
+        self._clock = clock
+        self._window, self._refusals = 0.0, Counter[Any]()
+
+    def append_refusal(self, call: Mapping[str, Any]) -> None:
+        """Append a refused call, or count it if its caller is refused too often.
+
+        Raises
+        ------
+        StorageError
+            It could not be written.
+        """
+        if self._clock() >= self._window:
+            self.store_omitted()
+            self._window, self._refusals = self._clock() + SECONDS_OF_REFUSALS, Counter()
+        self._refusals[call["caller"]] += 1
+        if self._refusals[call["caller"]] > MAX_REFUSALS:
+            self.omitted += 1
+            return
+        self.refused.append(call)
+
+    def last(self, count: int) -> dict[str, Any]:
+        """Return at most `count` of the last calls of each file, and the number of refused calls without a line."""
+        calls = {"changes": self.changes, "reads": self.reads, "refused": self.refused}
+        return {**{name: file.last(count) for name, file in calls.items()}, "refused_without_line": self.omitted}
+
+    def store_omitted(self) -> None:
+        """Write the number of refused calls that were left out; a disk that refuses it delays only that."""
+        if self.omitted:
+            with contextlib.suppress(StorageError):
+                self.refused.append({"at": now().isoformat(), "allowed": False, "omitted": self.omitted})
+                self.omitted = 0
 
 
 def append_line(path: Path, line: Mapping[str, Any]) -> None:
@@ -164,11 +234,20 @@ def append_line(path: Path, line: Mapping[str, Any]) -> None:
             os.fsync(file.fileno())
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the complete lines of a file of JSON objects; empty if there is no file. Other lines are left out."""
+def read_lines(path: Path, max_bytes: int | None = None) -> list[dict[str, Any]]:
+    """Return the complete lines of a file of JSON objects; empty if there is no file. Other lines are left out.
+
+    Parameters
+    ----------
+    path : Path
+    max_bytes : int or None
+        Number of bytes at the file's end to read; ``None`` reads the whole file.
+    """
     if not path.exists():
         return []
-    lines = map(_parse_line, path.read_bytes().split(b"\n")[:-1])
+    with path.open("rb") as file:
+        file.seek(0 if max_bytes is None else max(0, path.stat().st_size - max_bytes))
+        lines = map(_parse_line, file.read().split(b"\n")[:-1])
     return [line for line in lines if isinstance(line, dict)]
 
 

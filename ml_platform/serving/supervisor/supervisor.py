@@ -196,6 +196,7 @@ class Supervisor:
             self._files.store()
             if self.journal.unstored:
                 self.journal.store()
+            self.audit_log.store_omitted()
             self._run_in_background(self._settle_journal())
             with suppress(TimeoutError):
                 async with asyncio.timeout(SECONDS_BETWEEN_POLLS):

@@ -27,10 +27,29 @@ def new_name(worker: str, at: float) -> str:
     return f"{PREFIX}{worker}-{datetime.fromtimestamp(at, UTC):%Y%m%dT%H%M%S.%fZ}"
 
 
-def closed_files(folder: Path, worker: str | None = None) -> list[Path]:
-    """Return the closed files of one worker, or of all workers, the oldest of a worker first."""
-    files = sorted(folder.glob(f"{PREFIX}*{CLOSED}"))
-    return [file for file in files if worker is None or file.name.rpartition("-")[0] == PREFIX + worker]
+def closed_files(folder: Path) -> list[Path]:
+    """Return the closed files of all workers, the oldest first."""
+    return sorted(folder.glob(f"{PREFIX}*{CLOSED}"), key=lambda file: (file.name.rpartition("-")[2], file.name))
+
+
+def remove_oldest(folder: Path, max_bytes: int) -> int:
+    """Remove the oldest closed files until the others have at most `max_bytes`; return the number of removed ones.
+
+    The files of earlier workers count: each start of a server has workers of other names.
+    """
+    sizes = {}
+    for file in closed_files(folder):
+        with contextlib.suppress(FileNotFoundError):  # collected into the table, or removed by another worker
+            sizes[file] = file.stat().st_size
+    excess, removed = sum(sizes.values()) - max_bytes, 0
+    for file, size in sizes.items():
+        if excess <= 0:
+            break
+        with contextlib.suppress(FileNotFoundError):
+            file.unlink()
+            removed += 1
+        excess -= size
+    return removed
 
 
 def open_files(folder: Path) -> list[Path]:

@@ -16,9 +16,9 @@ reason          cause
 ==============  ======================================================================================================
 
 A killed process loses the queued entries, usually those of the last 0.1 s; a power cut also loses the part of the open
-file that the operating system had not written. Closed files are durable. If a worker's closed files exceed `kept_bytes`
-in total, the oldest are removed and counted; the asset `prediction_log` normally collects and removes them much
-earlier.
+file that the operating system had not written. Closed files are durable. If the closed files of a folder exceed
+`kept_bytes` in total, those of earlier workers included, the oldest are removed and counted; the asset `prediction_log`
+normally collects and removes them much earlier.
 """
 
 import contextlib
@@ -43,10 +43,10 @@ from ml_platform.errors import ConfigurationError
 from ml_platform.monitoring.prediction_log.files import (
     asked_at,
     close_left_open,
-    closed_files,
     closed_name,
     create,
     new_name,
+    remove_oldest,
 )
 from ml_platform.storage import atomic_files
 
@@ -193,7 +193,7 @@ class PredictionLog:
     max_seconds : float
         Age of a file in seconds at which it is closed.
     kept_bytes : int
-        Maximum total size of this worker's closed files.
+        Maximum total size of the folder's closed files, of this and all other workers.
 
     Raises
     ------
@@ -257,7 +257,9 @@ class PredictionLog:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        # A worker that crashes again and again leaves an open file each time, and closes none of its own.
         self._try(partial(close_left_open, self._files.folder))
+        self._try(self._files.remove_excess)
         while not self._closing.wait(INTERVAL):
             self._drain()
             self._try(self._files.rotate)
@@ -435,14 +437,8 @@ class _Files:
                 self._path.unlink()
         finally:
             self._release()
-        sizes = {}
-        for file in closed_files(self.folder, self._worker):  # the oldest first
-            with contextlib.suppress(FileNotFoundError):  # collected into the table meanwhile
-                sizes[file] = file.stat().st_size
-        excess = sum(sizes.values()) - self._kept_bytes
-        for file, size in sizes.items():
-            if excess <= 0:
-                return
-            file.unlink(missing_ok=True)
-            self.removed += 1
-            excess -= size
+        self.remove_excess()
+
+    def remove_excess(self) -> None:
+        """Remove the oldest files above `kept_bytes`."""
+        self.removed += remove_oldest(self.folder, self._kept_bytes)

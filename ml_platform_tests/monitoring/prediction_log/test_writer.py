@@ -42,8 +42,8 @@ class Scored(Logs):
 
 
 @contextlib.contextmanager
-def opened(folder: Path, **options: Any) -> Iterator[PredictionLog]:
-    log = PredictionLog(folder, "host-0", **options)
+def opened(folder: Path, worker: str = "host-0", **options: Any) -> Iterator[PredictionLog]:
+    log = PredictionLog(folder, worker, **options)
     try:
         yield log
     finally:
@@ -176,17 +176,30 @@ def test_file_is_closed_by_age_or_request(tmp_path: Path) -> None:
         wait_until(lambda: len(read_all_lines(tmp_path)) == 2)
 
 
-def test_oldest_closed_files_of_worker_are_removed(tmp_path: Path) -> None:
-    others = tmp_path / f"{new_name('host-0-b', 0.0)}.jsonl"
-    others.write_text("{}\n")
+@pytest.mark.fault("R27")
+def test_oldest_closed_files_are_removed(tmp_path: Path) -> None:
+    earlier = tmp_path / f"{new_name('z-other-host-0', 0.0)}.jsonl"
+    earlier.write_text("{}\n")
     with opened(tmp_path, max_bytes=10_000, kept_bytes=30_000) as log:
         for number in range(1_000):
             log.write(prediction(number))
-    mine = closed_files(tmp_path, "host-0")
-    assert sum(file.stat().st_size for file in mine) <= 30_000
-    assert read_lines(*mine)[-1]["http"]["request"]["id"] == "request-999"
+    kept = closed_files(tmp_path)
+    assert sum(file.stat().st_size for file in kept) <= 30_000
+    assert read_lines(*kept)[-1]["http"]["request"]["id"] == "request-999"
     assert log.figures.removed_files > 0
-    assert others.exists()
+    assert not earlier.exists()
+
+
+@pytest.mark.fault("R27")
+def test_restarts_keep_the_log_bounded(tmp_path: Path) -> None:
+    """Each start has a worker of another name; every second one is killed: it leaves its file open."""
+    for number in range(30):
+        left = tmp_path / f"{new_name(f'host-{number}', number)}.jsonl.open"
+        left.write_text('{"line": "' + "x" * 5_000 + '"}\n')
+        with opened(tmp_path, worker=f"host-{number}-b", kept_bytes=20_000):
+            wait_until(lambda: not open_files(tmp_path))
+        assert sum(file.stat().st_size for file in tmp_path.iterdir()) <= 20_000
+    assert len(closed_files(tmp_path)) == 3
 
 
 def test_a_removed_file_is_begun_again(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Text from outside, made safe to print or log: addresses without secrets, control characters as escapes."""
 
 import re
+import traceback
 import unicodedata
+from pathlib import PurePath
 from urllib.parse import unquote, unquote_plus
 
 HIDDEN = "***"
@@ -127,3 +129,10 @@ def escape_controls(text: str) -> str:
         else letter.encode("unicode_escape").decode("ascii")
         for letter in text
     )
+
+
+def describe_without_values(error: BaseException) -> str:
+    """Return an exception's type and place, for an error of a model: its text may quote a person's data."""
+    places = traceback.extract_tb(error.__traceback__)
+    place = f" in {places[-1].name}, line {places[-1].lineno} of {PurePath(places[-1].filename).name}" if places else ""
+    return f"{type(error).__name__}{place}"

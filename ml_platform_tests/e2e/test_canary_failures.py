@@ -1,5 +1,6 @@
 """A successor that misbehaves in a real server: the stable version answers instead, and failures are counted."""
 
+import contextlib
 import json
 import sys
 import time
@@ -135,8 +136,35 @@ def test_failure_of_stable_version_is_returned(rolling: Rolling) -> None:
     rolling.move(mode=Mode.ALL, stable=SUCCESSOR, successor=None, share=0.0)
     answer = rolling.ask(misbehaving_worker.RAISES)
     assert (answer.status, answer.version) == (500, SUCCESSOR)
-    assert "no plan fits" in answer.json["error"]
+    assert "ValueError in predict_proba, line " in answer.json["error"]
     assert rolling.ask(3.0).status == 200
+
+
+@pytest.mark.fault("R26")
+def test_logs_hold_no_token_and_no_value(rolling: Rolling) -> None:
+    """The author logs pages and plan; the entity is always logged."""
+    server, secret = rolling.server, "hunter2-s3cret"
+    rolling.move(mode=Mode.ALL, stable=SUCCESSOR, successor=None, share=0.0)
+    wait_until("the plan", lambda: rolling.ask(misbehaving_worker.RAISES).status == 500)
+    for seconds in (misbehaving_worker.RAISES, secret):
+        body = json.dumps({"dataframe_records": [{**RECORD, "seconds": seconds, "colour": secret}]}).encode()
+        headers = {"authorization": f"Bearer {secret}", "cookie": f"session={secret}", "content-encoding": "gzip"}
+        assert server.ask(f"/invocations?token={secret}", body).status == 422
+        assert server.ask(f"/invocations?token={secret}", body, headers=headers).status == 400
+    with contextlib.suppress(OSError):
+        prediction_server.ask(server.address, f"/?token={secret}", b"x", {"content-length": secret})
+    for admin in ("/state", "/rollback", f"/log?token={secret}"):
+        prediction_server.ask(server.admin, admin, headers={"authorization": f"Bearer {secret}"})
+        assert server.admin_ask(f"{admin}?key={secret}", {"reason": 3} if admin == "/rollback" else None).status < 500
+    wait_until("the log", lambda: any("error" in line for line in logged(server)))
+    written = {file: file.read_bytes() for file in [server.log, *server.serving.glob("*.json*"), *log_files(server)]}
+    assert any(b"ValueError in predict_proba" in text for text in written.values())
+    for value in (secret, server.token, str(misbehaving_worker.RAISES)):
+        assert [file.name for file, text in written.items() if value.encode() in text] == []
+
+
+def log_files(server: Server) -> list[Path]:
+    return sorted((server.serving / "predictions").iterdir())
 
 
 def test_plan_without_the_champion_is_ignored(rolling: Rolling) -> None:

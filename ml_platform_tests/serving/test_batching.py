@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import traceback
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -30,7 +31,7 @@ class Model:
         assert self.gate.wait(20)
         values = [record[0] for record in records]
         if RAISES in values:
-            raise KeyError("no such plan")
+            raise KeyError(f"no such plan: {records}")
         scores = [float("nan") if value == NAN else value / 2 for value in values if value != MISSING]
         return Answers(scores, values)
 
@@ -88,7 +89,10 @@ def test_long_request_is_split_into_several_calls() -> None:
     assert run(body).calls == [1, 3, 2, 4, 4, 2, 1]
 
 
-@pytest.mark.parametrize(("bad", "message"), [(RAISES, "KeyError"), (NAN, "finite"), (MISSING, "each of 1 records")])
+@pytest.mark.fault("R26")
+@pytest.mark.parametrize(
+    ("bad", "message"), [(RAISES, "KeyError in predict, line"), (NAN, "finite"), (MISSING, "each of 1 records")]
+)
 def test_record_that_fails_does_not_fail_others(bad: int, message: str) -> None:
     async def body(model: Model) -> None:
         batcher = Batcher(model.predict)
@@ -96,6 +100,7 @@ def test_record_that_fails_does_not_fail_others(bad: int, message: str) -> None:
         assert [result.predictions for result in results if isinstance(result, Answers)] == [[1], [2], [3]]
         assert isinstance(results[2], PredictionError)
         assert message in str(results[2])
+        assert "no such plan" not in "".join(traceback.format_exception(results[2]))
         assert await batcher.predict([(4,)]) == Answers([2.0], [4])
         await batcher.close()
 

@@ -25,7 +25,7 @@ class Moody:
     def predict_proba(self, frame: Any) -> Any:
         seconds, scores = frame["seconds"].to_numpy(), frame["pages"].to_numpy() / 1_000
         if (seconds == RAISES).any():
-            raise ValueError("no plan fits")
+            raise ValueError(f"no plan fits {frame.to_dict()}")
         if (seconds == SLOW).any():
             time.sleep(3)
         scores = np.where(seconds == NAN, np.nan, scores)

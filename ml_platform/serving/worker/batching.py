@@ -15,6 +15,7 @@ from typing import Any
 from ml_platform.errors import BusyError, PredictionError
 from ml_platform.inference.predictor import Answers
 from ml_platform.inference.request_contract import Record
+from ml_platform.safe_text import describe_without_values
 
 MAX_RECORDS_PER_CALL = 256
 MAX_WAITING = 4_096
@@ -156,9 +157,11 @@ def _find_failure(call: "Future[Answers]", records: int) -> PredictionError | No
     # A model may raise any exception; the future has caught it.
     error = call.exception()
     if error is not None:
-        failure = PredictionError(f"The model failed to predict: {type(error).__name__}: {error}")
-        failure.__cause__ = error
-        return failure
+        # Without `error` as its cause: a traceback would show the text.
+        return PredictionError(
+            f"The model failed to predict: {describe_without_values(error)}. Its message is not shown, because it may "
+            "quote values of the request."
+        )
     answers = call.result()
     if len(answers.scores) != records or len(answers.predictions) != records:
         return PredictionError(

@@ -18,6 +18,7 @@ from ml_platform.inference.predictor import Answers, Predictor, RecordPredictor,
 from ml_platform.inference.request_contract import Record, RequestContract
 from ml_platform.inference.served_files import CONTRACT_FILE
 from ml_platform.monitoring.prediction_log.writer import LoggedVersion
+from ml_platform.safe_text import describe_without_values
 from ml_platform.serving import version_cache
 from ml_platform.serving.http.wire_formats import Formats
 from ml_platform.serving.state import ServedVersion
@@ -135,8 +136,8 @@ def _warm_up(predictor: Predictor, record_predictor: RecordPredictor, folder: Pa
             error = call.exception()
         if error is not None:
             raise PredictionError(
-                f"Version {served.version} failed to predict its golden requests: {type(error).__name__}: {error}"
-            ) from error
+                f"Version {served.version} failed to predict its golden requests: {describe_without_values(error)}."
+            )
         answers = call.result()
         same = answers.predictions == expected["predictions"] and np.allclose(
             answers.scores, expected["scores"], rtol=TOLERANCE, atol=TOLERANCE

@@ -205,7 +205,7 @@ async def _run(task: WorkerTask) -> None:
 
 def main(arguments: list[str]) -> None:
     """Run a worker; its only argument is a `WorkerTask`."""
-    configure_server_logs(f"worker {os.getpid()}: ")
+    configure_server_logs(f"worker {os.getpid()}: ", show_error_texts=False)
     logging.getLogger("ml_platform").setLevel(logging.INFO)
     if len(arguments) != 1:
         raise ConfigurationError(

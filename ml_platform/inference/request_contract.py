@@ -7,6 +7,7 @@ rule that it breaks and the value received.
 A record is a tuple of the features' values in the contract's order, with None for a missing value.
 """
 
+import codecs
 import json
 import math
 import re
@@ -607,10 +608,19 @@ def read_again(raw: Any) -> Any:
     Raises
     ------
     RequestError
-        The bytes are not JSON, or nested too deeply.
+        The bytes are not JSON in UTF-8, or nested too deeply.
     """
+    body = bytes(raw)
+    # Python's reader would accept other encodings, which msgspec does not, and the error would name another cause.
+    if body.startswith(codecs.BOM_UTF8):
+        raise malformed(ValueError("it begins with a byte order mark; send it without one"))
+    if body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in body[:4]:
+        raise malformed(ValueError("it is in UTF-16 or UTF-32"))
     try:
-        return json.loads(bytes(raw))
+        return json.loads(body.decode())
+    except UnicodeDecodeError as error:
+        # Without its position: `raw` may be a part of the body.
+        raise malformed(ValueError(f"the byte 0x{body[error.start]:02x} is not UTF-8")) from error
     except (ValueError, RecursionError) as error:
         raise malformed(error) from error
 

@@ -205,7 +205,7 @@ def test_inference_is_read_from_its_tensors() -> None:
     ("changes", "message"),
     [
         ({"datatype": "BYTES"}, "'pages' must have a datatype of INT64"),
-        ({"datatype": "FP64"}, "'pages' must have a datatype"),
+        ({"datatype": "FP64", "data": [107.5]}, r"record 0: 'pages' must be an integer. Got 107\.5 instead"),
         ({"data": [-1]}, "record 0: 'pages' must be at least 0"),
         ({"data": [3.5]}, "record 0: 'pages' must be an integer"),
         ({"shape": [2]}, r"must have the shape \[1\]"),
@@ -227,12 +227,93 @@ def test_tensors_without_data_and_unknown_outputs_are_refused() -> None:
     bare = {name: value for name, value in TENSORS[0].items() if name != "data"}
 
     for body, message in (
-        ({"inputs": [bare]}, "binary"),
+        ({"inputs": [bare]}, "before binary data the header inference-header-content-length is required"),
+        ({"inputs": TENSORS, "model_name": "other"}, "'model_name' must be 'visits'"),
         ({"inputs": TENSORS, "outputs": [{"name": "x"}]}, "predictions"),
     ):
         with pytest.raises(RequestError, match=message):
             read_inference(**body)
     assert catch_refusal(FORMATS.read_inference, b'{"inputs": 7}').status == 400
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"dataframe_records": [{"pages": 107.0, "seconds": 2.5, "plan": "free", "member": true, "visitor": 7.0}]}',
+        '{"dataframe_records": [{"pages": 1.07e2, "seconds": 2.5, "plan": "free", "member": true, "visitor": 7}]}',
+        '{"inputs": {"pages": 107.0, "seconds": 2.5, "plan": "free", "member": true, "visitor": 7}}',
+        '{"inputs": {"pages": [107.0], "seconds": [2.5], "plan": ["free"], "member": [true], "visitor": [7.0]}}',
+        '{"dataframe_split": {"columns": ["seconds", "pages", "plan", "member", "visitor"], '
+        '"data": [[2.5, 107.0, "free", true, 7.0]]}}',
+    ],
+)
+def test_whole_number_as_float_is_an_integer(body: str) -> None:
+    requests = FORMATS.read_invocation(body.encode())
+
+    assert (requests.records, requests.entities) == ([(107, 2.5, "free", True)], [7])
+    assert type(requests.records[0][0]) is int
+
+
+@pytest.mark.parametrize("pages", ["107.5", "9007199254740994.0", "1e300", "true", '"107.0"'])
+def test_other_numbers_are_no_integers(pages: str) -> None:
+    body = f'{{"inputs": [{{"pages": 107.0, "seconds": 1, "plan": "free", "member": true}}, {{"pages": {pages}}}]}}'
+    error = catch_refusal(FORMATS.read_invocation, body.encode())
+
+    assert [(problem.record, problem.field) for problem in error.problems if problem.rule == "must be an integer"] == [
+        (1, "pages")
+    ]
+
+
+def test_whole_number_beside_an_infinity_is_refused() -> None:
+    """Writing the number again must not turn the infinity into null, which the column accepts."""
+    body = b'{"inputs": [{"pages": 107.0, "seconds": 1e999, "plan": "free", "member": true}]}'
+
+    assert catch_refusal(FORMATS.read_invocation, body).problems[-1].field == "seconds"
+
+
+def test_float_tensor_of_whole_numbers_is_read() -> None:
+    read = read_inference(inputs=tensors(datatype="FP64", data=[3.0]), model_name="visits")
+
+    assert read.records == [RECORD]
+
+
+@pytest.mark.fault("R25")
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b'\xef\xbb\xbf{"inputs": []}', "byte order mark"),
+        ('{"inputs": []}'.encode("utf-16"), "UTF-16 or UTF-32"),
+        ('{"inputs": []}'.encode("utf-16-le"), "UTF-16 or UTF-32"),
+        ('{"inputs": []}'.encode("utf-32-be"), "UTF-16 or UTF-32"),
+    ],
+)
+def test_other_encoding_of_body_is_named(body: bytes, message: str) -> None:
+    for read in (FORMATS.read_invocation, FORMATS.read_inference):
+        error = catch_refusal(read, body)
+        assert (error.status, message in str(error)) == (400, True), str(error)
+    for body in (b'{"inputs": [{"plan": "\xe9"}]}', b'{"inputs": [], "params": {"key": "\xe9"}}'):
+        assert "the byte 0xe9 is not UTF-8" in str(catch_refusal(FORMATS.read_invocation, body))
+
+
+@pytest.mark.fault("R25")
+@pytest.mark.parametrize(
+    "value",
+    [r'"\ud800 and more text"', r'"\udc00\ud800 and more text"', "1" + "0" * 400, "1" + "0" * 5_000, "-1e400", "[[]]"],
+)
+def test_odd_values_anywhere_are_refused(value: str) -> None:
+    bodies = [
+        f'{{"inputs": [{{"plan": {value}}}]}}',
+        f'{{"inputs": [{{"visitor": {value}}}]}}',
+        f'{{"inputs": [], "params": {{"key": {value}}}}}',
+        f'{{"inputs": {{"plan": {value}}}, "params": {{{value if value[0] == chr(34) else 0}: 1}}}}',
+        f'{{"dataframe_split": {{"columns": [{value}], "data": [[1]]}}}}',
+        f'{{"inputs": [{{"name": {value}, "shape": [1], "datatype": "INT64", "data": [1]}}], "id": {value}}}',
+        f'{{"inputs": [], "outputs": [{{"name": {value}}}], "parameters": {{"key": {value}}}}}',
+        f'{{"inputs": [{{"name": "pages", "shape": [{value}], "datatype": {value}, "data": [1]}}]}}',
+    ]
+    for body in bodies:
+        for read in (FORMATS.read_invocation, FORMATS.read_inference):
+            assert catch_refusal(read, body.encode()).status in {400, 422}
 
 
 JSON = st.recursive(

@@ -9,10 +9,14 @@ from ml_platform.errors import RequestError, RequestProblem
 
 MAX_BODY = 16 * 2**20
 SECONDS_FOR_BODY = 20.0
-# zlib's `wbits` for: detect gzip or zlib by the header.
-ANY_HEADER = 47
-ENCODINGS = (b"gzip", b"deflate")
+# Names of content codings (RFC 9110, 8.4.1), and zlib's `wbits` for each.
+CODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
+ACCEPT_ENCODING = b"gzip, deflate"
+# Limits on the work for a small body: codings that were applied one after the other, and members of a gzip file.
+MAX_CODINGS, MAX_MEMBERS = 4, 1_000
+CHUNK = 64 * 1024
 JSON_TYPES = (b"application/json", b"text/json")
+BINARY_TYPE = b"application/octet-stream"
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 
@@ -25,7 +29,9 @@ def header(scope: dict[str, Any], name: bytes) -> bytes | None:
     return None
 
 
-async def read_body(scope: dict[str, Any], receive: Receive, max_bytes: int = MAX_BODY) -> bytes:
+async def read_body(
+    scope: dict[str, Any], receive: Receive, max_bytes: int = MAX_BODY, *, binary: bool = False
+) -> bytes:
     """Read the body of a JSON request, and decompress it.
 
     Parameters
@@ -34,19 +40,21 @@ async def read_body(scope: dict[str, Any], receive: Receive, max_bytes: int = MA
     receive : ASGI receive
     max_bytes : int
         Maximum size of the body, also after decompression.
+    binary : bool
+        True accepts ``application/octet-stream`` too: JSON that binary data follow.
 
     Raises
     ------
     RequestError
-        415 for a content type other than JSON or an unknown encoding, 413 for a larger body, 408 for one that takes
-        longer than `SECONDS_FOR_BODY`, 400 for one that is not in its encoding.
+        415 for a content type other than JSON or an unknown coding, 413 for a larger body, 408 for one that takes
+        longer than `SECONDS_FOR_BODY`, 400 for one that is not in its coding.
     """
     content_type = header(scope, b"content-type")
-    if content_type is not None and content_type.partition(b";")[0].strip().lower() not in JSON_TYPES:
-        raise _make_refusal(415, "must be application/json", "content-type", content_type)
-    encoding = header(scope, b"content-encoding") or b"identity"
-    if encoding not in (*ENCODINGS, b"identity"):
-        raise _make_refusal(415, "must be gzip, deflate or identity", "content-encoding", encoding)
+    if content_type is not None:
+        media_type = content_type.partition(b";")[0].strip().lower()
+        if media_type not in JSON_TYPES and not (binary and media_type == BINARY_TYPE):
+            raise _make_refusal(415, "must be application/json", "content-type", content_type)
+    codings = _read_codings(scope)
     length = header(scope, b"content-length")
     if length is not None and (not length.isdigit() or int(length) > max_bytes):
         raise _make_size_refusal(max_bytes, length)
@@ -63,20 +71,48 @@ async def read_body(scope: dict[str, Any], receive: Receive, max_bytes: int = MA
     if size > max_bytes:
         raise _make_size_refusal(max_bytes, None)
     body: bytes = parts[0] if len(parts) == 1 else b"".join(parts)
-    return body if encoding == b"identity" else _decompress(body, max_bytes)
+    for coding in reversed(codings):
+        body = _decompress(body, CODINGS[coding], max_bytes)
+    return body
 
 
-def _decompress(body: bytes, max_bytes: int) -> bytes:
-    reader = zlib.decompressobj(ANY_HEADER)
-    try:
-        data = reader.decompress(body, max_bytes + 1)
-    except zlib.error as error:
-        raise _make_refusal(400, "must be in the encoding that content-encoding names", "body", None) from error
-    if len(data) > max_bytes:
-        raise _make_size_refusal(max_bytes, None)
+def _read_codings(scope: dict[str, Any]) -> list[str]:
+    """Return the content codings in the order in which the client applied them, without ``identity``."""
+    values = [value for name, value in scope["headers"] if name == b"content-encoding"]
+    if not values:
+        return []
+    names = [name.strip().lower() for name in b",".join(values).decode("latin-1").split(",")]
+    codings = [name for name in names if name not in {"", "identity"}]
+    unknown = [name for name in codings if name not in CODINGS]
+    if unknown or len(codings) > MAX_CODINGS:
+        rule = f"must list at most {MAX_CODINGS} of gzip, x-gzip, deflate and identity"
+        raise _make_refusal(415, rule, "content-encoding", b", ".join(values))
+    return codings
+
+
+def _decompress(body: bytes, window: int, max_bytes: int) -> bytes:
+    """Return decompressed data; gzip data may have several members, one after the other (RFC 1952)."""
+    parts, size, place, members = [], 0, 0, 0
+    reader = zlib.decompressobj(window)
+    while place < len(body):
+        if reader.eof:
+            members += 1
+            if window == CODINGS["deflate"] or members >= MAX_MEMBERS:
+                rule = f"must end with its compressed data, of at most {MAX_MEMBERS:,} members for gzip"
+                raise _make_refusal(400, rule, "body", None)
+            reader = zlib.decompressobj(window)
+        chunk = body[place : place + CHUNK]
+        try:
+            parts.append(reader.decompress(chunk, max_bytes + 1 - size))
+        except zlib.error as error:
+            raise _make_refusal(400, "must be in the encoding that content-encoding names", "body", None) from error
+        size += len(parts[-1])
+        if size > max_bytes:
+            raise _make_size_refusal(max_bytes, None)
+        place += len(chunk) - len(reader.unused_data)
     if not reader.eof:
         raise _make_refusal(400, "must be complete: its compressed data end too early", "body", None)
-    return data
+    return b"".join(parts)
 
 
 def _make_size_refusal(max_bytes: int, length: bytes | None) -> RequestError:

@@ -4,8 +4,9 @@ Reading either format gives a list of records that satisfy the version's contrac
 problems. JSON has no NaN and no Infinity: a missing value is null.
 """
 
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -14,17 +15,27 @@ import msgspec
 
 from ml_platform.errors import MAX_PROBLEMS, RequestError, RequestProblem
 from ml_platform.inference.predictor import Answers
-from ml_platform.inference.request_contract import Record, RequestContract, malformed, read_again, shown
+from ml_platform.inference.request_contract import (
+    KIND_WORDS,
+    Record,
+    RequestContract,
+    malformed,
+    read_again,
+    shown,
+)
 
 MAX_RECORDS = 10_000
 LONGEST_KEY = 256
 KEY = "key"
 PREDICTIONS, SCORES = "predictions", "scores"
 OUTPUTS = (PREDICTIONS, SCORES)
+# Greater floats may not be the integer that the client wrote.
+MAX_WHOLE = 2**53
+Decoded = tuple[list[Record], list[Any] | None]
 INTEGERS = frozenset(f"{sign}INT{size}" for sign in ("", "U") for size in (8, 16, 32, 64))
 # Tensor datatypes accepted for a field, by the field's kind; the metadata have the first.
 DATATYPES: dict[str, tuple[str, ...]] = {
-    "int": ("INT64", *sorted(INTEGERS)),
+    "int": ("INT64", *sorted(INTEGERS), "FP64", "FP32", "FP16"),
     "float": ("FP64", "FP32", "FP16", *sorted(INTEGERS)),
     "str": ("BYTES",),
     "bool": ("BOOL",),
@@ -88,6 +99,7 @@ class _Output(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 class _Inference(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     inputs: list[_Tensor]
     id: str | None = None
+    model_name: str | None = None  # KServe's client sends it
     parameters: dict[str, Any] | None = None
     outputs: list[_Output] | None = None
 
@@ -119,6 +131,7 @@ class Formats:
         self.max_records = max_records
         self.decoder = contract.decoder()
         self._fields = {field.name: field for field in (*contract.features, contract.entity)}
+        self._integers = frozenset(name for name, field in self._fields.items() if field.kind == "int")
 
     def read_invocation(self, body: bytes) -> Requests:
         """Read a body in the format of MLflow's scoring server.
@@ -140,22 +153,33 @@ class Formats:
         form, data = forms[0], getattr(invocation, forms[0])
         if form == "dataframe_split":
             self._require_few(data.data)
-            records, entities = self.decoder.rows(data.columns, data.data)
+            columns = data.columns
+            places = [place for place, name in enumerate(columns) if name in self._integers]
+            records, entities = _read_whole(lambda raw: self.decoder.rows(columns, raw), data.data, places)
         elif form == "dataframe_records" or not bytes(data).startswith(b"{"):
             self._require_few(data)
-            records, entities = self.decoder.records(data)
+            records, entities = _read_whole(self.decoder.records, data, self._integers)
         else:
-            columns = _decode(_MAPPING, data)
-            one_record = columns and not any(bytes(raw).startswith(b"[") for raw in columns.values())
-            if one_record and len(columns) <= len(self._fields):
-                records, entities = self.decoder.records(b"[" + bytes(data) + b"]")
+            by_column = _decode(_MAPPING, data)
+            one_record = by_column and not any(bytes(raw).startswith(b"[") for raw in by_column.values())
+            if one_record and len(by_column) <= len(self._fields):
+                records, entities = _read_whole(self.decoder.records, b"[" + bytes(data) + b"]", self._integers)
             else:
-                records, entities = self._read_columns(columns)
+                records, entities = self._read_columns(by_column)
         return Requests(records=records, entities=entities, sticky_key=key)
 
-    def _read_columns(self, columns: dict[str, Any]) -> tuple[list[Record], list[Any] | None]:
+    def _read_columns(self, columns: dict[str, Any]) -> Decoded:
         for name in self._fields.keys() & columns.keys():
             self._require_few(columns[name])
+        try:
+            return self.decoder.columns(columns)
+        except RequestError as error:
+            if not _has_whole_numbers(error):
+                raise
+        for name in self._integers & columns.keys():
+            values = read_again(columns[name])
+            _convert_whole_numbers(values, range(len(values)) if isinstance(values, list) else ())
+            columns[name] = json.dumps(values).encode()
         return self.decoder.columns(columns)
 
     def _require_few(self, raw: Any) -> None:
@@ -180,6 +204,9 @@ class Formats:
             400, 413 and 422 as for `read_invocation`.
         """
         inference = _decode(_INFERENCE, body)
+        if inference.model_name not in {None, self.contract.model}:
+            rule = f"must be {self.contract.model!r}, the model of this server, or be left out"
+            raise RequestError(422, [RequestProblem(rule=rule, field="model_name", value=shown(inference.model_name))])
         key = _read_sticky_key(inference.parameters, "parameters", only_key=False)
         outputs = tuple(output.name for output in inference.outputs) if inference.outputs else OUTPUTS
         unknown = [name for name in outputs if name not in OUTPUTS]
@@ -213,8 +240,49 @@ class Formats:
             rule = f"must have a datatype of {', '.join(dict.fromkeys(DATATYPES[field.kind]))}"
             return RequestProblem(rule=rule, field=name, value=shown(tensor.datatype))
         if tensor.data is msgspec.UNSET:
-            return RequestProblem(rule="must have data; the binary extension is not supported", field=name)
+            rule = "must have data; before binary data the header inference-header-content-length is required"
+            return RequestProblem(rule=rule, field=name)
         return None
+
+
+def _read_whole(read: Callable[[Any], Decoded], raw: Any, places: Any) -> Decoded:
+    """Decode records; whole numbers of integer columns may have the form of floats, as pandas writes them: 107.0.
+
+    Parameters
+    ----------
+    read : callable
+    raw : bytes or msgspec.Raw
+        A JSON list of records.
+    places : collection of str or int
+        Keys of the integer columns in a record.
+    """
+    try:
+        return read(raw)
+    except RequestError as error:
+        if not _has_whole_numbers(error):
+            raise
+    records = read_again(raw)
+    for record in records:
+        _convert_whole_numbers(record, places)
+    # Python's writer keeps an infinity, which `read` refuses; msgspec's writes null for it.
+    return read(json.dumps(records).encode())
+
+
+def _has_whole_numbers(error: RequestError) -> bool:
+    return any(
+        problem.rule == KIND_WORDS["int"] and isinstance(problem.value, float) and problem.value.is_integer()
+        for problem in error.problems
+    )
+
+
+def _convert_whole_numbers(record: Any, places: Any) -> None:
+    for place in places:
+        try:
+            value = record[place]
+        except (LookupError, TypeError):  # an absent column, or a record of another form, which is refused later
+            continue
+        if isinstance(value, float) and value.is_integer() and abs(value) < MAX_WHOLE:
+            record[place] = int(value)
 
 
 def _decode(decoder: Any, body: Any) -> Any:
@@ -305,7 +373,12 @@ def error_answer(error: RequestError) -> bytes:
     Its form is ``{"error": …, "problems": [{"field": …, "rule": …, "value": …, "record": …}]}``.
     """
     problems = [
-        {"field": problem.field, "rule": problem.rule, "value": problem.value, "record": problem.record}
+        {name: _encodable(getattr(problem, name)) for name in ("field", "rule", "value", "record")}
         for problem in error.problems
     ]
-    return _ENCODER.encode({"error": str(error), "problems": problems})
+    return _ENCODER.encode({"error": _encodable(str(error)), "problems": problems})
+
+
+def _encodable(value: Any) -> Any:
+    """Return a value that UTF-8 can express: half of a surrogate pair, which JSON can name, is shown as an escape."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

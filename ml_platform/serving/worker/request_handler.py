@@ -17,6 +17,7 @@ from ml_platform.inference.request_contract import Record, RequestContract
 from ml_platform.monitoring.prediction_log.writer import Prediction, PredictionLog, TrafficRole
 from ml_platform.serving.counters import Counts
 from ml_platform.serving.http import wire_formats
+from ml_platform.serving.http.request_body import ACCEPT_ENCODING
 from ml_platform.serving.http.wire_formats import Formats, Requests
 from ml_platform.serving.worker.routing import PredictionResult, RoutingTable, ServedModel, request_prediction
 
@@ -193,6 +194,8 @@ class RequestHandler:
         self.counts.count_response(0, NO_ROLE, error.status)
         serving = self.serving
         headers = _make_headers(serving, serving.stable, request_id) if serving else []
+        if any(problem.field == "content-encoding" for problem in error.problems):
+            headers.append((b"accept-encoding", ACCEPT_ENCODING))
         # The rest of the body must not be parsed as the next request.
         return Reply(error.status, wire_formats.error_answer(error), [*headers, (b"connection", b"close")])
 

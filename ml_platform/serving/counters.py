@@ -76,6 +76,8 @@ class Counts(msgspec.Struct):
         By plan and version; plans before the last `MAX_PLANS` are summed under `EARLIER`.
     answers : dict of str to int
         Responses by ``version/role/status``; version 0 if no version made the response.
+    routes : dict of str to int
+        Responses of the public port by ``route status``; the route is its template, ``none`` for an unknown path.
     fallbacks : dict of str to int
         Responses of the stable version in place of a successor's, by ``version/why``.
     shadow_dropped, log_written, log_queued : int
@@ -87,6 +89,7 @@ class Counts(msgspec.Struct):
 
     arms: dict[int, dict[int, VersionCounts]] = msgspec.field(default_factory=dict)
     answers: dict[str, int] = msgspec.field(default_factory=dict)
+    routes: dict[str, int] = msgspec.field(default_factory=dict)
     fallbacks: dict[str, int] = msgspec.field(default_factory=dict)
     shadow_dropped: int = 0
     log_written: int = 0
@@ -112,6 +115,10 @@ class Counts(msgspec.Struct):
         """Count a response."""
         _increase(self.answers, f"{version}/{role}/{status}")
 
+    def count_route(self, route: str, status: int) -> None:
+        """Count a response of the public port by its route's template."""
+        _increase(self.routes, f"{route} {status}")
+
     def count_fallback(self, version: int, why: str) -> None:
         """Count a response of the stable version in place of a successor's."""
         _increase(self.fallbacks, f"{version}/{why}")
@@ -123,6 +130,7 @@ class Counts(msgspec.Struct):
                 self.version_counts(plan, version).add(counts)
         for ours, theirs in (
             (self.answers, other.answers),
+            (self.routes, other.routes),
             (self.fallbacks, other.fallbacks),
             (self.log_dropped, other.log_dropped),
         ):

@@ -54,6 +54,12 @@ class _Collector:
             [(labels, number) for labels, number in answers if int(labels[0]) in {0, *versions}],
             ["version", "role", "status"],
         )
+        yield self._counter(
+            "http_responses",
+            "Responses of the public port; route none for an unknown path.",
+            [(name.rsplit(" ", 1), number) for name, number in sorted(counts.routes.items())],
+            ["route", "status"],
+        )
         yield self._histogram(versions)
         records = [([str(version)], one.records) for version, one in versions.items()]
         failures = [([str(version)], one.failures) for version, one in versions.items()]

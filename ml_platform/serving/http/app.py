@@ -5,6 +5,7 @@ routes, go through Litestar, which calls the same functions.
 """
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from importlib.metadata import version as installed
 from typing import Any
 
@@ -20,6 +21,8 @@ from ml_platform.errors import RequestError
 from ml_platform.serving import prometheus
 from ml_platform.serving.http import openapi as http_openapi
 from ml_platform.serving.http import wire_formats
+from ml_platform.serving.http.binary_tensors import HEADER as BINARY_HEADER
+from ml_platform.serving.http.binary_tensors import inline_binary_data
 from ml_platform.serving.http.request_body import header, read_body
 from ml_platform.serving.worker.request_handler import (
     INFERENCE,
@@ -35,6 +38,8 @@ from ml_platform.serving.worker.routing import RoutingTable
 RequestMetrics = Callable[[], Awaitable[bytes]]
 JSON_HEADER = (b"content-type", b"application/json")
 OPENAPI = "/openapi.json"
+INFER_ROUTE = "/v2/models/{name}/infer"  # as Litestar names it
+NO_ROUTE = "none"
 
 
 class Live(msgspec.Struct):
@@ -118,23 +123,53 @@ class PublicApp:
         self._direct = {"/invocations": INVOCATIONS, f"/v2/models/{model}/infer": INFERENCE}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer one request."""
+        """Answer one request, and count its response."""
         wire = self._direct.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
         if wire is None:
-            await self._litestar(scope, receive, send)
+            await self._answer_by_litestar(scope, receive, send)
             return
-        reply = await self.reply(scope, receive, wire)
+        status = 500  # uvicorn's response to an error that is not handled
+        try:
+            reply = await self.reply(scope, receive, wire)
+            status = reply.status
+        finally:
+            self.handler.counts.count_route(scope["path"] if wire is INVOCATIONS else INFER_ROUTE, status)
         headers = [JSON_HEADER, (b"content-length", str(len(reply.body)).encode()), *reply.headers]
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
         await send({"type": "http.response.body", "body": reply.body})
         if reply.after is not None:
             reply.after()
 
+    async def _answer_by_litestar(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer HEAD as GET, whose body the server leaves out, and count the response by its route."""
+        status = 500
+
+        async def send_and_note(message: Any) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        scope = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+        try:
+            await self._litestar(scope, receive, send_and_note)
+        finally:
+            self.handler.counts.count_route(scope.get("path_template") or self._find_route(scope["path"]), status)
+
+    def _find_route(self, path: str) -> str:
+        """Return the route of a path that does not accept the request's method; `NO_ROUTE` if there is none."""
+        for method in ("GET", "POST"):
+            with suppress(HTTPException):
+                return str(self._litestar.asgi_router.handle_routing(path=path.rstrip("/") or "/", method=method)[-1])
+        return NO_ROUTE
+
     async def reply(self, scope: Any, receive: Any, wire: WireFormat, version: int | None = None) -> Reply:
         """Return the reply to a prediction request; an invalid request gets a reply with its problems."""
         request_id = choose_request_id(header(scope, b"ml-platform-request-id") or header(scope, b"x-request-id"))
         try:
-            body = await read_body(scope, receive)
+            length = header(scope, BINARY_HEADER) if wire is INFERENCE else None
+            body = await read_body(scope, receive, binary=length is not None)
+            if length is not None:
+                body = inline_binary_data(body, length)
         except RequestError as error:
             return self.handler.refuse_unread(error, request_id)
         key = parse_sticky_key(header(scope, b"ml-platform-key"))

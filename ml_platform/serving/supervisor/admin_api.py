@@ -83,6 +83,8 @@ class AdminApp:
             status = message.get("status", status)
             await send(message)
 
+        if scope["method"] == "HEAD":  # as GET; the server leaves the body out
+            scope = {**scope, "method": "GET"}
         try:
             await self._app(scope, receive, send_and_note)
         finally:

@@ -77,6 +77,8 @@ format: .venv/.dev ## Format, and apply automatic fixes
 lock: .venv/.dev ## Resolve both lock files again (Linux and macOS, Python 3.11 to 3.13, hashes, no addresses)
 	$(BIN)/uv pip compile $(LOCK) --extra postgres --group build -o requirements.lock
 	$(BIN)/uv pip compile $(LOCK) --extra postgres --group build --group dev -c requirements.lock -o requirements-dev.lock
+	$(BIN)/uv pip compile $(LOCK:pyproject.toml=$(CLIENTS).in) -o $(CLIENTS).lock
+CLIENTS := ml_platform_tests/support/inference_clients
 LOCK := pyproject.toml --quiet --upgrade --universal --python-version 3.11 --no-strip-extras --generate-hashes --no-header
 
 docs: .venv/.dev ## Build the documentation to var/docs; warnings and broken links fail

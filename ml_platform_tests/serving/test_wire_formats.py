@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_platform.errors import MAX_PROBLEMS, RequestError
+from ml_platform.errors import MAX_PROBLEMS, RequestError, RequestProblem
 from ml_platform.inference.predictor import Answers
 from ml_platform.inference.request_contract import Field, RequestContract, Rule
 from ml_platform.serving.http.wire_formats import (
@@ -275,6 +275,69 @@ def test_float_tensor_of_whole_numbers_is_read() -> None:
     read = read_inference(inputs=tensors(datatype="FP64", data=[3.0]), model_name="visits")
 
     assert read.records == [RECORD]
+
+
+RECORD_TEXT = '"pages": 3, "seconds": 2.5, "plan": "free", "member": true'
+
+
+@pytest.mark.fault("R1")
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        (f'{{"inputs": [{{{RECORD_TEXT}, "pages": 4}}]}}', "pages"),
+        (f'{{"inputs": [{{{RECORD_TEXT}, "pages" : 4}}]}}', "pages"),
+        (f'{{"inputs": [{{{RECORD_TEXT}, "p\\u0061ges": 4}}]}}', "pages"),
+        (f'{{"inputs": [{{{RECORD_TEXT}, "visitor": null, "visitor": 4}}]}}', "visitor"),
+        (f'{{"inputs": [{{{RECORD_TEXT}}}, {{{RECORD_TEXT}, "plan": "paid"}}]}}', "plan"),
+        (f'{{"inputs": [], "inputs": [{{{RECORD_TEXT}}}]}}', "inputs"),
+        (f'{{"inputs": [{{{RECORD_TEXT}}}], "params": {{"key": "a", "key": "b"}}}}', "key"),
+        (f'{{"inputs": {{{RECORD_TEXT}, "member": false}}}}', "member"),
+        (
+            '{"dataframe_split": {"columns": [], "columns": ["pages", "seconds", "plan", "member"], '
+            '"data": [[3, 2.5, "free", true]]}}',
+            "columns",
+        ),
+        (json.dumps({"inputs": TENSORS}).replace('"shape"', '"name": "pages", "shape"', 1), "name"),
+        (json.dumps({"inputs": TENSORS, "id": "a"}).replace('"id"', '"id": "b", "id"', 1), "id"),
+    ],
+)
+def test_repeated_name_in_an_object_is_refused(body: str, name: str) -> None:
+    read = FORMATS.read_inference if "datatype" in body else FORMATS.read_invocation
+    error = catch_refusal(read, body.encode())
+
+    assert (error.status, error.problems) == (422, [RequestProblem(rule="must come once in its object", field=name)])
+
+
+def test_usual_bodies_are_not_read_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ml_platform.serving.http.wire_formats.json", None)
+    for body in (
+        {"dataframe_records": [ROW, {**ROW, "visitor": 7}]},
+        {"dataframe_split": {"columns": list(ROW), "data": [list(ROW.values())]}},
+        {"inputs": {name: [value] for name, value in ROW.items()}, "params": {"key": "a"}},
+    ):
+        assert read_invocation(body).records[0] == RECORD
+    outputs = [{"name": "scores", "parameters": {"binary_data": True}}]
+    parameters = {"binary_data_output": True}
+    read = read_inference(id="a", model_name="visits", inputs=TENSORS, parameters=parameters, outputs=outputs)
+    assert read.records == [RECORD]
+    note = Field(name="note", kind="str", dtype="str")
+    timed = Formats(replace(CONTRACT, features=(note,))).read_invocation(b'{"inputs": [{"note": "12:30:00"}]}')
+    assert timed.records == [("12:30:00",)]
+
+
+def test_bodies_with_uncounted_names_are_read() -> None:
+    optional = replace(
+        CONTRACT,
+        features=(*CONTRACT.features, Field(name="note", kind="str", dtype="str", nullable=True, required=False)),
+    )
+    formats = Formats(optional)
+    for note in (None, 'a ": b', "tab\t:", "x :", "\u00e9"):
+        read = formats.read_invocation(
+            json.dumps({"inputs": [ROW, {**ROW, "note": note}, {**ROW, "visitor": None}]}).encode()
+        )
+        assert [record[-1] for record in read.records] == [None, note, None]
+    body = '{"inputs" : [{"pages"\t: 3, "seconds": null, "plan": "free", "member": true}], "params": null}'
+    assert FORMATS.read_invocation(body.encode()).records == [(3, None, "free", True)]
 
 
 @pytest.mark.fault("R25")

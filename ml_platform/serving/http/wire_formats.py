@@ -31,6 +31,7 @@ PREDICTIONS, SCORES = "predictions", "scores"
 OUTPUTS = (PREDICTIONS, SCORES)
 # Greater floats may not be the integer that the client wrote.
 MAX_WHOLE = 2**53
+UNCOUNTED = (b"\\", b" :", b"\t:", b"\n:", b"\r:")
 Decoded = tuple[list[Record], list[Any] | None]
 INTEGERS = frozenset(f"{sign}INT{size}" for sign in ("", "U") for size in (8, 16, 32, 64))
 # Tensor datatypes accepted for a field, by the field's kind; the metadata have the first.
@@ -131,6 +132,7 @@ class Formats:
         self.max_records = max_records
         self.decoder = contract.decoder()
         self._fields = {field.name: field for field in (*contract.features, contract.entity)}
+        self._optional = [place for place, feature in enumerate(contract.features) if not feature.required]
         self._integers = frozenset(name for name, field in self._fields.items() if field.kind == "int")
 
     def read_invocation(self, body: bytes) -> Requests:
@@ -151,22 +153,32 @@ class Formats:
             raise RequestError(400, [RequestProblem(rule=rule, value=", ".join(forms) or None)])
         key = _read_sticky_key(invocation.params, "params")
         form, data = forms[0], getattr(invocation, forms[0])
+        names = 1 + (0 if invocation.params is None else 1 + len(invocation.params))
         if form == "dataframe_split":
             self._require_few(data.data)
-            columns = data.columns
+            columns, names = data.columns, names + 2
             places = [place for place, name in enumerate(columns) if name in self._integers]
             records, entities = _read_whole(lambda raw: self.decoder.rows(columns, raw), data.data, places)
         elif form == "dataframe_records" or not bytes(data).startswith(b"{"):
             self._require_few(data)
             records, entities = _read_whole(self.decoder.records, data, self._integers)
+            names += self._count_names(records, entities)
         else:
             by_column = _decode(_MAPPING, data)
+            names += len(by_column)
             one_record = by_column and not any(bytes(raw).startswith(b"[") for raw in by_column.values())
             if one_record and len(by_column) <= len(self._fields):
                 records, entities = _read_whole(self.decoder.records, b"[" + bytes(data) + b"]", self._integers)
             else:
                 records, entities = self._read_columns(by_column)
+        _require_unique_names(body, names)
         return Requests(records=records, entities=entities, sticky_key=key)
+
+    def _count_names(self, records: list[Record], entities: list[Any] | None) -> int:
+        """Return the number of names in a list of records in which optional fields without a value are absent."""
+        present = sum(record[place] is not None for place in self._optional for record in records)
+        named = 0 if entities is None else len(entities) - entities.count(None)
+        return len(records) * (len(self.contract.features) - len(self._optional)) + present + named
 
     def _read_columns(self, columns: dict[str, Any]) -> Decoded:
         for name in self._fields.keys() & columns.keys():
@@ -229,6 +241,11 @@ class Formats:
             values = {tensor.name: str(tensor.shape)[:LONGEST_KEY] for tensor in wrong[:MAX_PROBLEMS]}
             problems = [RequestProblem(rule=rule, field=name, value=shape) for name, shape in values.items()]
             raise RequestError(422, problems)
+        names = sum(value is not None for value in (inference.inputs, inference.id, inference.model_name))
+        names += sum(4 + _count_parameters(tensor) for tensor in inference.inputs) + _count_parameters(inference)
+        if inference.outputs is not None:
+            names += 1 + sum(1 + _count_parameters(output) for output in inference.outputs)
+        _require_unique_names(body, names)
         return Requests(records=records, entities=entities, sticky_key=key, id=inference.id, outputs=outputs)
 
     def _find_problem(self, tensor: _Tensor) -> RequestProblem | None:
@@ -295,6 +312,42 @@ def _decode(decoder: Any, body: Any) -> Any:
             read_again(body)  # raises an error with the position, unless Python's reader accepts the body: NaN
             rule = "the body must be JSON, which has no NaN and no Infinity: send null for a missing value"
             raise RequestError(400, [RequestProblem(rule=rule)]) from error
+        raise malformed(error) from error
+
+
+def _count_parameters(part: Any) -> int:
+    return 0 if part.parameters is None else 1 + len(part.parameters)
+
+
+def _require_unique_names(body: bytes, names: int) -> None:
+    """Refuse a body with an object that has a name twice: programs on its way may have read the other value.
+
+    The decoders keep the last value. Usually counting shows that no name is repeated; other bodies are read again.
+
+    Parameters
+    ----------
+    body : bytes
+        A valid body.
+    names : int
+        The number of names in the body if none is repeated.
+    """
+    # Each name has a colon: if no text has one, and this is the usual case, the count is exact.
+    if body.count(b":") == names:
+        return
+    # Times have colons. Without escapes and white space before a colon, only names end with these two characters.
+    if body.count(b'":') == names and not any(text in body for text in UNCOUNTED):
+        return
+
+    def require_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            name = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+            raise RequestError(422, [RequestProblem(rule="must come once in its object", field=name[:LONGEST_KEY])])
+        return values
+
+    try:
+        json.loads(body, object_pairs_hook=require_unique)
+    except (ValueError, RecursionError) as error:
         raise malformed(error) from error
 
 

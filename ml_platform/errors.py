@@ -18,6 +18,7 @@
     │   ├── DigestMismatchError       a model file does not have the recorded digest
     │   ├── UntrustedModelError       a model file contains types outside the platform's trust list
     │   ├── ModelTimeoutError         a model did not answer in time
+    │   │   └── QueueTimeoutError     a model was busy with a larger request of another client
     │   ├── PredictionError           a model raised an error, or predicted a number that is not finite
     │   ├── UnsupportedPipelineError  a pipeline has a step that the compiler does not support
     │   └── OutOfMemoryError          fitting a pipeline needs more memory than there is, or than a run may use
@@ -118,6 +119,10 @@ class UntrustedModelError(ModelError):
 
 class ModelTimeoutError(ModelError):
     """A model did not answer in time."""
+
+
+class QueueTimeoutError(ModelTimeoutError):
+    """A model was busy with a larger request of another client, which is still in time: this proves no failure."""
 
 
 class PredictionError(ModelError):

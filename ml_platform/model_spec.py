@@ -297,15 +297,17 @@ class Rollout(_Declared):
     min_requests : int
         Minimum number of requests to the new champion before a step is judged; the step waits for them.
     max_error_increase : float
-        Maximum increase of the error rate over that of the previous champion (one-sided exact test at 1 %).
+        Maximum increase of the share of keys whose first request fails, over that of the previous champion. A champion
+        as good as the previous one is rolled back in at most 1 % of rollouts, and one that is worse by twice this or
+        more is kept in at most 1 %. A smaller limit needs more requests.
     max_slowdown : float
         Maximum p95 latency relative to the previous champion (2.0 = twice as slow).
     max_score_shift : float
         Maximum difference between the score distributions of the two versions, as Cramer's V. It is exceeded only if
-        a chi-square test at 1 % also finds a difference.
+        the difference is also larger than the bounds of both distributions.
     deadline_ms : float
-        Maximum time of a prediction by the new champion, in milliseconds. A slower one counts as an error, and the
-        previous champion answers the request.
+        Maximum time of a prediction by the new champion for each 32 records of a request, in milliseconds. A slower one
+        counts as an error, and the previous champion answers the request.
     """
 
     kind: Literal["blue_green", "canary", "ab", "shadow"] = "blue_green"

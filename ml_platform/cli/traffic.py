@@ -47,11 +47,11 @@ def rollout_status(model: Model, json: AsJson = False) -> None:
 
 
 def _print_statistics(report: dict[str, Any]) -> None:
-    table = Table("version", "requests", "records", "failures", "error share", "95 % interval", "p95 ms")
+    table = Table("version", "requests", "units", "failed", "error share", "95 % interval", "p95 ms")
     for row in report["versions"]:
         p95 = "none" if row["p95_seconds"] is None else f"{row['p95_seconds'] * 1000:.3g}"
         interval = f"{row['error_low']:.2%} to {row['error_high']:.2%}"
-        counts = (f"{row[name]:,}" for name in ("requests", "records", "failures"))
+        counts = (f"{row[name]:,}" for name in ("requests", "units", "failed_units"))
         table.add_row(str(row["version"]), *counts, f"{row['error_share']:.2%}", interval, p95)
     output.print(table)
     for condition in report["conditions"]:

@@ -312,10 +312,10 @@ def traffic_metadata(platform: Platform, traffic: Traffic) -> dict[str, Any]:
         f"{name}_of_{role}": value
         for role, stats in zip(("stable", "successor"), report.document["versions"], strict=True)
         for name, value in stats.items()
-        if name in {"version", "requests", "records", "failures", "error_share", "p95_seconds"} and value is not None
+        if name in {"version", "requests", "units", "failed_units", "error_share", "p95_seconds"} and value is not None
     }
     stable, successor = report.document["versions"]
-    names = ("requests", "records", "failures", "error_share", "error_low", "error_high", "p95_seconds")
+    names = ("requests", "units", "failed_units", "error_share", "error_low", "error_high", "p95_seconds")
     rows = [f"| {name} | {format_number(stable[name], '')} | {format_number(successor[name], '')} |" for name in names]
     conditions = [f"- **{c.name}** {c.outcome}: {c.why}" for c in report.conditions]
     head = f"| | version {stable['version']} | version {successor['version']} |"

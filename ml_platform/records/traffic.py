@@ -4,8 +4,10 @@ The champion is the version that the ledger last promoted; a plan gives the shar
 the previous champion. A plan names versions only; the ledger's verdicts name their bytes.
 """
 
+import base64
 import hashlib
 import json
+import zlib
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -99,8 +101,41 @@ class TrafficPlan:
 
 def hash_key(key: str, salt: str) -> float:
     """Return a key's position in [0, 1): evenly spread, and the same on every host and in every process."""
-    digest = hashlib.blake2b(f"{salt}\n{key}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
+    return _digest_key(key, salt) / 2**64
+
+
+def find_cell(key: str, salt: str) -> int:
+    """Return a key's cell, 0 to `UNIT_CELLS` - 1; it does not depend on the key's position."""
+    return _digest_key(key, salt) % UNIT_CELLS
+
+
+def _digest_key(key: str, salt: str) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{salt}\n{key}".encode(), digest_size=8).digest(), "big")
+
+
+# A rollout counts units: a key, by the first outcome of its requests; a request without a key is a unit of its own. A
+# version's units are a set of bits, one for each cell, so that processes can be summed without counting a key twice.
+# The first unit of a cell counts, the others are left out: this does not depend on their outcomes.
+UNIT_CELLS = 2**15
+
+
+def pack_cells(cells: bytes) -> str:
+    """Return a set of cells as text, compressed; empty for no cells."""
+    return base64.b64encode(zlib.compress(cells)).decode() if any(cells) else ""
+
+
+def unpack_cells(text: str) -> int:
+    """Return the set of cells of a text as an integer with one bit for each."""
+    return int.from_bytes(zlib.decompress(base64.b64decode(text)), "little") if text else 0
+
+
+# A prediction of this many records takes about as long as one of a single record.
+RECORDS_PER_DEADLINE = 32
+
+
+def deadlines_for(records: int) -> int:
+    """Return the number of deadlines that a request has to be answered: one for every 32 records or part of them."""
+    return max(1, -(-records // RECORDS_PER_DEADLINE))
 
 
 # Upper ends of the latency buckets, in seconds; one more bucket holds longer times.
@@ -124,13 +159,16 @@ class TrafficStats:
     failures : int
         Records that it did not answer: it raised, took too long, or returned a number that is not finite.
     latencies : list of int, len(LATENCY_BUCKETS) + 1
-        Records by the time of their prediction in the server.
-    scores : list of int
-        Records by score, in buckets whose ends are in the version's request contract; the same buckets for all
-        versions of a rollout, so that they can be compared.
+        Units by the time of their first prediction in the server, divided by `deadlines_for` its records.
+    scores : list of float
+        Units by the scores of their first request, in buckets whose ends are in the version's request contract; the
+        same buckets for all versions of a rollout, so that they can be compared. A request of n records adds 1/n to
+        the bucket of each.
     requests : int
-        Requests that the split assigned to this version, also those that another version answered after a failure: a
-        sample-ratio test counts them.
+        Requests that the split assigned to this version, also those that another version answered after a failure;
+        copies to a shadow included.
+    seen, failed : str
+        The cells of the units, and of those whose first request failed (`pack_cells`); empty for a plan of one version.
     """
 
     model: str
@@ -141,7 +179,9 @@ class TrafficStats:
     records: int = 0
     failures: int = 0
     latencies: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BUCKETS) + 1))
-    scores: list[int] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    seen: str = ""
+    failed: str = ""
 
     @property
     def document(self) -> str:

@@ -5,15 +5,18 @@ Both read the same counters, so the rollout decides on the numbers that users se
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import msgspec
 
-from ml_platform.records.traffic import LATENCY_BUCKETS, TrafficStats
+from ml_platform.records.traffic import LATENCY_BUCKETS, UNIT_CELLS, TrafficStats, pack_cells
 
 BUCKETS = len(LATENCY_BUCKETS) + 1
 # Bounds the counters of a server that runs for months: older plans are counted together.
 MAX_PLANS = 50
 EARLIER = -1
+# Older plans are not judged any more: their units are forgotten.
+PLANS_WITH_UNITS = 2
 
 
 def _no_latencies() -> list[int]:
@@ -23,6 +26,7 @@ def _no_latencies() -> list[int]:
 class VersionCounts(msgspec.Struct):
     """Counters of one version under one plan; see `TrafficStats`.
 
+    `seen` and `failed` have one bit for each cell; they are empty before the first unit.
     `request_seconds` counts requests, not records, in buckets of their duration; `seconds` is the sum of the durations.
     """
 
@@ -30,7 +34,9 @@ class VersionCounts(msgspec.Struct):
     records: int = 0
     failures: int = 0
     latencies: list[int] = msgspec.field(default_factory=_no_latencies)
-    scores: list[int] = msgspec.field(default_factory=list)
+    scores: list[float] = msgspec.field(default_factory=list)
+    seen: bytearray = msgspec.field(default_factory=bytearray)
+    failed: bytearray = msgspec.field(default_factory=bytearray)
     request_seconds: list[int] = msgspec.field(default_factory=_no_latencies)
     seconds: float = 0.0
 
@@ -38,17 +44,28 @@ class VersionCounts(msgspec.Struct):
         """Count a call of the version with some records, its duration in seconds, and whether it failed."""
         bucket = bisect_left(LATENCY_BUCKETS, seconds)
         self.records += records
-        self.latencies[bucket] += records
         self.failures += records if failed else 0
         self.request_seconds[bucket] += 1
         self.seconds += seconds
 
-    def count_scores(self, buckets: Iterable[int], bucket_count: int) -> None:
-        """Count scores by the index of their bucket, of `bucket_count` buckets."""
+    def count_unit(self, cell: int, seconds: float, *, failed: bool) -> bool:
+        """Count the first request of a unit, with its duration; return False if the cell has a unit already."""
+        if not self.seen:
+            self.seen, self.failed = bytearray(UNIT_CELLS // 8), bytearray(UNIT_CELLS // 8)
+        byte, bit = cell >> 3, 1 << (cell & 7)
+        if self.seen[byte] & bit:
+            return False
+        self.seen[byte] |= bit
+        self.failed[byte] |= bit if failed else 0
+        self.latencies[bisect_left(LATENCY_BUCKETS, seconds)] += 1
+        return True
+
+    def count_scores(self, buckets: Sequence[int], bucket_count: int) -> None:
+        """Count a unit's scores by the index of their bucket, of `bucket_count` buckets; their weights sum to 1."""
         if len(self.scores) < bucket_count:
             self.scores += [0] * (bucket_count - len(self.scores))
         for bucket in buckets:
-            self.scores[bucket] += 1
+            self.scores[bucket] += 1 / len(buckets)
 
     def add(self, other: "VersionCounts") -> None:
         """Add the counters of another process or plan."""
@@ -59,12 +76,18 @@ class VersionCounts(msgspec.Struct):
         self.latencies = _sum_lists(self.latencies, other.latencies)
         self.scores = _sum_lists(self.scores, other.scores)
         self.request_seconds = _sum_lists(self.request_seconds, other.request_seconds)
+        if other.seen:
+            ours, theirs = int.from_bytes(self.seen, "little"), int.from_bytes(other.seen, "little")
+            # A unit that both have seen counts with our outcome: the choice does not depend on the outcomes.
+            news = int.from_bytes(other.failed, "little") & ~ours
+            self.seen = bytearray((ours | theirs).to_bytes(len(other.seen), "little"))
+            failed = int.from_bytes(self.failed, "little") | news
+            self.failed = bytearray(failed.to_bytes(len(other.failed), "little"))
 
 
-def _sum_lists(one: Sequence[int], other: Sequence[int]) -> list[int]:
-    length = max(len(one), len(other))
-    padded = [[*numbers, *[0] * (length - len(numbers))] for numbers in (one, other)]
-    return [a + b for a, b in zip(*padded, strict=True)]
+def _sum_lists(one: Sequence[float], other: Sequence[float]) -> list[Any]:
+    rest = [*one[len(other) :], *other[len(one) :]]
+    return [*(a + b for a, b in zip(one, other, strict=False)), *rest]
 
 
 class Counts(msgspec.Struct):
@@ -106,6 +129,9 @@ class Counts(msgspec.Struct):
             for old_plan in plans[:-MAX_PLANS]:
                 for old_version, old_counts in self.arms.pop(old_plan).items():
                     self.arms.setdefault(EARLIER, {}).setdefault(old_version, VersionCounts()).add(old_counts)
+            for old_plan in plans[:-PLANS_WITH_UNITS]:
+                for old_counts in self.arms.get(old_plan, {}).values():
+                    old_counts.seen, old_counts.failed = bytearray(), bytearray()
         counts = versions.get(version)
         if counts is None:
             counts = versions[version] = VersionCounts()
@@ -158,7 +184,9 @@ class Counts(msgspec.Struct):
                 records=counts.records,
                 failures=counts.failures,
                 latencies=counts.latencies,
-                scores=counts.scores,
+                scores=[round(weight, 6) for weight in counts.scores],
+                seen=pack_cells(bytes(counts.seen)),
+                failed=pack_cells(bytes(counts.failed)),
             )
             for version, counts in sorted(self.arms.get(plan, {}).items())
         ]

@@ -56,7 +56,7 @@ class DesiredState:
     known : tuple of ServedVersion
         Earlier champions whose files are on this host, the newest last: possible targets of a rollback.
     deadline_ms : float
-        Time that a successor has to answer before the stable version answers instead, in milliseconds.
+        Time that a successor has for each 32 records before the stable version answers instead, in milliseconds.
     ledger_head : tuple of (int, str)
         Sequence and digest of the ledger's last entry when this state was made.
     decision : int

@@ -111,8 +111,6 @@ def test_stable_version_answers_if_successor_fails(rolling: Rolling, seconds: fl
     theirs = rolling.wait_for_figures(SUCCESSOR, 4)
     assert (theirs.records, theirs.requests, theirs.failures, sum(theirs.scores)) == (4, 4, 3, 1)
     assert rolling.wait_for_figures(STABLE, 3).failures == 0
-    if seconds == misbehaving_worker.SLOW:
-        assert sum(theirs.latencies[7:]) == 3  # above a tenth of a second
     # The log has both versions: the one that answered, and the one that failed.
     wait_until("the log", lambda: len(logged(rolling.server)) == lines + 7)
     outcomes = [(line["ml"]["role"], line["event"]["outcome"]) for line in logged(rolling.server)]
@@ -128,7 +126,7 @@ def test_shadow_neither_delays_nor_changes_answers(rolling: Rolling) -> None:
     assert time.monotonic() - began < 1.0
     assert {(answer.status, answer.version) for answer in answers} == {(200, STABLE)}
     theirs = rolling.wait_for_figures(SUCCESSOR, 3)
-    assert (theirs.requests, theirs.records, theirs.failures) == (0, 3, 3)
+    assert (theirs.requests, theirs.records, theirs.failures) == (3, 3, 3)
     wait_until("the log", lambda: sum(line["ml"]["role"] == "shadow" for line in logged(rolling.server)) == 3)
 
 

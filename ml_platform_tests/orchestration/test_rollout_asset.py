@@ -63,7 +63,7 @@ def test_due_step_is_requested_and_carried_out(platform: Platform, instance: dg.
     assert shown["before"] == "canary, step 1: 10% to version 2, the rest to version 1"
     assert (shown["error_share_of_stable"], shown["error_share_of_successor"]) == (0.0, 1.0)
     assert "| error_share | 0 | 1 |" in shown["measurements"]
-    assert "**errors** FAIL: version 2 fails 100.00% of 40 records" in shown["measurements"]
+    assert "**errors** FAIL: version 2 fails 100.00% of 40 units" in shown["measurements"]
     assert shown_decisions(instance) == [("rollback", 1)]
     assert tick(instance, "visits_traffic") == dg.SkipReason("version 1 serves all traffic.")
 

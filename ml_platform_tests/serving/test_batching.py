@@ -4,14 +4,16 @@ import asyncio
 import threading
 import traceback
 from collections.abc import Callable, Coroutine
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from ml_platform.errors import BusyError, PredictionError
+from ml_platform.errors import BusyError, ModelTimeoutError, PredictionError, QueueTimeoutError
 from ml_platform.inference.predictor import Answers
 from ml_platform.inference.request_contract import Record
 from ml_platform.serving.worker.batching import Batcher
+from ml_platform.serving.worker.routing import ServedModel
 
 RAISES, NAN, MISSING = -1, -2, -3
 
@@ -174,3 +176,46 @@ def test_close_of_idle_batcher_returns_at_once() -> None:
         await Batcher(model.predict).close()
 
     assert run(body).calls == []
+
+
+# Timeouts of a successor
+
+
+def serve_model(model: Model) -> ServedModel:
+    served = SimpleNamespace(version=2, model_digest="0")
+    return ServedModel(cast("Any", SimpleNamespace(version=2, served=served, predict=model.predict)))
+
+
+@pytest.mark.fault("R19")
+def test_request_behind_a_larger_one_is_no_failure() -> None:
+    async def body(model: Model) -> None:
+        successor = serve_model(model)
+        model.gate.clear()
+        batch = asyncio.create_task(successor.predict([(n,) for n in range(200)], 20.0))
+        await asyncio.to_thread(model.entered.wait, 20)
+        with pytest.raises(QueueTimeoutError, match="Version 2 was busy with a larger request"):
+            await successor.predict([(1,)], 0.05)
+        model.gate.set()
+        assert len((await batch).scores) == 200
+        assert (await successor.predict([(4,)], 20.0)).scores == [2]
+
+    assert run(body).calls == [200, 1]  # the request that waited left the queue
+
+
+@pytest.mark.fault("R19")
+def test_request_behind_an_equal_one_is_a_failure() -> None:
+    async def body(model: Model) -> None:
+        successor = serve_model(model)
+        model.gate.clear()
+        first = asyncio.create_task(successor.predict([(1,)], 0.05))
+        await asyncio.to_thread(model.entered.wait, 20)
+        second = asyncio.create_task(successor.predict([(2,)], 0.1))
+        for late in (first, second):
+            with pytest.raises(ModelTimeoutError) as error:
+                await late
+            assert not isinstance(error.value, QueueTimeoutError)
+        with pytest.raises(ModelTimeoutError, match="still busy"):
+            await successor.predict([(3,)], 0.1)
+        model.gate.set()
+
+    run(body)

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from ml_platform.errors import RequestError
-from ml_platform.serving.counters import EARLIER, MAX_PLANS, Counts, sum_counts
+from ml_platform.records.traffic import unpack_cells
+from ml_platform.serving.counters import EARLIER, MAX_PLANS, Counts, VersionCounts, sum_counts
 from ml_platform.serving.http.request_body import read_body
 from ml_platform.serving.prometheus import ServerFacts, exposition
 
@@ -19,7 +20,8 @@ def make_counts(*, failed: bool = False) -> Counts:
     version = counts.version_counts(7, 4)
     version.requests += 1
     version.count_prediction(3, 0.003, failed=failed)
-    version.count_scores([0, 2, 2], 3)
+    version.count_unit(9 if failed else 5, 0.003, failed=failed)
+    version.count_scores([0, 2, 2, 2], 3)
     counts.count_response(4, "champion", 200)
     counts.count_fallback(4, "slow")
     return counts
@@ -29,12 +31,35 @@ def test_counts_of_two_processes_are_summed() -> None:
     both = sum_counts([make_counts(), make_counts(failed=True).without_queues()])
     (stats,) = both.traffic_stats("visits", "here", 7)
     assert (stats.requests, stats.records, stats.failures) == (2, 6, 3)
-    assert stats.latencies[2] == sum(stats.latencies) == 6
-    assert stats.scores == [2, 0, 4]
+    assert stats.latencies[2] == sum(stats.latencies) == 2
+    assert stats.scores == [0.5, 0, 1.5]
+    assert (unpack_cells(stats.seen), unpack_cells(stats.failed)) == (1 << 5 | 1 << 9, 1 << 9)
     assert (both.answers, both.fallbacks) == ({"4/champion/200": 2}, {"4/slow": 2})
     # The queues of the process that has ended are empty.
     assert (both.queued, both.log_queued, both.log_written, both.shadow_dropped) == ({4: 2}, 3, 10, 2)
     assert both.log_dropped == {"disk": 2}
+
+
+@pytest.mark.fault("R19")
+def test_units_count_by_first_outcome() -> None:
+    version = VersionCounts()
+    assert version.count_unit(77, 0.003, failed=True)
+    assert not version.count_unit(77, 0.003, failed=False)
+    other = VersionCounts()
+    other.count_unit(77, 0.003, failed=False)
+    other.count_unit(0, 0.003, failed=True)
+    version.add(other)
+    assert int.from_bytes(version.seen, "little") == 1 << 77 | 1
+    assert int.from_bytes(version.failed, "little") == 1 << 77 | 1
+    other.add(version)
+    assert int.from_bytes(other.failed, "little") == 1
+
+
+def test_units_of_earlier_plans_are_forgotten() -> None:
+    counts = Counts()
+    for plan in (1, 2, 3):
+        counts.version_counts(plan, 1).count_unit(plan, 0.1, failed=True)
+    assert [bool(counts.arms[plan][1].seen) for plan in (1, 2, 3)] == [False, True, True]
 
 
 def test_sum_does_not_change_its_parts() -> None:

@@ -5,7 +5,7 @@ from datetime import timedelta
 from ml_platform.model_spec import Rollout
 from ml_platform.platform import Platform
 from ml_platform.records.ledger import LedgerEntry
-from ml_platform.records.traffic import ServerHeartbeat, TrafficPlan, TrafficStats
+from ml_platform.records.traffic import UNIT_CELLS, ServerHeartbeat, TrafficPlan, TrafficStats, pack_cells
 from ml_platform.release.promote import promote_version
 from ml_platform.release.rollout import steps
 from ml_platform.release.rollout.steps import Traffic
@@ -13,7 +13,9 @@ from ml_platform.release.rollout.traffic import plan_in_force
 from ml_platform_tests.support import fakes
 from ml_platform_tests.support.promotions import rows
 
-SPEC = fakes.uncompared_spec(rollout=Rollout(kind="canary", steps=(0.1, 1.0), hold_minutes=5, min_requests=100))
+SPEC = fakes.uncompared_spec(
+    rollout=Rollout(kind="canary", steps=(0.1, 1.0), hold_minutes=5, min_requests=100, max_error_increase=0.05)
+)
 
 
 def promoted(platform: Platform, times: int = 1) -> LedgerEntry:
@@ -39,6 +41,11 @@ def beats(platform: Platform, name: str = "a", **says: object) -> None:
     platform.database.beat(ServerHeartbeat(model="visits", server=name, admin_address="http://127.0.0.1:9", says=said))
 
 
+def pack_first(number: int, start: int = 0) -> str:
+    """Return a number of cells, the first ones after `start`."""
+    return pack_cells((((1 << number) - 1) << start).to_bytes(UNIT_CELLS // 8, "little"))
+
+
 def count(platform: Platform, version: int, records: int, failures: int = 0) -> None:
     plan = read_plan(platform)
     latencies = [records, *[0] * 12]
@@ -52,6 +59,8 @@ def count(platform: Platform, version: int, records: int, failures: int = 0) -> 
             records=records,
             failures=failures,
             latencies=latencies,
+            seen=pack_first(records),
+            failed=pack_first(failures),
         )
     )
 

@@ -1,8 +1,8 @@
 """Rollout policy: the first traffic plan after a decision, the next step, and the conditions of an abort.
 
-Pure functions of the ledger, the servers' traffic statistics and the rollout that the model's author declared. Sources:
-interim tests at a stricter level, Haybittle (1971) and Peto (1976); level of the sample-ratio test, Kohavi, Tang and
-Xu (2020), chapter 21; for the tests see `exact_tests`.
+Pure functions of the ledger, the servers' traffic statistics and the rollout that the model's author declared. The
+tests hold at all looks and all steps of a rollout together: see `exact_tests`. Level of the sample-ratio test: Kohavi,
+Tang and Xu (2020), chapter 21.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,6 +20,7 @@ from ml_platform.release.rollout.exact_tests import (
     VersionStats,
     error_difference,
     p95_bound,
+    p_fewer_errors,
     p_more_errors,
     p_ratio,
     p_slower,
@@ -29,12 +30,14 @@ from ml_platform.release.rollout.exact_tests import (
 
 # First mode of each kind of rollout; blue/green moves all traffic as soon as a server has loaded the champion.
 MODES = {"blue_green": Mode.ALL, "canary": Mode.CANARY, "ab": Mode.AB, "shadow": Mode.SHADOW}
-# False-alarm rates: probability to abort for a champion as good as the previous one, at the end of a step and at each
-# interim test.
-LEVEL, EARLY_LEVEL = 0.01, 0.001
-# The same for "traffic was split as planned".
-RATIO_LEVEL, EARLY_RATIO_LEVEL = 0.001, 0.0001
-# Minimum number of answers before an abort; the author's `min_requests` if that is smaller.
+# False-alarm rates: probability that a rollout of a champion as good as the previous one is ever aborted, 1 % in all;
+# the steps of a canary share them.
+ERROR_LEVEL, LATENCY_LEVEL, SCORE_LEVEL, RATIO_LEVEL = 0.004, 0.0025, 0.0025, 0.001
+# Probability to promote a champion that fails by twice the limit, or more, more often.
+PASS_LEVEL = 0.01
+# A limit of 0 could never be proved: it is tested as this one.
+SMALLEST_LIMIT = 0.001
+# Minimum number of units before an abort; the author's `min_requests` if that is smaller.
 EARLIEST = 20
 
 
@@ -171,7 +174,7 @@ class Step(StrEnum):
 class Condition:
     """Result of one condition on the successor.
 
-    FAIL aborts the rollout. INCONCLUSIVE waits for more requests: the successor looks worse, possibly by chance.
+    FAIL aborts the rollout. INCONCLUSIVE waits for more requests: too few units were counted to tell.
     `figures` are the measurements by name, None for an unknown one.
     """
 
@@ -241,18 +244,18 @@ def judge(
     -------
     StepReport
         ABORT as soon as a condition fails; ADVANCE if the step lasted long enough, the champion received enough
-        requests and every condition passes; HOLD otherwise.
+        requests and every condition passes; HOLD otherwise, also if the requests can never tell.
     """
     counted = list(figures)
     stable, successor = sum_version_stats(plan.stable, counted), sum_version_stats(plan.successor or 0, counted)
     if plan.share >= 1:  # the stable version now answers only requests that failed on the successor
         stable = sum_version_stats(plan.stable, before)
     until = plan.since + timedelta(minutes=rollout.hold_minutes)
-    answered = successor.records if plan.mode is Mode.SHADOW else successor.requests
     waiting = [f"the step lasts until {until:%Y-%m-%d %H:%M:%S} UTC"] if at < until else []
-    if answered < rollout.min_requests:
-        waiting.append(f"version {successor.version} has answered {answered:,} of {rollout.min_requests:,} requests")
-    conditions = _check_conditions(plan, stable, successor, rollout, early=bool(waiting))
+    if successor.requests < rollout.min_requests:
+        answered = f"{successor.requests:,} of {rollout.min_requests:,} requests"
+        waiting.append(f"version {successor.version} has answered {answered}")
+    conditions = _check_conditions(plan, stable, successor, rollout)
     reasons = {outcome: "; ".join(c.why for c in conditions if c.outcome is outcome) for outcome in GateOutcome}
     if reasons[GateOutcome.FAIL]:
         step, why = Step.ABORT, reasons[GateOutcome.FAIL]
@@ -266,31 +269,31 @@ def judge(
 
 
 def _check_conditions(
-    plan: TrafficPlan, stable: VersionStats, successor: VersionStats, rollout: Rollout, *, early: bool
+    plan: TrafficPlan, stable: VersionStats, successor: VersionStats, rollout: Rollout
 ) -> tuple[Condition, ...]:
     """Compare the successor with the stable version by errors, latency and scores, and in an A/B test by the split.
 
-    Until the successor has answered `EARLIEST` requests, FAIL becomes INCONCLUSIVE.
+    Until the successor has `EARLIEST` units, FAIL becomes INCONCLUSIVE.
     """
-    level = EARLY_LEVEL if early else LEVEL
+    # Each step is a test of its own: together they must not exceed the levels.
+    steps = len(rollout.steps) if plan.mode is Mode.CANARY else 1
     conditions = [
-        _compare_errors(stable, successor, rollout.max_error_increase, level),
-        _compare_latency(stable, successor, rollout.max_slowdown, level),
-        _compare_scores(stable, successor, rollout.max_score_shift, level),
+        _compare_errors(plan, stable, successor, rollout.max_error_increase, ERROR_LEVEL / steps),
+        _compare_latency(stable, successor, rollout.max_slowdown, LATENCY_LEVEL / steps),
+        _compare_scores(stable, successor, rollout.max_score_shift, SCORE_LEVEL / steps),
     ]
     if plan.mode is Mode.AB:
-        ratio_level = EARLY_RATIO_LEVEL if early else RATIO_LEVEL
-        p, total = p_ratio(successor, stable, plan.share), successor.requests + stable.requests
+        p, total = p_ratio(successor, stable, plan.share), successor.units + stable.units
         conditions.append(
             Condition(
                 name="sample_ratio",
-                outcome=_outcome(p, ratio_level, looks_worse=p < ratio_level),
-                why=f"version {successor.version} got {successor.requests:,} of {total:,} requests, and the plan says "
+                outcome=_outcome(p, RATIO_LEVEL, looks_worse=p < RATIO_LEVEL),
+                why=f"version {successor.version} got {successor.units:,} of {total:,} units, and the plan says "
                 f"{plan.share:.2%}",
-                figures={"share": successor.requests / total if total else None, "planned": plan.share, "p": p},
+                figures={"share": successor.units / total if total else None, "planned": plan.share, "p": p},
             )
         )
-    if successor.weight < min(EARLIEST, rollout.min_requests):
+    if successor.units < min(EARLIEST, rollout.min_requests):
         return tuple(
             c if c.outcome is GateOutcome.PASS else replace(c, outcome=GateOutcome.INCONCLUSIVE) for c in conditions
         )
@@ -304,26 +307,41 @@ def _outcome(p: float, level: float, *, looks_worse: bool) -> GateOutcome:
     return GateOutcome.FAIL if p < level else GateOutcome.INCONCLUSIVE
 
 
-def _compare_errors(stable: VersionStats, successor: VersionStats, limit: float, level: float) -> Condition:
+def _compare_errors(
+    plan: TrafficPlan, stable: VersionStats, successor: VersionStats, limit: float, level: float
+) -> Condition:
+    """Compare the shares of failed units.
+
+    FAIL needs proof that the successor fails more often, and a share above the limit; PASS needs proof that it fails
+    less than twice the limit more often, and a share within the limit.
+    """
     difference, low, high = error_difference(successor, stable)
-    p = p_more_errors(successor, stable, limit)
+    paired, excess = plan.mode is Mode.SHADOW, 2 * max(limit, SMALLEST_LIMIT)
+    # Without a stable version to compare with, the limit itself is the rate that must be exceeded.
+    p = p_more_errors(successor, stable, 0.0 if stable.units else excess / 2, paired=paired)
+    p_pass = p_fewer_errors(successor, stable, excess, paired=paired)
+    outcome = GateOutcome.INCONCLUSIVE
+    if difference > limit and p < level:
+        outcome = GateOutcome.FAIL
+    elif difference <= limit and p_pass < PASS_LEVEL:
+        outcome = GateOutcome.PASS
     return Condition(
         name="errors",
-        outcome=_outcome(p, level, looks_worse=difference > limit),
-        why=f"version {successor.version} fails {successor.error_share:.2%} of {successor.records:,} records, version "
-        f"{stable.version} {stable.error_share:.2%} of {stable.records:,}; {limit:.2%} more are allowed",
-        figures={"difference": difference, "low": low, "high": high, "p": p, "most": limit},
+        outcome=outcome,
+        why=f"version {successor.version} fails {successor.error_share:.2%} of {successor.units:,} units, version "
+        f"{stable.version} {stable.error_share:.2%} of {stable.units:,}; {limit:.2%} more are allowed",
+        figures={"difference": difference, "low": low, "high": high, "p": p, "p_pass": p_pass, "most": limit},
     )
 
 
 def _compare_latency(stable: VersionStats, successor: VersionStats, limit: float, level: float) -> Condition:
-    ours, theirs, bound = successor.p95, stable.p95, p95_bound(stable, level)
+    ours, theirs, bound = successor.p95, stable.p95, p95_bound(stable, level / 2)
     if ours is None or theirs is None:
         return _skip_condition("latency", stable, successor)
     p = 1.0 if bound is None else p_slower(successor, limit * bound)
     return Condition(
         name="latency",
-        outcome=_outcome(p, level, looks_worse=ours > limit * theirs),
+        outcome=_outcome(p, level / 2, looks_worse=ours > limit * theirs),
         why=f"the p95 of version {successor.version} is {ours * 1000:.3g} ms, that of version {stable.version} "
         f"{theirs * 1000:.3g} ms; {limit:g} times as much is allowed",
         figures={"p95_seconds": ours, "stable_p95_seconds": theirs, "stable_p95_bound": bound, "p": p, "most": limit},

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ml_platform.errors import BusyError, ModelTimeoutError, RequestError
+from ml_platform.errors import BusyError, ModelTimeoutError, QueueTimeoutError, RequestError
 from ml_platform.inference.predictor import Answers
 from ml_platform.inference.request_contract import Record, RequestContract
 from ml_platform.monitoring.prediction_log.writer import Prediction, PredictionLog, TrafficRole
-from ml_platform.serving.counters import Counts
+from ml_platform.records.traffic import deadlines_for, find_cell
+from ml_platform.serving.counters import Counts, VersionCounts
 from ml_platform.serving.http import wire_formats
 from ml_platform.serving.http.request_body import ACCEPT_ENCODING
 from ml_platform.serving.http.wire_formats import Formats, Requests
@@ -138,9 +139,11 @@ class RequestHandler:
 
     async def _answer_by_plan(self, wire: WireFormat, serving: RoutingTable, request: _Request, body: bytes) -> Reply:
         model, role = serving.select_model(request.key)
-        self.counts.version_counts(serving.plan.sequence, model.version).requests += 1
+        counts = self.counts.version_counts(serving.plan.sequence, model.version)
+        counts.requests += 1
         if role is TrafficRole.CHAMPION:
             result = await self._predict(serving, request.contents.records, model, role)
+            _count_unit(counts, serving, request, result)
             return self._make_reply(wire, serving, request, [result])
         try:
             # A successor with another contract reads the body again.
@@ -150,6 +153,7 @@ class RequestHandler:
             result = PredictionResult(model, role, 0.0, error="it refuses a request that the stable version accepts")
         else:
             result = await self._predict(serving, records, model, role)
+        _count_unit(counts, serving, request, result)
         if result.answers is not None:
             return self._make_reply(wire, serving, request, [result])
         self.counts.count_fallback(model.version, "no answer")
@@ -160,17 +164,13 @@ class RequestHandler:
         self, serving: RoutingTable, records: list[Record], model: ServedModel, role: TrafficRole
     ) -> PredictionResult:
         """Predict with a version, and count the result."""
-        timeout = None if role is TrafficRole.CHAMPION else serving.deadline
+        timeout = None if role is TrafficRole.CHAMPION else serving.deadline * deadlines_for(len(records))
         result = await request_prediction(model, role, records, timeout)
         counts = self.counts.version_counts(serving.plan.sequence, model.version)
         # A timeout counts as at least the deadline, also for a request that did not wait because the version was busy.
-        late = role is not TrafficRole.CHAMPION and result.kind is ModelTimeoutError
-        seconds = max(result.seconds, serving.deadline) if late else result.seconds
-        counts.count_prediction(len(records), seconds, failed=result.answers is None)
-        if result.answers is not None:
-            contract = serving.stable.loaded.contract
-            buckets = [contract.find_score_bucket(score) for score in result.answers.scores]
-            counts.count_scores(buckets, len(contract.score_ends) + 1)
+        if timeout is not None and result.kind is ModelTimeoutError:
+            result.seconds = max(result.seconds, timeout)
+        counts.count_prediction(len(records), result.seconds, failed=result.answers is None)
         return result
 
     def _make_reply(
@@ -241,10 +241,28 @@ class RequestHandler:
 
     async def _predict_shadow(self, shadow: ServedModel, serving: RoutingTable, request: _Request) -> None:
         records = request.contents.records
+        counts = self.counts.version_counts(serving.plan.sequence, shadow.version)
+        counts.requests += 1
         try:
-            self._write_log(request, await self._predict(serving, records, shadow, TrafficRole.SHADOW))
+            result = await self._predict(serving, records, shadow, TrafficRole.SHADOW)
+            _count_unit(counts, serving, request, result)
+            self._write_log(request, result)
         finally:
             self._shadowed -= len(records)
+
+
+def _count_unit(counts: VersionCounts, serving: RoutingTable, request: _Request, result: PredictionResult) -> None:
+    """Count the outcome of the version that the split assigned, if the plan is a comparison of two versions."""
+    if not serving.plan.under_way or result.kind is QueueTimeoutError:
+        return
+    cell, seconds = (
+        find_cell(request.key, serving.plan.salt),
+        result.seconds / deadlines_for(len(request.contents.records)),
+    )
+    if counts.count_unit(cell, seconds, failed=result.answers is None) and result.answers is not None:
+        contract = serving.stable.loaded.contract
+        buckets = [contract.find_score_bucket(score) for score in result.answers.scores]
+        counts.count_scores(buckets, len(contract.score_ends) + 1)
 
 
 def _make_headers(serving: RoutingTable, model: ServedModel | None, request_id: str) -> Headers:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ml_platform.errors import BusyError, ModelTimeoutError, PredictionError
+from ml_platform.errors import BusyError, ModelTimeoutError, PredictionError, QueueTimeoutError
 from ml_platform.inference.predictor import Answers
 from ml_platform.inference.request_contract import Record
 from ml_platform.monitoring.prediction_log.writer import TrafficRole
@@ -35,6 +35,8 @@ class ServedModel:
         self.version = loaded.version
         self.batcher = Batcher(loaded.predict)
         self._late: asyncio.Task[Answers] | None = None
+        # The ends of the timeouts of the predictions under way, oldest first.
+        self._timeouts: dict[asyncio.Task[Answers], float] = {}
         served = loaded.served
         self.headers = [
             (b"ml-platform-version", str(served.version).encode()),
@@ -55,6 +57,8 @@ class ServedModel:
         ModelTimeoutError
             The prediction exceeded the timeout, or the version is still busy with an earlier one that did: no further
             request waits for it.
+        QueueTimeoutError
+            The prediction exceeded the timeout behind an earlier one whose timeout is longer and not over.
         BusyError, PredictionError
             As `Batcher.predict`.
         """
@@ -65,7 +69,13 @@ class ServedModel:
                 f"Version {self.version} is still busy with a prediction that exceeded its timeout."
             )
         task = asyncio.ensure_future(self.batcher.predict(records))
+        earlier = list(self._timeouts)
+        self._timeouts[task] = time.monotonic() + timeout
+        task.add_done_callback(self._timeouts.pop)
         done, _ = await asyncio.wait((task,), timeout=timeout)
+        if not done and any(self._timeouts.get(other, 0.0) > time.monotonic() for other in earlier):
+            task.cancel()
+            raise QueueTimeoutError(f"Version {self.version} was busy with a larger request for {timeout:g} s.")
         if not done:
             self._late = task
             # No code awaits the task now: reading its error keeps asyncio from logging it as never retrieved.
@@ -106,7 +116,7 @@ class RoutingTable:
 
     @property
     def deadline(self) -> float:
-        """Maximum duration of a successor's prediction, in seconds."""
+        """Maximum duration of a successor's prediction for each 32 records of a request, in seconds."""
         return self.desired.deadline_ms / 1_000
 
     @property

@@ -1,11 +1,15 @@
 """Rollout policy: first plans, the plan in force, decisions about steps, and their statistics."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import betaln
 
 from ml_platform.model_spec import Rollout
 from ml_platform.records.canonical import canonical_json, now
@@ -33,6 +37,7 @@ from ml_platform.release.rollout.policy import (
     next_plan,
     read_declared_rollout,
 )
+from ml_platform_tests.support.rollouts import pack_first
 
 START = now()
 CANARY = Rollout(kind="canary", steps=(0.05, 0.5, 1.0), hold_minutes=10, min_requests=200)
@@ -221,9 +226,11 @@ GOLDEN = (5**0.5 - 1) / 2
 SHAPES: dict[str, Callable[[float], float]] = {"flat": lambda x: x, "low": lambda x: x**2}
 
 
-def make_stats(version: int, records: int, *, failures: int = 0, ms: float = 8, scores: str = "flat") -> TrafficStats:
-    """Return a version's statistics: times spread evenly from 0 to twice `ms`, scores in the given shape."""
-    latencies, buckets = [0] * (len(LATENCY_BUCKETS) + 1), [0] * 20
+def make_stats(
+    version: int, records: int, *, failures: int = 0, ms: float = 8, scores: str = "flat", start: int = 0
+) -> TrafficStats:
+    """Return statistics of keys with one record: times spread evenly from 0 to twice `ms`, scores in a shape."""
+    latencies, buckets = [0] * (len(LATENCY_BUCKETS) + 1), [0.0] * 20
     for number in range(records):
         seconds = 2 * ms / 1000 * (number + 0.5) / records
         latencies[sum(end < seconds for end in LATENCY_BUCKETS)] += 1
@@ -239,6 +246,8 @@ def make_stats(version: int, records: int, *, failures: int = 0, ms: float = 8, 
         failures=failures,
         latencies=latencies,
         scores=buckets,
+        seen=pack_first(records, start),
+        failed=pack_first(failures, start),
     )
 
 
@@ -254,7 +263,7 @@ def failed_conditions(report: StepReport) -> list[str]:
 
 
 def test_a_successor_that_is_as_good_goes_on() -> None:
-    report = report_on(STABLE, make_stats(2, 210))
+    report = report_on(STABLE, make_stats(2, 500))
 
     assert report.step is Step.ADVANCE
     assert [condition.outcome for condition in report.conditions] == [GateOutcome.PASS] * 3
@@ -298,43 +307,78 @@ def test_judge_failing_successor_aborts_before_step_ends() -> None:
 
     assert report.step is Step.ABORT
     assert failed_conditions(report) == ["errors"]
-    assert report.why.startswith("version 2 fails 100.00% of 20 records, version 1 0.00% of 400; 1.00% more")
+    assert report.why.startswith("version 2 fails 100.00% of 20 units, version 1 0.00% of 400; 1.00% more")
 
 
 def test_a_few_failures_are_no_proof() -> None:
     assert report_on(STABLE, make_stats(2, 19, failures=19), at=START).step is Step.HOLD
-    report = report_on(STABLE, make_stats(2, 200, failures=4))
+    report = report_on(STABLE, make_stats(2, 200, failures=2))
 
     assert report.step is Step.HOLD
-    assert report.why.startswith("inconclusive, needs more requests: version 2 fails 2.00% of 200 records")
-
-
-def test_judge_interim_test_needs_more_evidence() -> None:
-    figures = STABLE, make_stats(2, 300, failures=11)
-
-    assert report_on(*figures, at=START).step is Step.HOLD
-    assert report_on(*figures).step is Step.ABORT
+    assert report.why.startswith("inconclusive, needs more requests: version 2 fails 1.00% of 200 units")
 
 
 def test_judge_same_error_share_advances() -> None:
-    assert report_on(make_stats(1, 4_000, failures=400), make_stats(2, 300, failures=30)).step is Step.ADVANCE
+    assert report_on(make_stats(1, 20_000, failures=200), make_stats(2, 3_000, failures=30)).step is Step.ADVANCE
+
+
+def test_judge_few_requests_of_equal_versions_hold() -> None:
+    report = report_on(make_stats(1, 4_000, failures=40), make_stats(2, 210, failures=2))
+
+    assert report.step is Step.HOLD
+    assert report.conditions[0].outcome is GateOutcome.INCONCLUSIVE
+
+
+def test_judge_without_stable_units_tests_the_limit() -> None:
+    whole = replace(PLAN, share=1.0)
+
+    assert report_on(make_stats(2, 500), plan=whole).step is Step.ADVANCE
+    assert report_on(make_stats(2, 500, failures=40), plan=whole).step is Step.ABORT
+    assert report_on(make_stats(2, 500, failures=7), plan=whole).step is Step.HOLD
+
+
+def test_judge_limit_of_zero_can_be_met() -> None:
+    rollout = CANARY.model_copy(update={"max_error_increase": 0.0})
+
+    assert report_on(STABLE, make_stats(2, 1_000), rollout=rollout).step is Step.HOLD
+    assert report_on(make_stats(1, 30_000), make_stats(2, 7_000), rollout=rollout).step is Step.ADVANCE
+
+
+@pytest.mark.fault("R19")
+def test_judge_batch_does_not_hide_failed_requests() -> None:
+    """97 of 970 requests fail; one batch of 10,000 records that succeeds is one more request."""
+    singles, batch = make_stats(2, 970, failures=97), make_stats(2, 1, start=970)
+    batch = replace(batch, server="b", records=10_000)
+
+    assert report_on(STABLE, singles, batch, at=START).step is Step.ABORT
+
+
+@pytest.mark.fault("R19")
+def test_judge_late_batch_does_not_abort() -> None:
+    singles, batch = make_stats(2, 970), replace(make_stats(2, 1, failures=1, start=970), records=10_000)
+    batch = replace(batch, server="b", failures=10_000)
+
+    assert report_on(make_stats(1, 20_000), singles, batch).step is Step.ADVANCE
+
+
+@pytest.mark.fault("R19")
+def test_unit_seen_by_two_servers_counts_once() -> None:
+    here, there = make_stats(2, 300, failures=10), replace(make_stats(2, 310, failures=300), server="b")
+
+    stats = sum_version_stats(2, [here, there])
+
+    # The first server's outcomes count: 10 of its 300; the other server adds 10 units, which did not fail.
+    assert (stats.units, stats.failed_units, stats.requests) == (310, 10, 610)
 
 
 def test_figures_of_all_servers_are_added_up() -> None:
-    here, there = make_stats(2, 120), replace(make_stats(2, 100), server="b")
+    here, there = make_stats(2, 320), replace(make_stats(2, 300, start=320), server="b")
 
     report = report_on(STABLE, here, there)
 
     assert report.step is Step.ADVANCE
-    assert report.arms[1].requests == 220
-    assert sum(report.arms[1].scores) == 220
-
-
-def test_records_of_one_request_count_as_one() -> None:
-    one_batch = replace(make_stats(2, 1_000, failures=500), requests=10)
-
-    assert sum_version_stats(2, [one_batch]).weight == 10
-    assert report_on(STABLE, one_batch, at=START).step is Step.HOLD
+    assert report.arms[1].requests == report.arms[1].units == 620
+    assert sum(report.arms[1].scores) == 620
 
 
 def test_judge_last_step_uses_earlier_statistics() -> None:
@@ -342,16 +386,17 @@ def test_judge_last_step_uses_earlier_statistics() -> None:
     slow = make_stats(2, 300, ms=40)
 
     assert report_on(slow, plan=plan, before=[STABLE]).step is Step.ABORT
-    assert report_on(make_stats(2, 300), plan=plan, before=[STABLE]).step is Step.ADVANCE
+    assert report_on(make_stats(2, 500), plan=plan, before=[STABLE]).step is Step.ADVANCE
     assert "are not compared" in report_on(slow, plan=plan).why
 
 
 def test_shadow_copies_count_as_answers() -> None:
     plan = begin_plan([promoted(1, 1), promoted(2, 2, SHADOW)])
-    copies = replace(make_stats(2, 60), requests=0)
+    failing = make_stats(2, 600, failures=60)
 
-    assert report_on(STABLE, copies, plan=plan, rollout=SHADOW).step is Step.ADVANCE
-    assert report_on(STABLE, replace(copies, failures=20), plan=plan, rollout=SHADOW).step is Step.ABORT
+    assert report_on(STABLE, make_stats(2, 600), plan=plan, rollout=SHADOW).step is Step.ADVANCE
+    assert report_on(STABLE, make_stats(2, 200), plan=plan, rollout=SHADOW).step is Step.HOLD
+    assert report_on(STABLE, failing, plan=plan, rollout=SHADOW).step is Step.ABORT
 
 
 def test_judge_ab_test_uneven_split_aborts() -> None:
@@ -362,7 +407,7 @@ def test_judge_ab_test_uneven_split_aborts() -> None:
 
     assert fair.step is Step.ADVANCE
     assert (lost.step, failed_conditions(lost)) == (Step.ABORT, ["sample_ratio"])
-    assert lost.why == "version 2 got 800 of 1,800 requests, and the plan says 50.00%"
+    assert lost.why == "version 2 got 800 of 1,800 units, and the plan says 50.00%"
 
 
 def test_an_experiment_reports_both_arms_with_intervals() -> None:
@@ -388,17 +433,38 @@ def test_quantiles_are_read_off_buckets() -> None:
 
 
 def test_p_more_errors_includes_uncertainty_of_stable_share() -> None:
-    bad = VersionStats(version=2, requests=200, records=200, failures=7)
-    much, little = (VersionStats(version=1, requests=n, records=n) for n in (100_000, 300))
+    bad = VersionStats(version=2, units=200, failed_units=12)
+    much, little = (VersionStats(version=1, units=n) for n in (30_000, 300))
 
-    # P(X >= 7) of a binomial of 200 at 1 % is 0.0043; the bound of the stable share adds to the one per cent.
-    assert p_more_errors(bad, VersionStats(version=1), 0.01) == pytest.approx(0.0043, abs=1e-4)
-    assert 0.0043 < p_more_errors(bad, much, 0.01) < 0.006
-    assert p_more_errors(bad, little, 0.01) > 0.1
+    # B(12.5, 208) / (B(0.5, 20) 0.01^12 0.99^188)
+    assert p_more_errors(bad, VersionStats(version=1), 0.01) == pytest.approx(math.exp(-log_ratio(12, 200, 0.01)))
+    assert p_more_errors(bad, much, 0.0) < p_more_errors(bad, little, 0.0) < 0.01
+    assert p_more_errors(bad, little, 0.0) < p_more_errors(bad, little, 0.02) < 1.0
+
+
+@pytest.mark.parametrize("paired", [False, True])
+@given(counts=st.lists(st.integers(0, 400), min_size=4, max_size=4), margin=st.sampled_from([0.0, 0.02, 0.3]))
+def test_p_more_errors_is_largest_over_allowed_rates(counts: list[int], margin: float, paired: bool) -> None:
+    """The bisection finds the pair of rates with the smallest ratio: no pair of a grid has a smaller one."""
+    k, n, j, m = counts[0], counts[0] + counts[1] + 1, counts[2], counts[2] + counts[3] + 1
+    one, other = VersionStats(version=2, units=n, failed_units=k), VersionStats(version=1, units=m, failed_units=j)
+
+    p = p_more_errors(one, other, margin, paired=paired)
+
+    for q in (number / 200 for number in range(1, 200)):
+        if q + margin < 1:
+            ratios = [log_ratio(k, n, q + margin), log_ratio(j, m, q)]
+            assert p >= min(1.0, math.exp(-(max(ratios) - math.log(2) if paired else sum(ratios)))) * 0.999999
+
+
+def log_ratio(hits: int, of: int, rate: float) -> float:
+    likelihood = hits * math.log(rate) + (of - hits) * math.log(1 - rate)
+    return float(betaln(hits + 0.5, of - hits + 20)) - float(betaln(0.5, 20)) - likelihood
 
 
 def test_an_interval_of_a_difference_is_newcombes() -> None:
-    one, other = VersionStats(version=2, records=70, failures=56), VersionStats(version=1, records=80, failures=48)
+    one = VersionStats(version=2, units=70, failed_units=56)
+    other = VersionStats(version=1, units=80, failed_units=48)
 
     # Example (a) of Newcombe, method 10: 56/70 and 48/80.
     assert error_difference(one, other) == pytest.approx((0.2, 0.0524, 0.3339), abs=1e-4)
@@ -407,7 +473,7 @@ def test_an_interval_of_a_difference_is_newcombes() -> None:
 def in_bucket(place: int, records: int = 200) -> VersionStats:
     """Return a version whose records all have times in one bucket."""
     latencies = tuple(records * (number == place) for number in range(len(LATENCY_BUCKETS) + 1))
-    return VersionStats(version=2, records=records, latencies=latencies)
+    return VersionStats(version=2, units=records, latencies=latencies)
 
 
 def test_p_slower_interpolates_within_buckets() -> None:
@@ -420,10 +486,10 @@ def test_p_slower_interpolates_within_buckets() -> None:
 
 
 def test_score_shift_ignores_chance_and_merges_rare_scores() -> None:
-    few = VersionStats(version=2, records=40, scores=(7, 13, 10, 10))
-    many = VersionStats(version=1, records=40_000, scores=(10_000, 10_000, 10_000, 10_000))
-    rare = VersionStats(version=2, records=20, scores=(20, 0, 0, 0))
-    common = VersionStats(version=1, records=400, scores=(396, 1, 1, 2))
+    few = VersionStats(version=2, scores=(7, 13, 10, 10))
+    many = VersionStats(version=1, scores=(10_000, 10_000, 10_000, 10_000))
+    rare = VersionStats(version=2, scores=(20, 0, 0, 0))
+    common = VersionStats(version=1, scores=(396, 1, 1, 2))
 
     shift = score_shift(few, many)
     assert shift is not None
@@ -433,21 +499,21 @@ def test_score_shift_ignores_chance_and_merges_rare_scores() -> None:
 
 
 def test_score_shift_is_independent_of_traffic_split() -> None:
-    def scored(version: int, records: int, scores: Sequence[int]) -> VersionStats:
-        return VersionStats(version=version, records=records, scores=tuple(scores))
+    def scored(version: int, scores: Sequence[int]) -> VersionStats:
+        return VersionStats(version=version, scores=tuple(scores))
 
     flat, steep = [100, 100, 100, 100], [160, 120, 80, 40]
-    even = score_shift(scored(2, 40_000, [100 * n for n in steep]), scored(1, 40_000, [100 * n for n in flat]))
-    rare = score_shift(scored(2, 4_000, [10 * n for n in steep]), scored(1, 760_000, [1_900 * n for n in flat]))
+    even = score_shift(scored(2, [100 * n for n in steep]), scored(1, [100 * n for n in flat]))
+    rare = score_shift(scored(2, [10 * n for n in steep]), scored(1, [1_900 * n for n in flat]))
 
     assert even is not None
     assert rare is not None
     assert rare[0] == pytest.approx(even[0], abs=0.01)
-    same = score_shift(scored(2, 400, flat), scored(1, 400, flat))
+    same = score_shift(scored(2, flat), scored(1, flat))
     assert same is not None
     assert same == pytest.approx((0.0, 1.0))
-    apart = score_shift(scored(2, 400, [400, 0]), scored(1, 400, [0, 400]))
+    apart = score_shift(scored(2, [400, 0]), scored(1, [0, 400]))
     assert apart is not None
     assert apart[0] == pytest.approx(1.0, abs=0.01)
-    assert score_shift(scored(2, 0, []), scored(1, 400, flat)) is None
-    assert score_shift(scored(2, 400, [400, 0]), scored(1, 400, flat)) is None
+    assert score_shift(scored(2, []), scored(1, flat)) is None
+    assert score_shift(scored(2, [400, 0]), scored(1, flat)) is None

@@ -78,7 +78,7 @@ def test_failing_canary_aborts_with_measurements_in_ledger(deployment: Platform)
     assert entry is not None
     assert aborted.entry == entry
     assert (entry.action, entry.version, entry.previous_version) == ("rollback", 1, 2)
-    assert entry.reason.startswith("canary aborted: version 2 fails 80.00% of 50 records, version 1 0.00% of 900")
+    assert entry.reason.startswith("canary aborted: version 2 fails 80.00% of 50 units, version 1 0.00% of 900")
     stable, successor = entry.details["traffic"]["figures"]["versions"]
     assert (stable["records"], successor["records"], successor["failures"]) == (900, 50, 40)
     assert summarise(read_plan(deployment)) == (Mode.ALL, 1, None, 0.0)

@@ -52,19 +52,14 @@ def find_contract_problem(schema: Any, *, entity: str, event_time: str, label: s
     task : str
         The task of the model.
     """
-    return (
-        _find_in_schema(schema)
-        or _find_in_names(list(schema.columns))
-        or next((problem for column in schema.columns.values() if (problem := _find_in_column(column))), None)
-        or _find_in_roles(schema.columns, entity, event_time, label, task)
-    )
-
-
-def _find_in_schema(schema: Any) -> str | None:
     for name, advice in OF_SCHEMA.items():
         if getattr(schema, name, None):
             return f"the contract declares {name}, which is not supported. {advice}"
-    return None
+    return (
+        _find_in_names(list(schema.columns))
+        or next((problem for column in schema.columns.values() if (problem := _find_in_column(column))), None)
+        or _find_in_roles(schema.columns, entity, event_time, label, task)
+    )
 
 
 def _find_in_names(names: list[Any]) -> str | None:

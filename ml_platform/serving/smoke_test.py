@@ -47,10 +47,6 @@ LOOPBACK = "127.0.0.1"
 CONTROL = "/v2/health/live"
 
 
-async def _no_metrics() -> bytes:
-    return b""
-
-
 def _alone(loaded: Loaded, model: str) -> DesiredState:
     """Return the state that sends all traffic to one version."""
     version = loaded.served.version
@@ -68,10 +64,13 @@ def _alone(loaded: Loaded, model: str) -> DesiredState:
 
 
 async def _serve(loaded: Loaded, model: str, requests: "pd.DataFrame") -> dict[str, Any]:
+    async def no_metrics() -> bytes:
+        return b""
+
     handler = RequestHandler(Counts(), None)
     handler.serving = build_routing_table(_alone(loaded, model), {loaded.version: ServedModel(loaded)})
     listener = bound(LOOPBACK, 0)
-    server = make_server(PublicApp(handler, model, _no_metrics))
+    server = make_server(PublicApp(handler, model, no_metrics))
     serving = asyncio.create_task(server.serve([listener]))
     try:
         return await asyncio.to_thread(_send_requests, listener.getsockname()[1], requests)

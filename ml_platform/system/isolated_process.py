@@ -16,10 +16,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ml_platform.errors import ModelError, ModelTimeoutError, printable
+from ml_platform.errors import ModelError, ModelTimeoutError
 from ml_platform.system.fork_server import SUPPORTED, ForkServer
+from ml_platform.system.limited_process import read_last_line
 
-STDERR_BYTES = 4_096
 # One thread a process, as in a server's workers, of which there are as many as cores. A latency that a gate bounds is
 # measured so, too: threads that wait for one another on a busy machine answer a hundred times later.
 AS_SERVED: Mapping[str, str] = MappingProxyType({"OMP_NUM_THREADS": "1"})
@@ -92,7 +92,9 @@ def run_isolated(module: str, arguments: list[str], *, seconds: float, environme
                 "slow, or never ends."
             ) from error
         if status != 0 or not result.is_file():
-            raise ModelError(f"The fresh process of {module} ended with status {status}: {_last_line(stderr)}")
+            with stderr.open("rb") as written:
+                last = read_last_line(written)
+            raise ModelError(f"The fresh process of {module} ended with status {status}: {last}")
         return json.loads(result.read_text())
 
 
@@ -120,10 +122,3 @@ def write_answer(file: Path, value: Any) -> None:
     temporary = file.with_suffix(".part")
     temporary.write_text(json.dumps(value))
     temporary.replace(file)
-
-
-def _last_line(stderr: Path) -> str:
-    with stderr.open("rb") as file:
-        file.seek(max(0, stderr.stat().st_size - STDERR_BYTES))
-        lines = file.read().decode(errors="replace").strip().splitlines()
-    return printable(lines[-1]) if lines else "it wrote nothing to stderr"

@@ -68,9 +68,14 @@ class _Running:
         return self.process.wait()
 
     def last_words(self) -> str:
-        self.stderr.seek(max(0, self.stderr.seek(0, os.SEEK_END) - STDERR_BYTES))
-        lines = self.stderr.read().decode(errors="replace").strip().splitlines()
-        return printable(lines[-1]) if lines else "it wrote nothing to stderr"
+        return read_last_line(self.stderr)
+
+
+def read_last_line(stderr: IO[bytes]) -> str:
+    """Return the last line that a process wrote to its standard error, without control characters."""
+    stderr.seek(max(0, stderr.seek(0, os.SEEK_END) - STDERR_BYTES))
+    lines = stderr.read().decode(errors="replace").strip().splitlines()
+    return printable(lines[-1]) if lines else "it wrote nothing to stderr"
 
 
 class LimitedProcess:

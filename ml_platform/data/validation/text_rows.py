@@ -186,7 +186,9 @@ def read_csv_rows(path: Path, structure: CsvStructure, schema: pa.Schema, limit:
     whole[ragged[:, 0]] = False
     places = np.flatnonzero(whole)
     done = 0
-    kinds = [_find_converted(field.type) if converted else pa.string() for field in schema]
+    # Arrow converts the text of these types exactly as `value_grammar` does in a plain file.
+    exact = (types.is_integer, types.is_floating, types.is_boolean, types.is_timestamp) if converted else ()
+    kinds = [kind if any(of_kind(kind) for of_kind in exact) else pa.string() for kind in schema.types]
     for batch in read_csv_batches(path, structure, kinds):
         if converted and not _is_finite(batch.columns):
             raise pa.ArrowInvalid("a number is not finite")
@@ -212,12 +214,6 @@ def read_header(path: Path, structure: CsvStructure) -> list[str]:
         stream.read(first)
         text = bytes(stream.read(end - first)).decode()
     return next(csv.reader(io.StringIO(text, newline=""), strict=True))
-
-
-def _find_converted(kind: pa.DataType) -> pa.DataType:
-    """Return a type if Arrow converts its text exactly as `value_grammar` does in a plain file, or else text."""
-    exact = (types.is_integer, types.is_floating, types.is_boolean, types.is_timestamp)
-    return kind if any(of_kind(kind) for of_kind in exact) else pa.string()
 
 
 def _is_finite(columns: Sequence[pa.Array]) -> bool:

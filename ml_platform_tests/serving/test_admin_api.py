@@ -100,6 +100,19 @@ def test_invalid_rollback_is_refused_with_an_error(
     assert not server.admin_ask("/log").json["rollbacks"]
 
 
+@pytest.mark.fault("R24")
+def test_flood_without_token_displaces_no_change(running_server: tuple[Platform, Server]) -> None:
+    _, server = running_server
+    assert server.admin_ask("/rollback", {"reason": " "}).status == 422
+    for _ in range(150):
+        assert server.admin_ask("/rollback", {"reason": "mine"}, token="wrong").status == 401  # noqa: S106
+    log = server.admin_ask("/log?most=1000").json
+    change = log["changes"][-1]
+    assert (change["path"], change["caller"], change["status"], change["allowed"]) == ("/rollback", "anna", 422, True)
+    omitted = sum(line.get("omitted", 0) for line in log["refused"]) + log["refused_without_line"]
+    assert omitted >= 50  # the flood may be spread over two periods
+
+
 def test_rollback_command_calls_the_server(running_server: tuple[Platform, Server]) -> None:
     """This is the last test of the module, because it changes the champion."""
     platform, server = running_server

@@ -6,6 +6,7 @@ uvicorn leaves both limits to a proxy.
 import asyncio
 import contextlib
 import errno
+import logging
 import resource
 import socket
 from typing import Any
@@ -20,6 +21,10 @@ MAX_HEADER_BYTES = 64 * 1024
 BACKLOG = 2_048
 SECONDS_TO_FINISH = 10
 
+# uvicorn writes a warning for each invalid request: any client could fill the disk. Its errors are logged.
+log = logging.getLogger("uvicorn.error.connections")
+log.setLevel(logging.ERROR)
+
 
 class BoundedProtocol(HttpToolsProtocol):
     """A connection that is closed if a request's headers take too long or are too large."""
@@ -30,6 +35,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the timer of the first request's headers."""
         super().connection_made(transport)
+        self.logger = log
         self._limit = self.loop.call_later(SECONDS_FOR_HEADERS, self._time_out)
 
     def connection_lost(self, exc: Exception | None) -> None:

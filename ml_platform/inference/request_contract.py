@@ -621,8 +621,10 @@ def read_again(raw: Any) -> Any:
     except UnicodeDecodeError as error:
         # Without its position: `raw` may be a part of the body.
         raise malformed(ValueError(f"the byte 0x{body[error.start]:02x} is not UTF-8")) from error
-    except (ValueError, RecursionError) as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise malformed(error) from error
+    except ValueError as error:  # Python reads no longer integers
+        raise malformed(ValueError("an integer has more than 4,300 digits")) from error
 
 
 def malformed(error: Exception) -> RequestError:

@@ -356,6 +356,8 @@ def test_other_encoding_of_body_is_named(body: bytes, message: str) -> None:
         assert (error.status, message in str(error)) == (400, True), str(error)
     for body in (b'{"inputs": [{"plan": "\xe9"}]}', b'{"inputs": [], "params": {"key": "\xe9"}}'):
         assert "the byte 0xe9 is not UTF-8" in str(catch_refusal(FORMATS.read_invocation, body))
+    digits = b'{"inputs": [{"pages": %s}]}' % (b"9" * 5_000)
+    assert "an integer has more than 4,300 digits" in str(catch_refusal(FORMATS.read_invocation, digits))
 
 
 @pytest.mark.fault("R25")

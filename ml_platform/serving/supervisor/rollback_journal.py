@@ -208,8 +208,8 @@ class AdminAuditLog:
         return {**{name: file.last(count) for name, file in calls.items()}, "refused_without_line": self.omitted}
 
     def store_omitted(self) -> None:
-        """Write the number of refused calls that were left out; a disk that refuses it delays only that."""
-        if self.omitted:
+        """Write the number of refused calls that were left out, once a period; a full disk delays only that."""
+        if self.omitted and self._clock() >= self._window:
             with contextlib.suppress(StorageError):
                 self.refused.append({"at": now().isoformat(), "allowed": False, "omitted": self.omitted})
                 self.omitted = 0

@@ -19,7 +19,7 @@ ABOUT = (
     "header `ml-platform-key`, else the first record's entity) get the same version while the traffic split does not "
     "change."
 )
-RECORD, TENSORS = "Record", "Tensors"
+RECORD, TENSORS, MODEL_NAME = "Record", "Tensors", "ModelName"
 _TYPES = {"int": "integer", "float": "number", "str": "string", "bool": "boolean", "time": "string"}
 _BOUNDS = {"ge": "minimum", "le": "maximum", "gt": "exclusiveMinimum", "lt": "exclusiveMaximum"}
 
@@ -71,6 +71,7 @@ _REQUESTED_OUTPUT = _object(
 _INFERENCE = _object(
     required=["inputs"],
     id=Schema(any_of=[_TEXT, _NULL]),
+    model_name=_reference(MODEL_NAME),
     inputs=_reference(TENSORS),
     parameters=Schema(
         any_of=[Schema(type=OpenAPIType.OBJECT, properties={"key": Schema(any_of=[_KEY, _NUMBER, _NULL])}), _NULL]
@@ -129,6 +130,7 @@ def with_contract(schema: dict[str, Any], contract: RequestContract | None, vers
     schemas = schema.setdefault("components", {}).setdefault("schemas", {})
     schemas[RECORD] = record_schema(contract) if contract else {"type": "object"}
     schemas[TENSORS] = tensors_schema(contract) if contract else {"type": "array"}
+    schemas[MODEL_NAME] = {"enum": [contract.model, None]} if contract else {}
     if contract is not None:
         allowed: dict[str, list[Any]] = {"name": [contract.model], "version": list(versions)}
         operations = (operation for path in schema["paths"].values() for operation in path.values())

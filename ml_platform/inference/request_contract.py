@@ -14,7 +14,7 @@ import re
 import sys
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -418,12 +418,15 @@ class RequestDecoder:
     Parameters
     ----------
     contract : RequestContract
+    ignored : collection of str
+        Columns of other versions, which a request may have and this contract does not read.
     """
 
-    def __init__(self, contract: RequestContract) -> None:
+    def __init__(self, contract: RequestContract, ignored: Collection[str] = ()) -> None:
         import msgspec
 
         self.contract = contract
+        self._ignored = frozenset(ignored) - {*contract.names, contract.entity.name}
         self._fields = {field.name: field for field in (*contract.features, contract.entity)}
         self._width = len(contract.features)
         # msgspec's attributes are numbered, because a feature's name need not be a name in Python.
@@ -432,9 +435,12 @@ class RequestDecoder:
             attribute = f"f{place}"
             names[attribute] = feature.name
             attributes.append((attribute, feature.type) if feature.required else (attribute, feature.type | None, None))
+        # Behind the entity, where `_finish` cuts them off.
+        others = [(f"other{place}", Any, None) for place in range(len(self._ignored))]
+        names |= {attribute: name for (attribute, _, _), name in zip(others, sorted(self._ignored), strict=True)}
         record_type = msgspec.defstruct(
             "Record",
-            [*attributes, ("entity", contract.entity.type | None, None)],
+            [*attributes, ("entity", contract.entity.type | None, None), *others],
             rename=names,
             forbid_unknown_fields=True,
             kw_only=True,  # allows a required field after an optional one
@@ -487,6 +493,7 @@ class RequestDecoder:
         import msgspec
 
         self._require_columns(list(raws))
+        raws = {name: raw for name, raw in raws.items() if name not in self._ignored}
         columns = dict[str, list[Any]]()
         for name, raw in raws.items():
             try:
@@ -540,7 +547,7 @@ class RequestDecoder:
     def _require_columns(self, columns: Sequence[str]) -> None:
         # A request may name a column many thousand times: each step here takes time proportional to their number.
         counts = Counter(columns)
-        unknown = (name for name in counts if name not in self._fields)
+        unknown = (name for name in counts if name not in self._fields and name not in self._ignored)
         repeated = (name for name, count in counts.items() if count > 1)
         missing = (
             feature.name for feature in self.contract.features if feature.required and feature.name not in counts
@@ -556,8 +563,10 @@ class RequestDecoder:
     def _build_row_decoder(self, columns: tuple[str, ...]) -> Any:
         import msgspec
 
-        entity, fields = self.contract.entity.name, [self._fields[name] for name in columns]
-        types = [field.type | None if field.name == entity else field.type for field in fields]
+        entity, types = self.contract.entity, list[Any]()
+        for name in columns:
+            kind = Any if name in self._ignored else self._fields[name].type
+            types.append(kind | None if name == entity.name else kind)
         return msgspec.json.Decoder(_make_list_type(tuple.__class_getitem__(tuple(types))))
 
     # The second, slow check
@@ -574,6 +583,8 @@ class RequestDecoder:
                 yield RequestProblem(rule="must be an object", value=shown(record), record=number)
                 continue
             for name, value in record.items():
+                if name in self._ignored:
+                    continue
                 field = self._fields.get(name)
                 broken = UNKNOWN if field is None else None if name == entity and value is None else field.broken(value)
                 if broken:

@@ -183,7 +183,7 @@ def test_close_of_idle_batcher_returns_at_once() -> None:
 
 def serve_model(model: Model) -> ServedModel:
     served = SimpleNamespace(version=2, model_digest="0")
-    return ServedModel(cast("Any", SimpleNamespace(version=2, served=served, predict=model.predict)))
+    return ServedModel(cast("Any", SimpleNamespace(version=2, served=served, predict=model.predict, formats=None)))
 
 
 @pytest.mark.fault("R19")

@@ -6,7 +6,7 @@ problems. JSON has no NaN and no Infinity: a missing value is null.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -19,6 +19,7 @@ from ml_platform.inference.request_contract import (
     KIND_WORDS,
     Record,
     RequestContract,
+    RequestDecoder,
     malformed,
     read_again,
     shown,
@@ -120,6 +121,8 @@ class Formats:
     contract : RequestContract
     max_records : int
         A body with more raises 413.
+    ignored : collection of str
+        Columns of other versions, which a body may have and this version does not read.
 
     Attributes
     ----------
@@ -127,10 +130,13 @@ class Formats:
         Decodes the records inside a format.
     """
 
-    def __init__(self, contract: RequestContract, max_records: int = MAX_RECORDS) -> None:
+    def __init__(
+        self, contract: RequestContract, max_records: int = MAX_RECORDS, ignored: Collection[str] = ()
+    ) -> None:
         self.contract = contract
         self.max_records = max_records
-        self.decoder = contract.decoder()
+        self.decoder = RequestDecoder(contract, ignored)
+        self._ignored = frozenset(ignored) - {*contract.names, contract.entity.name}
         self._fields = {field.name: field for field in (*contract.features, contract.entity)}
         self._optional = [place for place, feature in enumerate(contract.features) if not feature.required]
         self._integers = frozenset(name for name, field in self._fields.items() if field.kind == "int")
@@ -167,7 +173,7 @@ class Formats:
             by_column = _decode(_MAPPING, data)
             names += len(by_column)
             one_record = by_column and not any(bytes(raw).startswith(b"[") for raw in by_column.values())
-            if one_record and len(by_column) <= len(self._fields):
+            if one_record and len(by_column) <= len(self._fields) + len(self._ignored):
                 records, entities = _read_whole(self.decoder.records, b"[" + bytes(data) + b"]", self._integers)
             else:
                 records, entities = self._read_columns(by_column)
@@ -233,9 +239,10 @@ class Formats:
             raise RequestError(422, [RequestProblem(rule="must come once", field=repeated[0][:LONGEST_KEY])])
         for tensor in inference.inputs:
             self._require_few(tensor.data)
-        records, entities = self._read_columns({tensor.name: _flatten(tensor) for tensor in inference.inputs})
+        known = [tensor for tensor in inference.inputs if tensor.name not in self._ignored]
+        records, entities = self._read_columns({tensor.name: _flatten(tensor) for tensor in known})
         shapes = [len(records)], [len(records), 1]
-        wrong = [tensor for tensor in inference.inputs if tensor.shape not in shapes]
+        wrong = [tensor for tensor in known if tensor.shape not in shapes]
         if wrong:
             rule = f"must have the shape {shapes[0]} or {shapes[1]} of its data"
             values = {tensor.name: str(tensor.shape)[:LONGEST_KEY] for tensor in wrong[:MAX_PROBLEMS]}
@@ -251,6 +258,8 @@ class Formats:
     def _find_problem(self, tensor: _Tensor) -> RequestProblem | None:
         field = self._fields.get(tensor.name)
         name = tensor.name[:LONGEST_KEY]
+        if name in self._ignored:
+            return None
         if field is None:
             return RequestProblem(rule="is not a column of this model", field=name)
         if tensor.datatype not in DATATYPES[field.kind]:

@@ -65,13 +65,23 @@ class Reply:
 
 @dataclass(frozen=True)
 class _Request:
-    """The contents of a body, with its key, id, time of arrival and size in bytes."""
+    """The contents of a body as the stable version reads it, with its key, id and time of arrival."""
 
     contents: Requests
     key: str
     id: str
     at: float
-    size: int
+    body: bytes
+    wire: WireFormat
+
+    def read_for(self, model: ServedModel, serving: RoutingTable) -> list[Record]:
+        """Return the records as a version reads them; raise RequestError if it refuses what the stable version takes.
+
+        Each version has its own columns, in its own order.
+        """
+        if model.loaded.contract.features == serving.stable.loaded.contract.features:
+            return self.contents.records
+        return self.wire.read(serving.formats[model.version], self.body).records
 
 
 class RequestHandler:
@@ -116,7 +126,7 @@ class RequestHandler:
             return not_ready(request_id)
         try:
             model = serving.stable if version is None else serving.models[version]
-            request = self._read(wire, model, body, key, request_id)
+            request = self._read(wire, serving, model, body, key, request_id)
         except KeyError:
             self.counts.count_response(0, NO_ROLE, 404)
             error_body = _encode({"error": f"version {version} is not loaded", "problems": []})
@@ -127,17 +137,26 @@ class RequestHandler:
         if version is not None:
             result = await self._predict(serving, request.contents.records, model, TrafficRole.CHAMPION)
             return self._make_reply(wire, serving, request, [result])
-        return await self._answer_by_plan(wire, serving, request, body)
+        return await self._answer_by_plan(wire, serving, request)
 
-    def _read(self, wire: WireFormat, model: ServedModel, body: bytes, key: str | None, request_id: str) -> _Request:
-        contents = wire.read(model.loaded.formats, body)
+    def _read(
+        self,
+        wire: WireFormat,
+        serving: RoutingTable,
+        model: ServedModel,
+        body: bytes,
+        key: str | None,
+        request_id: str,
+    ) -> _Request:
+        contents = wire.read(serving.formats[model.version], body)
         if contents.sticky_key is not None:
             key = contents.sticky_key
         elif key is None and contents.entities and contents.entities[0] is not None:
             key = str(contents.entities[0])
-        return _Request(contents, key if key is not None else request_id, request_id, time.time(), len(body))
+        key = key if key is not None else request_id
+        return _Request(contents, key, request_id, time.time(), body, wire)
 
-    async def _answer_by_plan(self, wire: WireFormat, serving: RoutingTable, request: _Request, body: bytes) -> Reply:
+    async def _answer_by_plan(self, wire: WireFormat, serving: RoutingTable, request: _Request) -> Reply:
         model, role = serving.select_model(request.key)
         counts = self.counts.version_counts(serving.plan.sequence, model.version)
         counts.requests += 1
@@ -145,20 +164,25 @@ class RequestHandler:
             result = await self._predict(serving, request.contents.records, model, role)
             _count_unit(counts, serving, request, result)
             return self._make_reply(wire, serving, request, [result])
-        try:
-            # A successor with another contract reads the body again.
-            same = model.loaded.contract.features == serving.stable.loaded.contract.features
-            records = request.contents.records if same else wire.read(model.loaded.formats, body).records
-        except RequestError:
-            result = PredictionResult(model, role, 0.0, error="it refuses a request that the stable version accepts")
-        else:
-            result = await self._predict(serving, records, model, role)
+        result = await self._predict_as_read(serving, request, model, role)
         _count_unit(counts, serving, request, result)
         if result.answers is not None:
             return self._make_reply(wire, serving, request, [result])
         self.counts.count_fallback(model.version, "no answer")
         fallback = await self._predict(serving, request.contents.records, serving.stable, TrafficRole.CHAMPION)
         return self._make_reply(wire, serving, request, [fallback, result])
+
+    async def _predict_as_read(
+        self, serving: RoutingTable, request: _Request, model: ServedModel, role: TrafficRole
+    ) -> PredictionResult:
+        """Predict with a successor, which reads the request by its own contract."""
+        try:
+            records = request.read_for(model, serving)
+        except RequestError:
+            unread = [(None,) * len(model.loaded.contract.features)] * len(request.contents.records)
+            error = "it refuses a request that the stable version accepts"
+            return PredictionResult(model, role, unread, 0.0, error=error)
+        return await self._predict(serving, records, model, role)
 
     async def _predict(
         self, serving: RoutingTable, records: list[Record], model: ServedModel, role: TrafficRole
@@ -220,8 +244,8 @@ class RequestHandler:
         if self.log is None:
             return
         contents, answers = request.contents, result.answers
-        size = request.size // len(contents.records)
-        for position, record in enumerate(contents.records):
+        size = len(request.body) // len(contents.records)
+        for position, record in enumerate(result.records):
             self.log.write(
                 Prediction(
                     of=result.model.loaded.logged,
@@ -240,15 +264,14 @@ class RequestHandler:
             )
 
     async def _predict_shadow(self, shadow: ServedModel, serving: RoutingTable, request: _Request) -> None:
-        records = request.contents.records
         counts = self.counts.version_counts(serving.plan.sequence, shadow.version)
         counts.requests += 1
         try:
-            result = await self._predict(serving, records, shadow, TrafficRole.SHADOW)
+            result = await self._predict_as_read(serving, request, shadow, TrafficRole.SHADOW)
             _count_unit(counts, serving, request, result)
             self._write_log(request, result)
         finally:
-            self._shadowed -= len(records)
+            self._shadowed -= len(request.contents.records)
 
 
 def _count_unit(counts: VersionCounts, serving: RoutingTable, request: _Request, result: PredictionResult) -> None:

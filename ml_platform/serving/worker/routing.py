@@ -6,7 +6,7 @@ traffic plan at the request's arrival.
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ml_platform.errors import BusyError, ModelTimeoutError, PredictionError, QueueTimeoutError
@@ -14,6 +14,7 @@ from ml_platform.inference.predictor import Answers
 from ml_platform.inference.request_contract import Record
 from ml_platform.monitoring.prediction_log.writer import TrafficRole
 from ml_platform.records.traffic import Mode, TrafficPlan
+from ml_platform.serving.http.wire_formats import Formats
 from ml_platform.serving.state import DesiredState
 from ml_platform.serving.worker.batching import Batcher
 from ml_platform.serving.worker.model_loader import Loaded
@@ -34,6 +35,7 @@ class ServedModel:
         self.loaded = loaded
         self.version = loaded.version
         self.batcher = Batcher(loaded.predict)
+        self._formats = {frozenset[str](): loaded.formats}
         self._late: asyncio.Task[Answers] | None = None
         # The ends of the timeouts of the predictions under way, oldest first.
         self._timeouts: dict[asyncio.Task[Answers], float] = {}
@@ -83,6 +85,18 @@ class ServedModel:
             raise ModelTimeoutError(f"Version {self.version} must predict within {timeout:g} s. It did not.")
         return task.result()
 
+    def formats_beside(self, others: Iterable["ServedModel"]) -> Formats:
+        """Return the reader of requests while other versions are loaded: columns that only they have are ignored.
+
+        Clients that send the columns of an earlier or a later version are answered during a rollout and after it.
+        """
+        contract = self.loaded.contract
+        theirs = frozenset(name for other in others for name in other.loaded.contract.names)
+        ignored = theirs - {*contract.names, contract.entity.name}
+        if ignored not in self._formats:
+            self._formats[ignored] = Formats(contract, ignored=ignored)
+        return self._formats[ignored]
+
     @property
     def waiting(self) -> int:
         """The number of records in its queue."""
@@ -105,6 +119,11 @@ class RoutingTable:
         ``None`` also if the plan's successor could not be loaded.
     headers : list of (bytes, bytes)
         Headers of every response, for any version.
+
+    Attributes
+    ----------
+    formats : dict of int to Formats
+        The reader of requests of each version: each reads its own columns, in its own order.
     """
 
     desired: DesiredState
@@ -113,6 +132,12 @@ class RoutingTable:
     stable: ServedModel
     successor: ServedModel | None
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    formats: dict[int, Formats] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Prepare the readers of requests."""
+        models = self.models.values()
+        object.__setattr__(self, "formats", {model.version: model.formats_beside(models) for model in models})
 
     @property
     def deadline(self) -> float:
@@ -155,10 +180,11 @@ def build_routing_table(desired: DesiredState, models: Mapping[int, ServedModel]
 
 @dataclass
 class PredictionResult:
-    """The answers or the error of one version, and the duration."""
+    """The answers or the error of one version for records as it has read them, and the duration."""
 
     model: ServedModel
     role: TrafficRole
+    records: list[Record]
     seconds: float
     answers: Answers | None = None
     error: str = ""
@@ -177,5 +203,5 @@ async def request_prediction(
         answers = await model.predict(records, timeout)
     except (PredictionError, ModelTimeoutError, BusyError) as error:
         seconds = time.perf_counter() - start
-        return PredictionResult(model, role, seconds, error=str(error), kind=type(error))
-    return PredictionResult(model, role, time.perf_counter() - start, answers)
+        return PredictionResult(model, role, records, seconds, error=str(error), kind=type(error))
+    return PredictionResult(model, role, records, time.perf_counter() - start, answers)

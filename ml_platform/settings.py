@@ -89,6 +89,11 @@ class Settings(BaseSettings):
     prediction_retention_days: float = Field(default=90.0, gt=0, le=36_500)
     """Days after which a logged prediction is deleted."""
 
+    worker_silence_seconds: float = Field(default=30.0, ge=2, le=3_600)
+    """Seconds without a sign of life after which a worker of ``ml-platform serve`` is killed and replaced: its event
+    loop does not run, or its model has not finished a call of at most 256 records. While it starts or loads a version,
+    ten times as long."""
+
     code_revision: str | None = None
     """Commit of the installed code, for an installation that is not a git checkout, such as an image. In a checkout it
     is ignored: git describes the code."""

@@ -35,6 +35,7 @@ class ServerFacts:
     plan: int = 0
     workers: int = 0
     restarts: int = 0
+    killed: int = 0
     stale: bool = False
 
 
@@ -92,6 +93,7 @@ class _Collector:
             yield self._gauge(name, text, [([], value)])
         for name, text, value in (
             ("worker_restarts", "Restarts of workers that ended unexpectedly.", facts.restarts),
+            ("workers_killed", "Workers that were killed because they gave no sign of life.", facts.killed),
             ("shadow_dropped", "Shadow requests dropped because the shadow's queue was full.", counts.shadow_dropped),
             ("log_written", "Predictions written to the log.", counts.log_written),
         ):

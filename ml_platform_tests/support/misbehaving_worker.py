@@ -3,6 +3,7 @@
 ``python -m ml_platform_tests.support.misbehaving_worker …`` is a worker that trusts this model too.
 """
 
+import re
 import sys
 import time
 from typing import Any
@@ -13,7 +14,7 @@ from ml_platform.storage import model_files
 
 NAME = "ml_platform_tests.support.misbehaving_worker"
 # No golden request has these seconds: `fakes.visits` draws less than a hundred.
-NAN, RAISES, SLOW = 1_000.0, 2_000.0, 3_000.0
+NAN, RAISES, SLOW, WAITS, SPINS = 1_000.0, 2_000.0, 3_000.0, 4_000.0, 5_000.0
 
 
 class Moody:
@@ -28,6 +29,10 @@ class Moody:
             raise ValueError(f"no plan fits {frame.to_dict()}")
         if (seconds == SLOW).any():
             time.sleep(3)
+        if (seconds == WAITS).any():
+            time.sleep(600)
+        if (seconds == SPINS).any():
+            re.match("(a+)+$", "a" * 50 + "b")  # does not end in years, and holds the interpreter's lock
         scores = np.where(seconds == NAN, np.nan, scores)
         return np.column_stack([1 - scores, scores])
 

@@ -149,6 +149,7 @@ class Supervisor:
             number=self._workers,
             on_death=lambda summary: self._run_in_background(asyncio.to_thread(self._alert_worker_death, summary)),
             on_ask=lambda worker, request: self._run_in_background(self._send_metrics(worker, request)),
+            max_silence=self.platform.settings.worker_silence_seconds,
         )
         if self.state is not None:
             self._send_state(self.state)
@@ -158,7 +159,7 @@ class Supervisor:
         serving = asyncio.create_task(admin.serve([self._admin]))
         parts = [
             asyncio.create_task(keep_running(part))
-            for part in (self._poll, self._report_to_database, self._probe_mlflow)
+            for part in (self._poll, self._report_to_database, self._probe_mlflow, self.worker_pool.watch)
         ]
         self.say(f"{self.model}: {self.address}, admin {self.admin_address}, {self._workers} workers")
         stopping = asyncio.create_task(self._stopping.wait())
@@ -438,6 +439,7 @@ class Supervisor:
                 plan=facts["plan"],
                 workers=facts["workers"],
                 restarts=self.worker_pool.restarts,
+                killed=self.worker_pool.killed,
                 stale=facts["stale"],
             )
         )

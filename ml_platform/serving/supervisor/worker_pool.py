@@ -28,6 +28,9 @@ SECONDS_UNTIL_HEALTHY = 5.0
 MAX_PAUSE = 30.0
 SECONDS_TO_STOP = 15.0
 SECONDS_FOR_COUNTS = 0.5
+SECONDS_BETWEEN_CHECKS = 1.0
+# A worker that starts or loads a version may be silent this many times as long.
+LOADING_FACTOR = 10
 # The state of a worker that has not loaded a version yet.
 NO_STATE: Mapping[str, Any] = {"revision": 0, "plan": 0, "stable": None, "successor": None, "loaded": {}, "refused": {}}
 
@@ -43,6 +46,15 @@ class WorkerHandle:
     state: Message = field(default_factory=lambda: dict(NO_STATE))
     counts: Counts = field(default_factory=Counts)
     counted: int = 0
+    heard: float = field(default_factory=time.monotonic)
+    in_call: float = 0.0
+    loading: bool = True
+    why_killed: str = ""
+
+    @property
+    def silence(self) -> float:
+        """Seconds without a sign of life: since its last message, or since the stable model's running call began."""
+        return max(time.monotonic() - self.heard, self.in_call)
 
     @property
     def pid(self) -> int:
@@ -66,6 +78,8 @@ class WorkerPool:
         Called with a sentence after a worker has ended unexpectedly.
     on_ask : callable
         Called with a worker and the number of its request when it requests the metrics of all workers.
+    max_silence : float
+        Seconds without a sign of life after which a worker is killed; `LOADING_FACTOR` times as long while it loads.
     """
 
     def __init__(
@@ -78,12 +92,13 @@ class WorkerPool:
         number: int,
         on_death: Callable[[str], None],
         on_ask: Callable[[WorkerHandle, int], None],
+        max_silence: float,
     ) -> None:
         self._listening, self._home, self._model, self._name = listening, home, model, name
         self._on_death, self._on_ask = on_death, on_ask
-        self._number = number
+        self._number, self._max_silence = number, max_silence
         self.workers: dict[int, WorkerHandle] = {}
-        self.restarts = 0
+        self.restarts = self.killed = 0
         self._ended = Counts()
         self._changed = asyncio.Condition()
         self._stopping = False
@@ -117,9 +132,11 @@ class WorkerPool:
             seconds = time.monotonic() - worker.started
             pause = min(max(2 * pause, 1.0), MAX_PAUSE) if seconds < SECONDS_UNTIL_HEALTHY else 0.0
             self.restarts += 1
+            ended = worker.why_killed or f"exited with status {status}"
+            restarted = f"in {pause:g} s" if pause else "at once"
             self._on_death(
-                f"worker {number} of {self._model} (process {worker.pid}) exited with status {status} after "
-                f"{seconds:.0f} s; it is restarted {f'in {pause:g} s' if pause else 'at once'}, the others continue"
+                f"worker {number} of {self._model} (process {worker.pid}) {ended} after {seconds:.0f} s; it is "
+                f"restarted {restarted}, the others continue"
             )
             await asyncio.sleep(pause)
 
@@ -149,16 +166,42 @@ class WorkerPool:
     async def _receive_messages(self, worker: WorkerHandle) -> None:
         """Receive a worker's messages until it ends."""
         async for message in worker.channel.messages():
+            worker.heard = time.monotonic()
             if "ask" in message:
                 self._on_ask(worker, message["ask"])
                 continue
             if "counts" in message:
                 worker.counts = msgspec.convert(message["counts"], Counts, strict=False)
                 worker.counted = max(worker.counted, message["asked"] or 0)
+                worker.in_call, worker.loading = message["in_call"], message["loading"]
             else:
                 worker.state = message
             async with self._changed:
                 self._changed.notify_all()
+
+    async def watch(self) -> None:
+        """Kill workers without a sign of life, one after the other; `_keep_running` replaces them.
+
+        Times are monotonic: a step of the clock has no effect. After a pause of this process itself, as of a suspended
+        machine, every worker gets its whole time again.
+        """
+        checked = time.monotonic()
+        while True:
+            await asyncio.sleep(SECONDS_BETWEEN_CHECKS)
+            paused, checked = time.monotonic() - checked > 2 * SECONDS_BETWEEN_CHECKS, time.monotonic()
+            if paused:
+                for worker in self.workers.values():
+                    worker.heard, worker.in_call = time.monotonic(), 0.0
+            silent = max(self.workers.values(), key=lambda worker: worker.silence / self._limit(worker), default=None)
+            if silent is None or silent.silence <= self._limit(silent) or silent.why_killed:
+                continue
+            silent.why_killed = f"was killed because it gave no sign of life for {silent.silence:.0f} s,"
+            log.error("worker %s (process %s) %s", silent.number, silent.pid, silent.why_killed)
+            self.killed += 1
+            silent.process.kill()
+
+    def _limit(self, worker: WorkerHandle) -> float:
+        return self._max_silence * (LOADING_FACTOR if worker.loading else 1)
 
     # All workers together
 

@@ -6,6 +6,7 @@ once. A request to an idle version does not wait for a batch.
 
 import asyncio
 import math
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -56,6 +57,7 @@ class Batcher:
         self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
+        self._call_began: float | None = None
         self.waiting = 0
 
     async def predict(self, records: list[Record]) -> Answers:
@@ -86,6 +88,12 @@ class Batcher:
             # Not at once: other requests that this iteration of the loop has received join the call.
             loop.call_soon(self._call_next, loop)
         return await request.answer
+
+    @property
+    def seconds_in_call(self) -> float:
+        """Seconds since the model's running call began; 0 if none runs. A call has at most one part of a request."""
+        began = self._call_began
+        return 0.0 if began is None else time.monotonic() - began
 
     async def close(self) -> None:
         """Refuse new requests, and wait until all queued requests are answered."""
@@ -133,10 +141,15 @@ class Batcher:
 
     def _predict_in_parts(self, records: list[Record]) -> Answers:
         """Predict in the model's thread, a long list in parts to bound the memory."""
-        if len(records) <= self._max_records_per_call:
-            return self._predict(records)
-        starts = range(0, len(records), self._max_records_per_call)
-        parts = [self._predict(records[start : start + self._max_records_per_call]) for start in starts]
+        parts, size = list[Answers](), self._max_records_per_call
+        try:
+            for start in range(0, len(records), size):
+                self._call_began = time.monotonic()
+                parts.append(self._predict(records[start : start + size]))
+        finally:
+            self._call_began = None
+        if len(parts) == 1:
+            return parts[0]
         return Answers(
             [score for part in parts for score in part.scores],
             [prediction for part in parts for prediction in part.predictions],

@@ -76,6 +76,7 @@ class Worker:
         self._refused: dict[ServedVersion, str] = {}
         self._desired: DesiredState | None = None
         self._received = asyncio.Event()
+        self._loading = False
         self._metrics_requests: dict[int, asyncio.Future[bytes]] = {}
         self._last_request = 0
         self._stopping = asyncio.Event()
@@ -145,7 +146,14 @@ class Worker:
             self._send_counts()
 
     def _send_counts(self, request: int | None = None) -> None:
-        self.channel.send({"counts": msgspec.to_builtins(read_counts(self.handler), str_keys=True), "asked": request})
+        """Send counts and signs of life: the seconds of the stable model's running call, and whether a version loads.
+
+        A successor that does not answer is the rollout's concern: it has a deadline.
+        """
+        counts = msgspec.to_builtins(read_counts(self.handler), str_keys=True)
+        serving = self.handler.serving
+        in_call = serving.stable.batcher.seconds_in_call if serving else 0.0
+        self.channel.send({"counts": counts, "asked": request, "in_call": in_call, "loading": self._loading})
 
     # Following the desired state
 
@@ -187,6 +195,8 @@ class Worker:
     async def _load(self, served: ServedVersion) -> None:
         if served in self._models:
             return
+        self._loading = True
+        self._send_counts()
         try:
             loaded = await asyncio.to_thread(load_version, self.home, self.task.model, served)
         except PlatformError as error:
@@ -196,6 +206,9 @@ class Worker:
         else:
             self._models[served] = ServedModel(loaded)
             self._refused.pop(served, None)
+        finally:
+            self._loading = False
+            self._send_counts()
 
 
 async def _run(task: WorkerTask) -> None:

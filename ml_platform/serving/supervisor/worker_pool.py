@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import socket
@@ -99,6 +100,7 @@ class WorkerPool:
         self._number, self._max_silence = number, max_silence
         self.workers: dict[int, WorkerHandle] = {}
         self.restarts = self.killed = 0
+        self._killed_at = -math.inf
         self._ended = Counts()
         self._changed = asyncio.Condition()
         self._stopping = False
@@ -195,6 +197,10 @@ class WorkerPool:
             silent = max(self.workers.values(), key=lambda worker: worker.silence / self._limit(worker), default=None)
             if silent is None or silent.silence <= self._limit(silent) or silent.why_killed:
                 continue
+            # A machine that stalls would lose all workers at once: the replacement has time to load before the next.
+            if time.monotonic() - self._killed_at < self._max_silence:
+                continue
+            self._killed_at = time.monotonic()
             silent.why_killed = f"was killed because it gave no sign of life for {silent.silence:.0f} s,"
             log.error("worker %s (process %s) %s", silent.number, silent.pid, silent.why_killed)
             self.killed += 1

@@ -2,15 +2,16 @@
 
 import contextlib
 import json
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
-from ml_platform_tests.e2e.test_canary_failures import ODD
 from ml_platform_tests.support import misbehaving_worker, prediction_server
 from ml_platform_tests.support.prediction_server import RECORD, wait_until
 
+ODD = [sys.executable, "-m", "ml_platform_tests.support.misbehaving_server"]
 KILLED = 'ml_platform_serving_workers_killed_total{model="visits"} 1.0'
 
 

@@ -352,7 +352,7 @@ def test_broken_promise_is_noticed(empty_mlflow: Path, monkeypatch: pytest.Monke
 
     # Hypothesis need not shrink the example: one that fails is enough.
     with switched_off(guards[guard]), pytest.raises((AssertionError, FlakyFailure)) as noticed:
-        run_machine(empty_mlflow, monkeypatch, examples=10, steps=12, same=True, phases=(Phase.generate,))
+        run_machine(empty_mlflow, monkeypatch, examples=40, steps=12, same=True, phases=(Phase.generate,))
     # Two promotions at once race: Hypothesis may not see the same failure when it runs the example again.
     error = noticed.value
     assert not isinstance(error, ExceptionGroup) or error.subgroup(AssertionError)

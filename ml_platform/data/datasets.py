@@ -29,11 +29,14 @@ PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
 def read_entity_rows(table: Path, spec: ModelSpec, entity: str) -> "pd.DataFrame | None":
-    """Return all rows of an entity, given as text, with the columns of the contract; ``None`` without a table."""
+    """Return all rows of an entity, given as text; ``None`` without a table.
+
+    The columns are those of the table, which may have been created with another contract.
+    """
     opened = _open(table)
     if opened is None:
         return None
-    rows: pd.DataFrame = opened.to_pyarrow_table(columns=spec.columns).to_pandas()
+    rows: pd.DataFrame = opened.to_pyarrow_table().drop_columns([ARRIVAL]).to_pandas()
     return rows[rows[spec.entity].astype(str) == entity]
 
 

@@ -40,6 +40,12 @@ SECRET = 987_654_321
 SECONDS = 71.234_567_89
 
 
+class VisitsWithReferrer(fakes.Visits):
+    """The contract of ``Visits`` with another column."""
+
+    referrer: str
+
+
 def make_visitors(n: int = 600, **changes: Any) -> pd.DataFrame:
     """Return visitors, one of them with two unique values."""
     rows = fakes.visits(n, **{"first": 2_000_000_000, **changes})
@@ -101,6 +107,20 @@ def test_after_forgetting_no_byte_holds_the_entity(platform: Platform) -> None:
     assert (stone.reason, stone.actor, stone.figures) == ("request 17", "ann", done["figures"])
     assert stone.completed_at is not None
     assert entity not in str(stone)
+
+
+def test_forget_contract_with_new_column_erases_entity(platform: Platform) -> None:
+    rows = make_visitors()
+    entity = first_visitor(rows)
+    fakes.drop(platform, "monday.parquet", rows)
+    publish(platform)
+    train_and_judge(platform)
+    changed = fakes.visits_spec(contract=VisitsWithReferrer)
+
+    done = forget.forget(platform, changed, entity, reason="request 17", actor="ann")
+
+    assert traces(platform.settings.home, entity, str(SECONDS)) == []
+    assert (done["figures"]["rows_of_the_table"], done["figures"]["golden_requests"]) == (1, 1)
 
 
 def test_forget_marks_candidates_and_keeps_other_rows(platform: Platform) -> None:

@@ -283,6 +283,13 @@ def holds(zone: LandingZone, model: str, name: str, data: bytes) -> bool:
     return zone.read(model, [name], len(data) + 1).get(name) == data
 
 
+def is_correction(zone: LandingZone, model: str, name: str) -> bool:
+    """Return True if a file's manifest in the landing zone declares a correction."""
+    data = zone.read(model, [name + MANIFEST_SUFFIX], LONGEST_MANIFEST).get(name + MANIFEST_SUFFIX, b"")
+    manifest = _parse_manifest(data)
+    return manifest is not None and manifest.corrects
+
+
 def is_safe_name(name: str) -> bool:
     """Return True if a file of this name can be an arrival."""
     return len(name) <= LONGEST_NAME and bool(SAFE_NAME.fullmatch(name)) and name.lower().endswith(SUFFIXES)

@@ -21,12 +21,19 @@ def land_files(platform: Platform, model: str, files: Mapping[str, bytes], *, co
     Raises
     ------
     LandingZoneError
-        A name cannot be an arrival, or a waiting file has this name and other bytes. Nothing was written.
+        A name cannot be an arrival, a waiting file has this name and other bytes, or a correction has the name and
+        bytes of a file that was landed as none. Nothing was written.
     """
     zone = platform.zone
     arrivals.require_safe_names(files)
     zone.prepare(model)
     new = [name for name, data in files.items() if not arrivals.holds(zone, model, name, data)]
+    kept = sorted(files.keys() - set(new)) if corrects else []
+    if kept := [name for name in kept if not arrivals.is_correction(zone, model, name)]:
+        raise LandingZoneError(
+            f"The file {kept[0]!r} is in {zone.address}/{model} already, with the same bytes: it would not become a "
+            "correction. Give your file another name. Nothing was landed."
+        )
     waiting = {arrival.name for arrival in waiting_arrivals(platform, model)}
     if taken := sorted(waiting & set(new)):
         raise LandingZoneError(

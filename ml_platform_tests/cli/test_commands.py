@@ -155,6 +155,19 @@ def test_land_correction_declares_it(platform: Platform, tmp_path: Path) -> None
 
     manifest = fakes.landing(platform) / "churn" / "monday.parquet.manifest.json"
     assert (status, json.loads(manifest.read_text())["corrects"]) == (0, True)
+    again = call("land", str(file), "--model", "churn", "--correction")
+    assert again == (0, "monday.parquet: is there already\n")
+
+
+def test_land_existing_file_as_correction_is_refused(platform: Platform, tmp_path: Path) -> None:
+    file, other = tmp_path / "monday.parquet", tmp_path / "new.parquet"
+    fakes.visits(20).to_parquet(file)
+    fakes.visits(10).to_parquet(other)
+    call("land", str(file), "--model", "churn")
+
+    with pytest.raises(LandingZoneError, match=r"'monday.parquet' is in .* Give your file another name"):
+        call("land", str(other), str(file), "--model", "churn", "--correction")
+    assert not (fakes.landing(platform) / "churn" / "new.parquet").exists()
 
 
 def test_land_existing_file_is_skipped(platform: Platform, tmp_path: Path) -> None:

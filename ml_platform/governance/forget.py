@@ -53,7 +53,7 @@ def forget(platform: Platform, spec: ModelSpec, entity: str, *, reason: str, act
     require_reason(reason)
     _require_possible(entity, spec)
     name = erasure.canonical(entity, spec)
-    spellings = [rf"(?<!\w){re.escape(text)}(?!\w)" for text in (name, entity.strip())]
+    spellings = [rf"(?<!\w){re.escape(text)}(?!\w)" for text in (name, entity.strip()) if text]
     named = any(re.search(spelling, reason, re.IGNORECASE) for spelling in spellings)
     if named or name in {erasure.canonical(word, spec) for word in re.findall(r"\w+", reason)}:
         raise DataError("The reason is kept and must not name the entity. Give another reason; nothing was deleted.")
@@ -94,7 +94,8 @@ def _require_possible(entity: str, spec: ModelSpec) -> None:
 
     types = arrow_types(spec)
     kind = types.field(spec.entity).type if spec.entity in types.names else pa.string()
-    if not entity.strip() or read_values(pa.array([entity.strip()]), kind)[1].any():
+    text = entity if pa.types.is_string(kind) or pa.types.is_large_string(kind) else entity.strip()
+    if not text or read_values(pa.array([text]), kind)[1].any():
         raise DataError(
             f"No row of {spec.name!r} can have this {spec.entity}, which must be {describe_type(kind)}. Got {entity!r} "
             "instead. Nothing was deleted."

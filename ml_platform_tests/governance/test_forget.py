@@ -46,6 +46,12 @@ class VisitsWithReferrer(fakes.Visits):
     referrer: str
 
 
+class NamedVisits(fakes.Visits):
+    """The contract of ``Visits`` with visitors that have names."""
+
+    visitor: str  # type: ignore[assignment]
+
+
 def make_visitors(n: int = 600, **changes: Any) -> pd.DataFrame:
     """Return visitors, one of them with two unique values."""
     rows = fakes.visits(n, **{"first": 2_000_000_000, **changes})
@@ -121,6 +127,20 @@ def test_forget_contract_with_new_column_erases_entity(platform: Platform) -> No
 
     assert traces(platform.settings.home, entity, str(SECONDS)) == []
     assert (done["figures"]["rows_of_the_table"], done["figures"]["golden_requests"]) == (1, 1)
+
+
+def test_forget_blank_text_entity_is_erased(platform: Platform) -> None:
+    spec = fakes.visits_spec(contract=NamedVisits)
+    rows = fakes.visits(20).astype({"visitor": "str"})
+    rows.loc[0, "visitor"] = " "
+    fakes.drop(platform, "monday.csv", rows)
+    publish(platform, spec)
+
+    done = forget.forget(platform, spec, " ", reason="request 17", actor="ann")
+
+    assert done["figures"]["rows_of_the_table"] == 1
+    with pytest.raises(DataError, match=r"must be text\. Got '' instead"):
+        forget.forget(platform, spec, "", reason="request 17", actor="ann")
 
 
 def test_forget_marks_candidates_and_keeps_other_rows(platform: Platform) -> None:

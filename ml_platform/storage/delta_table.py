@@ -284,7 +284,8 @@ def _require_columns(opened: Any, names: list[str]) -> None:
         extra, missing = sorted(columns - set(names)), sorted(set(names) - columns)
         raise DatasetError(
             f"The table {opened.table_uri} was created with another contract: it has the extra columns {extra} and "
-            f"lacks {missing}. Change the contract back, or move the table away and land the files again."
+            f"lacks {missing}. Change the contract back, or move the table away and land exports that have "
+            "the contract's columns."
         )
 
 

@@ -7,7 +7,9 @@ MODEL_FILE = "model.skops"
 
 # Types that a model file may contain in addition to those that skops trusts (scikit-learn's estimators, NumPy, SciPy).
 # The list in a model's MLmodel file is never used: an attacker could extend it.
+# ``numpy.dtype`` is data: SimpleImputer and KBinsDiscretizer keep one, and skops reads it from an empty array.
 TRUSTED_TYPES = (
+    "numpy.dtype",
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
     "sklearn.metrics._classification.f1_score",
     "sklearn.metrics._scorer._CurveScorer",

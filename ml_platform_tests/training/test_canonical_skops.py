@@ -16,6 +16,8 @@ import skops.io as sio
 from scipy import sparse
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import TunedThresholdClassifierCV
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder
@@ -48,7 +50,13 @@ def forest() -> Any:
     return _build(OneHotEncoder(), RandomForestClassifier(n_estimators=5, random_state=0))
 
 
-PIPELINES = {"logistic": fakes.visits_pipeline, **{f.__name__: f for f in (boosting, tuned, forest)}}
+def imputed() -> Any:
+    encode = _build(OneHotEncoder(), LogisticRegression(random_state=0))
+    encode.steps.insert(1, ("fill", SimpleImputer()))
+    return encode
+
+
+PIPELINES = {"logistic": fakes.visits_pipeline, **{f.__name__: f for f in (boosting, tuned, forest, imputed)}}
 
 
 @pytest.fixture(params=PIPELINES, scope="module")

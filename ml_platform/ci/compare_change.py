@@ -311,6 +311,7 @@ class _Comparison:
         self.findings.problems += problems_of_checks(c for c in self.findings.checks if c.check not in reported)
 
     def require_declared_changes(self) -> None:
+        """Note the declared changes of gates, and report each that is not declared as a problem."""
         for change in self.findings.changes:
             if change.declared:
                 self.findings.notes.append(f"{_words(change)} Declared: {change.declared}")

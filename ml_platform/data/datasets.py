@@ -40,6 +40,25 @@ def read_entity_rows(table: Path, spec: ModelSpec, entity: str) -> "pd.DataFrame
     return rows[rows[spec.entity].astype(str) == entity]
 
 
+def require_entity_column(table: Path, spec: ModelSpec) -> None:
+    """Refuse a table without the contract's entity column, in which no entity can be found.
+
+    Raises
+    ------
+    DatasetError
+        The table was created with a contract that has another entity column.
+    """
+    opened = _open(table)
+    if opened is None:
+        return
+    columns = [field.name for field in opened.schema().fields]
+    if spec.entity not in columns:
+        raise DatasetError(
+            f"The table {table} has no column {spec.entity!r}, the entity of the contract of {spec.name!r}: it was "
+            f"created with another contract, and has {columns}. Change the entity back before entities are deleted."
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class PublishedState:
     """One version of a model's table, which a new batch is validated against; `version` is -1 without a table.

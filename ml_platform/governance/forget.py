@@ -42,6 +42,8 @@ def forget(platform: Platform, spec: ModelSpec, entity: str, *, reason: str, act
     ------
     ConfigurationError
         The reason is blank, or is not one line of printable text.
+    DatasetError
+        The model's table has another entity column.
     DataError
         The reason names the entity, or the contract's entity column cannot have this value.
     ConflictError
@@ -57,6 +59,7 @@ def forget(platform: Platform, spec: ModelSpec, entity: str, *, reason: str, act
     named = any(re.search(spelling, reason, re.IGNORECASE) for spelling in spellings)
     if named or name in {erasure.canonical(word, spec) for word in re.findall(r"\w+", reason)}:
         raise DataError("The reason is kept and must not name the entity. Give another reason; nothing was deleted.")
+    datasets.require_entity_column(platform.rows(spec.name), spec)
     with exclusive_data_lock(platform, spec.name, seconds=SECONDS_TO_WAIT):
         load_forgotten_filter(platform, spec)  # refuses another key than the one in use
         key = platform.forget_key(make=not platform.database.tombstones(spec.name))
@@ -109,8 +112,8 @@ def _require_nothing_under_way(platform: Platform, model: str) -> None:
     if under_way := (stored - known) | waiting:
         raise ConflictError(
             f"{len(under_way)} files of {model!r} are waiting or being published, and may contain the entity. From now "
-            f"on they are published without it: run `ml-platform ingest {model}`, then this again. Nothing was deleted "
-            "yet."
+            f"on they are published without it: run `ml-platform ingest {model}`, then this again. If that stops, run "
+            f"`ml-platform quarantine add {model} FILE --reason …` for each of them. Nothing was deleted yet."
         )
 
 

@@ -83,6 +83,7 @@ class _Collector:
         yield self._counter("log_dropped", "Predictions missing from the log.", dropped, ["reason"])
 
     def read_process_metrics(self) -> Iterator[Metric]:
+        """Yield the figures of the server as a whole: its workers, prediction log and versions."""
         facts, counts = self.facts, self.facts.counts
         for name, text, value in (
             ("workers", "Running workers of this host.", facts.workers),

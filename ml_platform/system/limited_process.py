@@ -229,6 +229,7 @@ class _Watch:
         return b"".join(parts)
 
     def check_limits(self) -> None:
+        """Set `exceeded` to the reason, and end the wait, if the process has exceeded its memory or its time."""
         if self._max_bytes is not None:
             self._peak = max(self._peak, read_anonymous_bytes(self._status) - self._start)
             if self._peak > self._max_bytes:

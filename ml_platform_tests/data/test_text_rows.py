@@ -354,30 +354,61 @@ PIECES = st.sampled_from(
 ODD_CELLS = st.lists(PIECES, min_size=1, max_size=4).map("".join)
 
 
+CELL_ROWS = st.lists(st.tuples(*[ODD_CELLS] * len(EVERY_TYPE)), min_size=1, max_size=3)
+ReadTwice = tuple[text_rows.TextRows, text_rows.TextRows]
+
+
+def read_twice(path: Path, field: pa.Field, cells: list[str], *, quoted: bool) -> ReadTwice | None:
+    """Read a column by Arrow's conversion and by the grammar; ``None`` if Arrow's conversion is not used for it."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, quoting=csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL)
+        writer.writerows([[field.name], *([cell] for cell in cells)])
+    structure, schema = scan_csv([path.read_bytes()], 100), pa.schema([field])
+    by_grammar = text_rows.read_csv_rows(path, structure, schema, 10, converted=False)
+    if not structure.plain:
+        return None
+    try:
+        return text_rows.read_csv_rows(path, structure, schema, 10, converted=True), by_grammar
+    except pa.ArrowInvalid:
+        return None
+
+
+def read_columns_twice(path: Path, rows: list[tuple[str, ...]], *, quoted: bool) -> list[ReadTwice]:
+    columns = zip(EVERY_TYPE, zip(*rows, strict=True), strict=True)
+    return [both for field, cells in columns if (both := read_twice(path, field, list(cells), quoted=quoted))]
+
+
 @pytest.mark.fault("D21")
 @settings(max_examples=300, derandomize=True, deadline=None)
-@given(st.lists(st.tuples(*[ODD_CELLS] * len(EVERY_TYPE)), min_size=1, max_size=3), st.booleans())
+@given(CELL_ROWS, st.booleans())
 def test_converted_rows_equal_rows_by_grammar(tmp_path_factory: Any, rows: Any, quoted: bool) -> None:
-    compare_conversions(tmp_path_factory.getbasetemp() / "typed.csv", rows, quoted=quoted)
+    for converted, by_grammar in read_columns_twice(tmp_path_factory.getbasetemp() / "typed.csv", rows, quoted=quoted):
+        assert not by_grammar.unread.any()
+        assert converted.table.equals(by_grammar.table)
 
 
-def compare_conversions(path: Path, rows: list[tuple[str, ...]], *, quoted: bool) -> None:
-    """Check, column by column, that Arrow converts plain cells as the grammar reads them, or not at all."""
-    for index, field in enumerate(EVERY_TYPE):
-        with path.open("w", newline="") as file:
-            writer = csv.writer(file, quoting=csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL)
-            writer.writerows([[field.name], *([row[index]] for row in rows)])
-        structure = scan_csv([path.read_bytes()], 100)
-        schema = pa.schema([field])
-        wanted = text_rows.read_csv_rows(path, structure, schema, 10, converted=False)
-        if not structure.plain:
-            continue
-        try:
-            read = text_rows.read_csv_rows(path, structure, schema, 10, converted=True)
-        except pa.ArrowInvalid:
-            continue
-        assert not wanted.unread.any(), rows
-        assert read.table.equals(wanted.table)
+@pytest.mark.fault("D21")
+@pytest.mark.parametrize("quoted", [False, True])
+@pytest.mark.parametrize(
+    ("name", "cell"),
+    [
+        ("big", "-007"),
+        ("small", "12"),
+        ("natural", "65535"),
+        ("number", "+1.5e3"),
+        ("rough", ".5"),
+        ("flag", "TRUE"),
+        ("at", "2024-02-29T10:00:00.123456+02:30"),
+        ("local", "2024-02-29"),
+        ("second", "2024-02-29 10:00"),
+    ],
+)
+def test_plain_column_is_converted_by_arrow(tmp_path: Path, name: str, cell: str, quoted: bool) -> None:
+    both = read_twice(tmp_path / "plain.csv", EVERY_TYPE.field(name), [cell, cell], quoted=quoted)
+
+    assert both is not None
+    assert both[0].table.equals(both[1].table)
+    assert (both[0].table.num_rows, both[0].table[name].null_count) == (2, 0)
 
 
 @pytest.mark.fault("D21")
@@ -396,9 +427,11 @@ def test_spaces_within_text_are_plain() -> None:
 @pytest.mark.soak
 @pytest.mark.timeout(3_600)
 @settings(max_examples=20_000, deadline=None)
-@given(st.lists(st.tuples(*[ODD_CELLS] * len(EVERY_TYPE)), min_size=1, max_size=3), st.booleans())
+@given(CELL_ROWS, st.booleans())
 def test_many_conversions_equal_grammar(tmp_path_factory: Any, rows: Any, quoted: bool) -> None:
-    compare_conversions(tmp_path_factory.getbasetemp() / "typed.csv", rows, quoted=quoted)
+    for converted, by_grammar in read_columns_twice(tmp_path_factory.getbasetemp() / "many.csv", rows, quoted=quoted):
+        assert not by_grammar.unread.any()
+        assert converted.table.equals(by_grammar.table)
 
 
 @pytest.mark.soak

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pandera.pandas as pandera
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
@@ -17,7 +18,14 @@ from ml_platform.data import arrivals, datasets, erasure, quarantine, reading
 from ml_platform.data.ingest import publish_batches, store_raw_batches
 from ml_platform.data.landing import waiting_arrivals
 from ml_platform.data.pin import pin_dataset
-from ml_platform.errors import ConfigurationError, ConflictError, DataError, ForgottenError, LandingZoneError
+from ml_platform.errors import (
+    ConfigurationError,
+    ConflictError,
+    DataError,
+    DatasetError,
+    ForgottenError,
+    LandingZoneError,
+)
 from ml_platform.evaluation.judge import judge_candidate
 from ml_platform.governance import forget
 from ml_platform.governance.status import status
@@ -127,6 +135,44 @@ def test_forget_contract_with_new_column_erases_entity(platform: Platform) -> No
 
     assert traces(platform.settings.home, entity, str(SECONDS)) == []
     assert (done["figures"]["rows_of_the_table"], done["figures"]["golden_requests"]) == (1, 1)
+
+
+class RenamedVisits(fakes.Visits):
+    """The contract of ``Visits`` with another name of the entity column."""
+
+    visitor: int = pandera.Field(ge=1, alias="person")
+
+
+def test_forget_refused_waiting_file_has_way_out(platform: Platform) -> None:
+    rows = make_visitors(100)
+    entity = first_visitor(rows)
+    fakes.drop(platform, "monday.parquet", rows)
+    publish(platform)
+    changed = fakes.visits_spec(contract=VisitsWithReferrer)
+    later = rows.assign(referrer="x", seen_at=rows["seen_at"] + pd.Timedelta("1D"))
+    fakes.drop(platform, "tuesday.parquet", later)
+    with pytest.raises(DatasetError):
+        publish(platform, changed)
+
+    with pytest.raises(ConflictError, match="ml-platform quarantine add visits FILE"):
+        forget.forget(platform, changed, entity, reason="request 17", actor="ann")
+    quarantine.add(platform, "visits", "tuesday.parquet", reason="other columns", actor="ann")
+    done = forget.forget(platform, changed, entity, reason="request 17", actor="ann")
+
+    assert (done["figures"]["rows_of_the_table"], done["figures"]["rows_of_kept_files"]) == (1, 2)
+    assert traces(platform.settings.home / "models", entity) == []
+
+
+def test_forget_renamed_entity_column_is_refused(platform: Platform) -> None:
+    rows = make_visitors(100)
+    fakes.drop(platform, "monday.parquet", rows)
+    publish(platform)
+    renamed = fakes.visits_spec(contract=RenamedVisits, entity="person")
+
+    with pytest.raises(DatasetError, match="has no column 'person'"):
+        forget.forget(platform, renamed, first_visitor(rows), reason="request 17", actor="ann")
+
+    assert platform.database.tombstones("visits") == []
 
 
 def test_forget_blank_text_entity_is_erased(platform: Platform) -> None:

@@ -183,6 +183,7 @@ class _Scan:
         )
 
     def require_utf8(self, block: bytes) -> None:
+        """Refuse a block that is not UTF-8, after those before it, with the line."""
         if block.isascii() and not self.decoder.getstate()[0]:
             return
         try:

@@ -199,10 +199,10 @@ def test_leaks_gaps_and_values_together_are_found(random: np.random.Generator, s
     number = np.r_[random.random(300) + 5, [1.0] * 3, [np.nan] * 97]
     features = pd.DataFrame({"number": sign * number, "text": [*"ab" * 150, *"ccc", *[None] * 97]})
 
-    assert find_leaking_features(features, labels) == {
-        "number": (pytest.approx(1), "with missing as a value"),
-        "text": (pytest.approx(0.9925), "with missing as a value"),
-    }
+    leaks = find_leaking_features(features, labels)
+
+    assert {name: leak.score for name, leak in leaks.items()} == pytest.approx({"number": 1, "text": 0.9925})
+    assert {leak.clue for leak in leaks.values()} == {"with missing as a value"}
 
 
 @pytest.mark.fault("D27")
@@ -269,8 +269,8 @@ def test_leaks_number_in_text_shows_numeric_label(random: np.random.Generator) -
 
     leaks = find_leaking_features(texts, labels, "regression")
 
-    assert list(leaks) == ["text"]
-    assert leaks["text"] == (pytest.approx(1), "by its first number")
+    assert {name: leak.score for name, leak in leaks.items()} == {"text": pytest.approx(1)}
+    assert leaks["text"].clue == "by its first number"
 
 
 @pytest.mark.fault("D27")
@@ -292,7 +292,8 @@ def test_leaks_times_and_truth_values_are_found(random: np.random.Generator, col
 
     leak = find_leaking_features(features, labels)[column]
 
-    assert leak == (pytest.approx(1), f"on its {features[column].count()} rows with a value" if missing else "")
+    assert leak.score == pytest.approx(1)
+    assert leak.clue == (f"on its {features[column].count()} rows with a value" if missing else "")
 
 
 @pytest.mark.fault("D27")

@@ -4,10 +4,29 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.linear_model import LinearRegression
+from scipy.stats import loguniform
+from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.cluster import Birch
+from sklearn.decomposition import PCA
+from sklearn.ensemble import StackingClassifier, VotingClassifier
+from sklearn.experimental import enable_iterative_imputer  # noqa: F401 - makes IterativeImputer importable
+from sklearn.feature_selection import SelectKBest, SelectPercentile, mutual_info_classif
+from sklearn.gaussian_process import GaussianProcessClassifier
+from sklearn.gaussian_process.kernels import Matern, WhiteKernel
+from sklearn.impute import IterativeImputer
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.model_selection import GridSearchCV, RandomizedSearchCV, StratifiedKFold, TunedThresholdClassifierCV
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import FeatureUnion, make_pipeline
+from sklearn.preprocessing import FunctionTransformer, SplineTransformer
+from sklearn.svm import LinearSVC
+from sklearn.tree import DecisionTreeClassifier
 
 from ml_platform.data import dataset_checks
-from ml_platform.errors import ModelError
+from ml_platform.errors import ModelError, UntrustedModelError
 from ml_platform.inference import predictor
 from ml_platform.storage import model_files
 from ml_platform.training import fit
@@ -76,6 +95,11 @@ def test_classifier_for_regression_is_refused() -> None:
         fit.fit(fakes.spending(ROWS), spec)
 
 
+def test_classifier_without_probabilities_is_refused() -> None:
+    with pytest.raises(ModelError, match="Pipeline with predict_proba"):
+        fit.fit(ROWS, fakes.visits_spec(pipeline=lambda: make_pipeline(fakes.visits_pipeline()[0], LinearSVC())))
+
+
 def test_model_is_fitted_on_features_only(fitted: Any) -> None:
     assert fitted.feature_names_in_.tolist() == SPEC.features
     assert fitted.classes_.tolist() == [0, 1]
@@ -129,3 +153,73 @@ def test_failed_store_keeps_previous_model(fitted: Any, tmp_path: Path) -> None:
 def generator_in_a_pipeline() -> Any:
     """Return an object that skops begins to write and then refuses."""
     return [np.arange(1_000), (number for number in range(3))]
+
+
+def classified_by(classifier: Any, *steps: Any) -> Any:
+    """Return a spec whose pipeline scales the numbers, then has `steps`, then a classifier."""
+    return fakes.visits_spec(pipeline=lambda: clone(make_pipeline(fakes.visits_pipeline()[0], *steps, classifier)))
+
+
+TREE = DecisionTreeClassifier(max_depth=3, random_state=0)
+LOGISTIC = LogisticRegression()
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        classified_by(LOGISTIC, SelectKBest(k=2)),
+        classified_by(LOGISTIC, SelectPercentile(mutual_info_classif)),
+        classified_by(LOGISTIC, SplineTransformer()),
+        classified_by(LOGISTIC, IterativeImputer()),
+        classified_by(LOGISTIC, FeatureUnion([("two", PCA(2)), ("one", FunctionTransformer(np.abs))])),
+        classified_by(KNeighborsClassifier(3)),
+        classified_by(KNeighborsClassifier(3, algorithm="ball_tree", metric="manhattan")),
+        classified_by(MLPClassifier((2,), solver="sgd", tol=0.1, random_state=0)),
+        classified_by(GaussianProcessClassifier(Matern() + WhiteKernel(0.1, "fixed"))),
+        classified_by(CalibratedClassifierCV(TREE, cv=StratifiedKFold(3))),
+        classified_by(CalibratedClassifierCV(TREE, method="isotonic")),
+        classified_by(StackingClassifier([("tree", TREE), ("logistic", LOGISTIC)])),
+        classified_by(VotingClassifier([("tree", TREE), ("logistic", LOGISTIC)], voting="soft")),
+        classified_by(OneVsRestClassifier(LOGISTIC)),
+        classified_by(GridSearchCV(LOGISTIC, {"C": [0.1, 1]}, scoring="roc_auc")),
+        classified_by(TunedThresholdClassifierCV(LOGISTIC)),
+    ],
+    ids=lambda spec: "-".join(type(step).__name__ for _, step in spec.pipeline().steps[1:]),
+)
+def test_fitted_scikit_learn_pipeline_is_loaded(tmp_path: Path, spec: Any) -> None:
+    fitted = fit.fit(ROWS, spec)
+
+    loaded = predictor.load(tmp_path / model_files.MODEL_FILE, fit.store(fitted, tmp_path))
+
+    features = ROWS[spec.features]
+    np.testing.assert_array_equal(loaded.pipeline.predict_proba(features), fitted.predict_proba(features))
+
+
+class OwnStep(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    def fit(self, *_data: Any) -> "OwnStep":
+        raise AssertionError("The pipeline was fitted.")
+
+
+@pytest.mark.parametrize(
+    ("classifier", "part"),
+    [
+        (make_pipeline(OwnStep(), LOGISTIC), r"training\.test_fit\.OwnStep\. Use scikit-learn's own"),
+        (make_pipeline(FunctionTransformer(classified_by), LOGISTIC), r"training\.test_fit\.classified_by\. Use"),
+        (RandomizedSearchCV(LOGISTIC, {"C": loguniform(0.1, 1)}), r"reciprocal_gen, .*\.rv_continuous_frozen\. Use"),
+        (make_pipeline(Birch(), LOGISTIC), "Birch are not supported yet"),
+    ],
+)
+def test_untrusted_part_is_refused_before_fit(classifier: Any, part: str) -> None:
+    spec = fakes.visits_spec(pipeline=lambda: classifier)
+
+    with pytest.raises(UntrustedModelError, match=part):
+        fit.fit(ROWS, spec)
+
+
+def test_untrusted_part_of_fitted_is_not_stored(tmp_path: Path) -> None:
+    fitted = fit.fit(ROWS, classified_by(KNeighborsClassifier(3, metric="canberra")))
+
+    with pytest.raises(UntrustedModelError, match="CanberraDistance64"):
+        fit.store(fitted, tmp_path)
+
+    assert list(tmp_path.iterdir()) == []

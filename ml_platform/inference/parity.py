@@ -29,7 +29,7 @@ BATCH = 32
 SINGLE_ROWS = 8
 FEW = 5
 # The errors with which scikit-learn refuses values.
-REFUSED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+REFUSED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, UserWarning, ValueError)
 NUMBERS = (0, 1, -1, 0.5, -0.0, 1e-300, 2**53 + 1, 1e30)
 
 # Scores as bytes, which are equal only if every bit is, and predictions.
@@ -177,6 +177,8 @@ def _outcome(predict: "Callable[[], tuple[NDArray[Any], NDArray[Any]]]") -> Outc
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings of unknown categories: their predictions are compared
+            # A part of the compiled pipeline that was fitted on a DataFrame would warn of every call.
+            warnings.filterwarnings("error", ".*valid feature names", UserWarning)
             scores, predictions = predict()
     except REFUSED:
         return None

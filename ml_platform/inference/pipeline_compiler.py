@@ -2,10 +2,12 @@
 
 Passing a DataFrame of one row through a ColumnTransformer takes ten times as long as the model behind it. A compiled
 pipeline looks up learnt categories in dicts, and scales arrays by the same operations as scikit-learn, in the same
-order; its estimator is scikit-learn's own. A pipeline with an unsupported step is not compiled. For every version,
-`ml_platform.inference.parity` checks that compiled and original pipeline predict the same bits.
+order. Every other step that receives numbers only is called as it is, with an array; so is the estimator. A pipeline
+whose other steps receive text or times is not compiled. For every version, `ml_platform.inference.parity` checks that
+compiled and original pipeline predict the same bits.
 """
 
+import copy
 import hashlib
 import math
 from collections.abc import Callable, Sequence
@@ -63,12 +65,12 @@ class Compiled:
         """Return the estimator's input for some records, an array or sparse matrix of shape (n_records, n_columns)."""
         import numpy as np
 
-        width = sum(branch.width for branch in self.branches)
-        block = np.empty((len(records), width), order=self.order)
+        parts = [branch.block(records) for branch in self.branches]
+        block = np.empty((len(records), sum(part.shape[1] for part in parts)), order=self.order)
         start = 0
-        for branch in self.branches:
-            block[:, start : start + branch.width] = branch.block(records)
-            start += branch.width
+        for part in parts:
+            block[:, start : start + part.shape[1]] = part
+            start += part.shape[1]
         for operation in self.operations:
             block = operation(block)
         if not self.sparse:
@@ -165,7 +167,6 @@ class _Branch:
     fields: tuple[tuple[int, Field], ...]
     instead: "tuple[tuple[int, Any], ...]" = ()
     fill: Fill | None = None
-    width: int = 0
     operations: tuple[Operation, ...] = ()
 
     @property
@@ -184,7 +185,7 @@ class _Branch:
         def fill(records: Sequence[Record]) -> "Block":
             return np.array(list(map(pick, records)), dtype=np.float64)  # None becomes NaN
 
-        return replace(self, fill=fill, width=len(places))
+        return replace(self, fill=fill)
 
     def block(self, records: Sequence[Record]) -> "Block":
         assert self.fill is not None  # noqa: S101 - every branch of a compiled pipeline is filled
@@ -295,7 +296,7 @@ def _compile_ordinal(branch: _Branch, encoder: Any) -> _Branch:
                 block[:, column] = [get(record[place], unknown) for record in records]
         return block
 
-    return _Branch(fields=branch.fields, fill=fill, width=len(columns))
+    return _Branch(fields=branch.fields, fill=fill)
 
 
 def _require_known(codes: dict[Any, Any], value: Any) -> Any:
@@ -328,7 +329,7 @@ def _compile_one_hot(branch: _Branch, encoder: Any) -> _Branch:
                 block[rows, [get(record[place], -1) for record in records]] = 1.0
         return block[:, :width]
 
-    return _Branch(fields=branch.fields, fill=fill, width=width)
+    return _Branch(fields=branch.fields, fill=fill)
 
 
 def _hot_columns(codes: dict[Any, int], drop: Any, start: int) -> dict[Any, int]:
@@ -359,25 +360,47 @@ def _operations(step: Any) -> list[Operation]:
     # A ColumnTransformer replaces "passthrough" by a FunctionTransformer without a function.
     if step is None or step == "passthrough" or (type(step) is FunctionTransformer and step.func is None):
         return []
-    if type(step) not in {StandardScaler, MinMaxScaler, SimpleImputer} or _returns_frames(step):
-        raise UnsupportedPipelineError(f"The compiler does not support {type(step).__name__}.")
-    if type(step) is SimpleImputer:
+    if _returns_frames(step):
+        raise UnsupportedPipelineError(f"{type(step).__name__} returns DataFrames.")
+    if type(step) is SimpleImputer and not step.add_indicator:
         values = _imputed_values(step).astype(np.float64)
         return [lambda block: np.where(np.isnan(block), values, block)]
     if type(step) is MinMaxScaler:
-        operations: list[Operation] = [
+        clip: list[Operation] = [lambda block: np.clip(block, *step.feature_range, out=block)]
+        return [
             lambda block: np.multiply(block, step.scale_, out=block),
             lambda block: np.add(block, step.min_, out=block),
+            *(clip if step.clip else []),
         ]
-        if step.clip:
-            operations.append(lambda block: np.clip(block, *step.feature_range, out=block))
-        return operations
-    operations = []
-    if step.with_mean:
-        operations.append(lambda block: np.subtract(block, step.mean_, out=block))
-    if step.with_std:
-        operations.append(lambda block: np.divide(block, step.scale_, out=block))
-    return operations
+    if type(step) is StandardScaler:
+        center: list[Operation] = [lambda block: np.subtract(block, step.mean_, out=block)]
+        scale: list[Operation] = [lambda block: np.divide(block, step.scale_, out=block)]
+        return [*(center if step.with_mean else []), *(scale if step.with_std else [])]
+    return [_transform_by(step)]
+
+
+def _transform_by(step: Any) -> Operation:
+    """Return a call of a transformer's own `transform` with an array, of a copy that was fitted on no named columns.
+
+    scikit-learn warns if a transformer that was fitted on a DataFrame receives an array.
+    """
+    import numpy as np
+    from scipy import sparse
+    from sklearn.base import BaseEstimator
+    from sklearn.compose import ColumnTransformer
+
+    if isinstance(step, ColumnTransformer) or not hasattr(step, "transform"):
+        raise UnsupportedPipelineError(f"The compiler does not support {type(step).__name__} on an array.")
+    step = copy.deepcopy(step)
+    for part in (step, *step.get_params().values()):
+        if isinstance(part, BaseEstimator):
+            vars(part).pop("feature_names_in_", None)
+
+    def transform(block: "Block") -> "Block":
+        result: Any = step.transform(block)
+        return np.asarray(result.toarray() if sparse.issparse(result) else result)
+
+    return transform
 
 
 # Estimators

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml_platform.errors import DigestMismatchError, ModelError, UntrustedModelError
-from ml_platform.inference.pipeline_compiler import Compiled, Order, compile_pipeline
+from ml_platform.inference.pipeline_compiler import Compiled, Order, compile_pipeline, score_and_predict
 from ml_platform.inference.request_contract import Record, RequestContract
 from ml_platform.storage import model_files
 from ml_platform.system.isolated_process import write_answer
@@ -153,9 +153,7 @@ class RecordPredictor:
         else:
             frame = self.contract.frame(records)
             block = frame if self._transformers is None else self._transformers.transform(frame)
-            estimator = Predictor(self._estimator, "")
-            predictions = estimator.predictions(block)
-            scores = estimator.scores(block) if hasattr(self._estimator, "predict_proba") else predictions
+            scores, predictions = score_and_predict(self._estimator, block)
         return Answers(scores.tolist(), predictions.tolist())
 
 

@@ -12,11 +12,14 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ml_platform.errors import UnsupportedPipelineError
+from ml_platform.inference import merged_trees
+from ml_platform.inference.merged_trees import RawPredict, make_raw_predict
 from ml_platform.inference.request_contract import Field, Record, RequestContract
 
 if TYPE_CHECKING:
@@ -32,8 +35,9 @@ NUMBERS = ("int", "uint", "float64", "bool")
 
 
 def compiler_digest() -> str:
-    """Return the hex sha256 of this module's source, so that a parity check is valid for its own compiler only."""
-    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    """Return the hex sha256 of the compiler's source, so that a parity check is valid for its own compiler only."""
+    sources = (Path(__file__), Path(merged_trees.__file__))
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,11 @@ class Compiled:
     estimator: Any
     order: Order = "C"
 
+    @cached_property
+    def _raw_predict(self) -> RawPredict | None:
+        estimator = _without_threshold(self.estimator)
+        return make_raw_predict(estimator) if _is_histogram_boosting(estimator) else None
+
     def block(self, records: Sequence[Record]) -> Any:
         """Return the estimator's input for some records, an array or sparse matrix of shape (n_records, n_columns)."""
         import numpy as np
@@ -81,7 +90,7 @@ class Compiled:
 
     def answer(self, records: Sequence[Record]) -> "tuple[NDArray[Any], NDArray[Any]]":
         """Return the scores and predictions of some records, as `score_and_predict` does."""
-        return score_and_predict(self.estimator, self.block(records))
+        return score_and_predict(self.estimator, self.block(records), self._raw_predict)
 
 
 def compile_pipeline(pipeline: Any, contract: RequestContract, order: Order = "C") -> Compiled:
@@ -406,8 +415,18 @@ def _transform_by(step: Any) -> Operation:
 # Estimators
 
 
-def score_and_predict(estimator: Any, block: Any) -> "tuple[NDArray[Any], NDArray[Any]]":
+def score_and_predict(
+    estimator: Any, block: Any, raw_predict: RawPredict | None = None
+) -> "tuple[NDArray[Any], NDArray[Any]]":
     """Return an estimator's scores and predictions, from a single pass through it if its class allows that.
+
+    Parameters
+    ----------
+    estimator : fitted scikit-learn estimator
+    block : array-like of shape (n_samples, n_columns)
+    raw_predict : callable or None
+        Stands in for the method ``_raw_predict`` of a histogram gradient boosting, which is the estimator or the one
+        whose threshold the estimator sets; ``None`` uses the method.
 
     Returns
     -------
@@ -416,33 +435,47 @@ def score_and_predict(estimator: Any, block: Any) -> "tuple[NDArray[Any], NDArra
     predictions : ndarray of shape (n_samples,)
         The same as `Predictor.predictions`.
     """
-    from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier, RandomForestClassifier
-    from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
+    from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
     from sklearn.tree import DecisionTreeClassifier
 
+    boosting = _without_threshold(estimator)
+    raw = (raw_predict or boosting._raw_predict)(block) if _is_histogram_boosting(boosting) else None
     if not hasattr(estimator, "predict_proba"):
-        predicted = estimator.predict(block)
+        predicted = estimator.predict(block) if raw is None else estimator._loss.link.inverse(raw.ravel())
         return predicted, predicted
-    if isinstance(estimator, TunedThresholdClassifierCV | FixedThresholdClassifier):
-        return _predict_by_threshold(estimator, block)
-    if type(estimator) is HistGradientBoostingClassifier:
-        raw = estimator._raw_predict(block)  # the walk through all trees, with which both of its methods begin
+    # A histogram gradient boosting's methods both begin with the walk through all trees.
+    probabilities = boosting.predict_proba(block) if raw is None else boosting._loss.predict_proba(raw)
+    if boosting is not estimator:
+        return _scores(probabilities), _predict_by_threshold(estimator, block, probabilities)
+    if raw is not None:
         codes = (raw.ravel() > 0).astype(int) if raw.shape[1] == 1 else raw.argmax(axis=1)
-        return _scores(estimator._loss.predict_proba(raw)), estimator.classes_[codes]
-    probabilities = estimator.predict_proba(block)
+        return _scores(probabilities), estimator.classes_[codes]
     if type(estimator) in {RandomForestClassifier, ExtraTreesClassifier, DecisionTreeClassifier}:
         return _scores(probabilities), estimator.classes_.take(probabilities.argmax(axis=1), axis=0)
     return _scores(probabilities), estimator.predict(block)
+
+
+def _without_threshold(estimator: Any) -> Any:
+    """Return the classifier whose threshold an estimator sets, or the estimator itself."""
+    from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
+
+    has_threshold = isinstance(estimator, TunedThresholdClassifierCV | FixedThresholdClassifier)
+    return estimator.estimator_ if has_threshold else estimator
+
+
+def _is_histogram_boosting(estimator: Any) -> bool:
+    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
+    return type(estimator) in {HistGradientBoostingClassifier, HistGradientBoostingRegressor}
 
 
 def _scores(probabilities: "NDArray[Any]") -> "NDArray[Any]":
     return probabilities[:, 1] if probabilities.shape[1] == 2 else probabilities
 
 
-def _predict_by_threshold(estimator: Any, block: Any) -> "tuple[NDArray[Any], NDArray[Any]]":
-    probabilities = estimator.estimator_.predict_proba(block)
+def _predict_by_threshold(estimator: Any, block: Any, probabilities: "NDArray[Any]") -> "NDArray[Any]":
     if estimator.response_method == "decision_function":
-        return _scores(probabilities), estimator.predict(block)
+        return estimator.predict(block)  # type: ignore[no-any-return]
     if hasattr(estimator, "best_threshold_"):
         threshold, positive = estimator.best_threshold_, estimator._curve_scorer._get_pos_label()
     else:
@@ -451,4 +484,4 @@ def _predict_by_threshold(estimator: Any, block: Any) -> "tuple[NDArray[Any], ND
     # The threshold applies to the probability of the positive class; None is the second class.
     place = 1 if positive is None else list(estimator.classes_).index(positive)
     above = probabilities[:, place] >= threshold
-    return _scores(probabilities), estimator.classes_[(above if place == 1 else ~above).astype(int)]
+    return estimator.classes_[(above if place == 1 else ~above).astype(int)]  # type: ignore[no-any-return]

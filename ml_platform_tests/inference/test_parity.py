@@ -346,7 +346,7 @@ def test_record_predictors_predict_as_frames() -> None:
     [
         ("_category_codes", lambda _, encoder: [dict.fromkeys(codes.tolist(), 0) for codes in encoder.categories_]),
         ("_require_known", lambda _codes, _value: 0),
-        ("score_and_predict", lambda model, block: (model.predict_proba(block)[:, 1], model.predict(block) * 0)),
+        ("score_and_predict", lambda model, block, _: (model.predict_proba(block)[:, 1], model.predict(block) * 0)),
     ],
 )
 def test_compiler_error_is_detected(monkeypatch: pytest.MonkeyPatch, name: str, broken: Any) -> None:

@@ -3,8 +3,8 @@
 scikit-learn calls that loop once for each tree, and each call takes longer than walking a tree with a few records. Here
 all trees are parts of one tree, below nodes that select one of them by its number, which is one more column.
 
-With T trees and n records, the loop predicts T * n rows. Each row reaches the same leaf as before, and the values of the
-leaves are added in the same order, so that the sums are equal to the bit.
+With T trees and n records, the loop predicts T * n rows. Each row reaches the same leaf as before, and the leaves are
+added in the same order, so that the sums are equal to the bit.
 """
 
 from collections.abc import Callable

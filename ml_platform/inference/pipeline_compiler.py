@@ -425,8 +425,8 @@ def score_and_predict(
     estimator : fitted scikit-learn estimator
     block : array-like of shape (n_samples, n_columns)
     raw_predict : callable or None
-        Stands in for the method ``_raw_predict`` of a histogram gradient boosting, which is the estimator or the one
-        whose threshold the estimator sets; ``None`` uses the method.
+        Replaces the method ``_raw_predict`` of a histogram gradient boosting, which is the estimator or the one whose
+        threshold the estimator sets; ``None`` uses the method.
 
     Returns
     -------

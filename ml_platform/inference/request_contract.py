@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import cached_property, lru_cache
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from ml_platform.errors import MAX_PROBLEMS, ConfigurationError, RequestError, RequestProblem
 from ml_platform.model_spec import Task
@@ -212,6 +212,8 @@ def _annotate(field: Field) -> tuple[Any, tuple[Rule, ...]]:
     limits, rest = dict[str, Any](), list[Rule]()
     for rule in field._bounds:
         supported = _msgspec_limits(field.kind, rule)
+        if supported and _are_implied(supported, limits):
+            continue
         # msgspec takes one bound on each side, gt or ge.
         if supported is None or any(_side(name) in map(_side, limits) for name in supported):
             rest.append(rule)
@@ -219,6 +221,14 @@ def _annotate(field: Field) -> tuple[Any, tuple[Rule, ...]]:
             limits.update(supported)
     plain = PLAIN[field.kind]
     return (Annotated[plain, msgspec.Meta(**limits)] if limits else plain), tuple(rest)
+
+
+def _are_implied(bounds: dict[str, Any], limits: dict[str, Any]) -> bool:
+    """Tell whether limits keep every value from a bound of another rule, such as the type's own, or equal it."""
+    lowest = max((limits[name] for name in ("gt", "ge") if name in limits), default=-math.inf)
+    highest = min((limits[name] for name in ("lt", "le") if name in limits), default=math.inf)
+    (name, bound), *others = bounds.items()
+    return not others and ((name == "ge" and bound <= lowest) or (name == "le" and bound >= highest))
 
 
 def _side(name: str) -> str:
@@ -410,6 +420,14 @@ def _from_json(value: Any) -> Any:
 # Decoding
 
 
+class _RowPlan(NamedTuple):
+    """The decoder of rows of some columns, and the places of the features and of the entity in a row."""
+
+    decode: Callable[[Any], list[Record]]
+    order: list[int]
+    entity: int | None
+
+
 class RequestDecoder:
     """A decoder of one contract's records, from JSON in three layouts and from Python values.
 
@@ -429,6 +447,7 @@ class RequestDecoder:
         self._ignored = frozenset(ignored) - {*contract.names, contract.entity.name}
         self._fields = {field.name: field for field in (*contract.features, contract.entity)}
         self._width = len(contract.features)
+        self._own_order = list(range(self._width))
         # msgspec's attributes are numbered, because a feature's name need not be a name in Python.
         attributes, names = list[tuple[Any, ...]](), {"entity": contract.entity.name}
         for place, feature in enumerate(contract.features):
@@ -453,7 +472,7 @@ class RequestDecoder:
         }
         self._columns[contract.entity.name] = msgspec.json.Decoder(_make_list_type(contract.entity.type | None))
         self._checks = [(place, rule) for place, feature in enumerate(contract.features) for rule in feature.left_over]
-        self._rows = lru_cache(maxsize=64)(self._build_row_decoder)
+        self._plan_rows = lru_cache(maxsize=64)(self._build_row_plan)
 
     def records(self, raw: Any) -> tuple[list[Record], list[Any] | None]:
         """Decode a JSON list of objects.
@@ -473,20 +492,18 @@ class RequestDecoder:
             structs = self._records.decode(raw)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise self._explain(error, _iterate_objects(raw, error)) from error
-        return self._finish(list(map(msgspec.structs.astuple, structs)), range(self._width), self._width)
+        return self._finish(list(map(msgspec.structs.astuple, structs)), self._own_order, self._width)
 
     def rows(self, columns: Sequence[str], raw: Any) -> tuple[list[Record], list[Any] | None]:
         """Decode a JSON list of lists, whose values are in the order of `columns`; raises as `records` does."""
         import msgspec
 
-        self._require_columns(columns)
+        plan = self._plan_rows(tuple(columns))
         try:
-            rows = self._rows(tuple(columns)).decode(raw)
+            rows = plan.decode(raw)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise self._explain(error, _iterate_lists(raw, columns, error)) from error
-        places = {name: place for place, name in enumerate(columns)}
-        order = [places.get(name, -1) for name in self.contract.names]
-        return self._finish(rows, order, places.get(self.contract.entity.name))
+        return self._finish(rows, plan.order, plan.entity)
 
     def columns(self, raws: Mapping[str, Any]) -> tuple[list[Record], list[Any] | None]:
         """Decode a JSON list of values for each column; raises as `records` does."""
@@ -505,9 +522,8 @@ class RequestDecoder:
             sizes = ", ".join(f"{name} {len(values)}" for name, values in list(columns.items())[:MAX_PROBLEMS])
             raise RequestError(422, [RequestProblem(rule="columns must have one length", value=sizes)])
         rows = list(zip(*columns.values(), strict=True))
-        places = {name: place for place, name in enumerate(columns)}
-        order = [places.get(name, -1) for name in self.contract.names]
-        return self._finish(rows, order, places.get(self.contract.entity.name))
+        order, entity = self._find_places(list(columns))
+        return self._finish(rows, order, entity)
 
     def mappings(self, rows: Sequence[Mapping[str, Any]]) -> tuple[list[Record], list[Any] | None]:
         """Convert rows of Python values, as read from a file, with NaN as a missing value; raises as `records` does."""
@@ -522,10 +538,10 @@ class RequestDecoder:
             raise self._explain(error, enumerate(plain)) from error
         if structs is None:
             raise self._explain(ValueError("a number is not finite"), enumerate(plain))
-        return self._finish(list(map(msgspec.structs.astuple, structs)), range(self._width), self._width)
+        return self._finish(list(map(msgspec.structs.astuple, structs)), self._own_order, self._width)
 
     def _finish(
-        self, rows: list[Record], order: Sequence[int], entity: int | None
+        self, rows: list[Record], order: list[int], entity: int | None
     ) -> tuple[list[Record], list[Any] | None]:
         """Check the rules that msgspec does not, and return the rows in the contract's order and their entities.
 
@@ -534,7 +550,7 @@ class RequestDecoder:
         if not rows:
             raise RequestError(422, [RequestProblem(rule="must hold at least one record")])
         entities = None if entity is None else [row[entity] for row in rows]
-        if list(order) != list(range(self._width)):
+        if order != self._own_order:
             rows = [tuple(None if place < 0 else row[place] for place in order) for row in rows]
         elif len(rows[0]) > self._width:
             rows = [row[: self._width] for row in rows]
@@ -560,14 +576,21 @@ class RequestDecoder:
         if first := list(islice(problems, MAX_PROBLEMS)):
             raise RequestError(422, first)
 
-    def _build_row_decoder(self, columns: tuple[str, ...]) -> Any:
+    def _find_places(self, columns: Sequence[str]) -> tuple[list[int], int | None]:
+        """Return the place of each feature among columns, -1 for an absent one, and the entity's place."""
+        places = {name: place for place, name in enumerate(columns)}
+        return [places.get(name, -1) for name in self.contract.names], places.get(self.contract.entity.name)
+
+    def _build_row_plan(self, columns: tuple[str, ...]) -> _RowPlan:
         import msgspec
 
+        self._require_columns(columns)
         entity, types = self.contract.entity, list[Any]()
         for name in columns:
             kind = Any if name in self._ignored else self._fields[name].type
             types.append(kind | None if name == entity.name else kind)
-        return msgspec.json.Decoder(_make_list_type(tuple.__class_getitem__(tuple(types))))
+        decoder = msgspec.json.Decoder(_make_list_type(tuple.__class_getitem__(tuple(types))))
+        return _RowPlan(decoder.decode, *self._find_places(columns))
 
     # The second, slow check
 

@@ -162,7 +162,7 @@ class Formats:
         names = 1 + (0 if invocation.params is None else 1 + len(invocation.params))
         if form == "dataframe_split":
             self._require_few(data.data)
-            columns, names = data.columns, names + 2
+            columns, names = data.columns, names + 2 + (data.index is not msgspec.UNSET)
             places = [place for place, name in enumerate(columns) if name in self._integers]
             records, entities = _read_whole(lambda raw: self.decoder.rows(columns, raw), data.data, places)
         elif form == "dataframe_records" or not bytes(data).startswith(b"{"):

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 import traceback
 from collections.abc import Callable, Coroutine
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import pytest
 from ml_platform.errors import BusyError, ModelTimeoutError, PredictionError, QueueTimeoutError
 from ml_platform.inference.predictor import Answers
 from ml_platform.inference.request_contract import Record
-from ml_platform.serving.worker.batching import Batcher
+from ml_platform.serving.worker.batching import QUICK_RECORDS, QUICK_SECONDS, Batcher
 from ml_platform.serving.worker.routing import ServedModel
 
 RAISES, NAN, MISSING = -1, -2, -3
@@ -66,6 +67,61 @@ def test_requests_to_a_busy_model_become_one_call() -> None:
         await batcher.close()
 
     assert run(body).calls == [1, 38]
+
+
+class Where:
+    """A quick model that notes the thread of each call, and fails on a negative value; `seconds` slows a call."""
+
+    def __init__(self) -> None:
+        self.threads = list[str]()
+        self.seconds = 0.0
+
+    def predict(self, records: list[Record]) -> Answers:
+        self.threads.append(threading.current_thread().name)
+        if self.seconds:
+            time.sleep(self.seconds)
+        values = [record[0] for record in records]
+        if min(values) < 0:
+            raise KeyError(values)
+        return Answers(values, values)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_quick_compiled_calls_run_in_event_loop(*, compiled: bool) -> None:
+    model = Where()
+
+    async def body() -> None:
+        batcher = Batcher(model.predict, compiled=compiled)
+        for value in (1, 2, 3):
+            assert await batcher.predict([(value,)]) == Answers([value], [value])
+        several = await asyncio.gather(*(batcher.predict([(value,)]) for value in (4, -5, 6)), return_exceptions=True)
+        assert several[::2] == [Answers([4], [4]), Answers([6], [6])]
+        assert isinstance(several[1], PredictionError)
+        await batcher.close()
+
+    asyncio.run(body())
+
+    # The first call is measured in a thread; the failed call of three is repeated one by one.
+    assert model.threads[0] == "predict_0"
+    assert set(model.threads[1:]) == {"MainThread" if compiled else "predict_0"}
+    assert len(model.threads) == 3 + 1 + 3
+
+
+def test_slow_or_large_calls_run_in_thread() -> None:
+    model = Where()
+
+    async def body() -> None:
+        batcher = Batcher(model.predict, compiled=True)
+        await batcher.predict([(1,)])
+        await batcher.predict([(1,)] * (QUICK_RECORDS + 1))
+        model.seconds = 10 * QUICK_SECONDS
+        await batcher.predict([(1,)])
+        await batcher.predict([(1,)])
+        await batcher.close()
+
+    asyncio.run(body())
+
+    assert model.threads == ["predict_0", "predict_0", "MainThread", "predict_0"]
 
 
 def test_concurrent_requests_become_one_call() -> None:
@@ -183,7 +239,9 @@ def test_close_of_idle_batcher_returns_at_once() -> None:
 
 def serve_model(model: Model) -> ServedModel:
     served = SimpleNamespace(version=2, model_digest="0")
-    return ServedModel(cast("Any", SimpleNamespace(version=2, served=served, predict=model.predict, formats=None)))
+    return ServedModel(
+        cast("Any", SimpleNamespace(way="frame", version=2, served=served, predict=model.predict, formats=None))
+    )
 
 
 @pytest.mark.fault("R19")

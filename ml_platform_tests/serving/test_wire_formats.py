@@ -297,6 +297,11 @@ RECORD_TEXT = '"pages": 3, "seconds": 2.5, "plan": "free", "member": true'
             '"data": [[3, 2.5, "free", true]]}}',
             "columns",
         ),
+        (
+            '{"dataframe_split": {"index": [0], "index": [1], "columns": ["pages", "seconds", "plan", "member"], '
+            '"data": [[3, 2.5, "free", true]]}}',
+            "index",
+        ),
         (json.dumps({"inputs": TENSORS}).replace('"shape"', '"name": "pages", "shape"', 1), "name"),
         (json.dumps({"inputs": TENSORS, "id": "a"}).replace('"id"', '"id": "b", "id"', 1), "id"),
     ],
@@ -313,6 +318,7 @@ def test_usual_bodies_are_not_read_twice(monkeypatch: pytest.MonkeyPatch) -> Non
     for body in (
         {"dataframe_records": [ROW, {**ROW, "visitor": 7}]},
         {"dataframe_split": {"columns": list(ROW), "data": [list(ROW.values())]}},
+        {"dataframe_split": {"index": [0], "columns": list(ROW), "data": [list(ROW.values())]}},
         {"inputs": {name: [value] for name, value in ROW.items()}, "params": {"key": "a"}},
     ):
         assert read_invocation(body).records[0] == RECORD

@@ -135,8 +135,12 @@ class PublicApp:
         finally:
             self.handler.counts.count_route(scope["path"] if wire is INVOCATIONS else INFER_ROUTE, status)
         headers = [JSON_HEADER, (b"content-length", str(len(reply.body)).encode()), *reply.headers]
-        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-        await send({"type": "http.response.body", "body": reply.body})
+        respond = scope["state"].get("respond") if "state" in scope else None
+        if respond is not None:
+            await respond(reply.status, headers, reply.body)
+        else:
+            await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+            await send({"type": "http.response.body", "body": reply.body})
         if reply.after is not None:
             reply.after()
 

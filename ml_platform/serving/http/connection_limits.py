@@ -1,6 +1,7 @@
 """An HTTP server of uvicorn and httptools with limits on the duration and the size of a request's headers.
 
-uvicorn leaves both limits to a proxy.
+uvicorn leaves both limits to a proxy. For the routes of predictions, the scope's ``state`` has two more entries:
+``complete`` is true if the whole body has arrived, and ``respond`` sends a whole response in one packet.
 """
 
 import asyncio
@@ -9,10 +10,12 @@ import errno
 import logging
 import resource
 import socket
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 # Clients send their headers at once; a connection without a request must not occupy the server.
 SECONDS_FOR_HEADERS = 10.0
@@ -64,6 +67,36 @@ class BoundedProtocol(HttpToolsProtocol):
         """Stop the timer: the body has its own limits, in `request_body`."""
         self._stop_timer()
         super().on_headers_complete()
+        self.scope["state"]["respond"] = partial(self._respond, self.cycle)
+
+    def on_message_complete(self) -> None:
+        """Note in the scope that the body is complete."""
+        self.scope["state"]["complete"] = True
+        super().on_message_complete()
+
+    async def _respond(
+        self, cycle: RequestResponseCycle, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes
+    ) -> None:
+        """Send a whole response, as `RequestResponseCycle.send` does in two parts.
+
+        The headers must be valid, and have a content-length.
+        """
+        if cycle.flow.write_paused and not cycle.disconnected:
+            await cycle.flow.drain()
+        if cycle.disconnected:
+            return
+        cycle.response_started = cycle.response_complete = True
+        cycle.waiting_for_100_continue = False
+        lines = [STATUS_LINE[status], *(b"%b: %b\r\n" % header for header in headers)]
+        if b"connection: close\r\n" in lines:
+            cycle.keep_alive = False
+        elif not cycle.keep_alive:
+            lines.append(b"connection: close\r\n")
+        cycle.transport.write(b"%b\r\n%b" % (b"".join(lines), body))
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            cycle.transport.close()
+        cycle.on_response()
 
     def _stop_timer(self) -> None:
         self._unread = 0

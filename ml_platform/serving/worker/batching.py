@@ -1,7 +1,8 @@
 """Batches the requests that arrive while a model predicts: they become its next call, in one thread per version.
 
 A prediction of 32 records takes about as long as one of a single record, so a busy version predicts its whole queue at
-once. A request to an idle version does not wait for a batch.
+once. A request to an idle version does not wait for a batch. A compiled version is called in the event loop while its
+calls take less than a millisecond: to hand a call to a thread and back takes longer.
 """
 
 import asyncio
@@ -20,6 +21,10 @@ from ml_platform.safe_text import describe_without_values
 
 MAX_RECORDS_PER_CALL = 256
 MAX_WAITING = 4_096
+# Calls of up to this many seconds may run in the event loop, which they block; the weight of the last call in the mean.
+QUICK_SECONDS = 0.001
+QUICK_RECORDS = 64
+LAST_CALL = 0.3
 
 Predict = Callable[[list[Record]], Answers]
 
@@ -43,12 +48,21 @@ class Batcher:
         Maximum number of records in a call; a request of more gets calls of its own.
     max_waiting : int
         Maximum number of records in the queue; a request that would exceed it is refused.
+    compiled : bool
+        True if `predict` runs no code of the model's author: its calls run in the event loop while they are quick.
     """
 
     def __init__(
-        self, predict: Predict, *, max_records_per_call: int = MAX_RECORDS_PER_CALL, max_waiting: int = MAX_WAITING
+        self,
+        predict: Predict,
+        *,
+        max_records_per_call: int = MAX_RECORDS_PER_CALL,
+        max_waiting: int = MAX_WAITING,
+        compiled: bool = False,
     ) -> None:
         self._predict = predict
+        self._compiled = compiled
+        self._mean_seconds: float | None = None
         self._max_records_per_call = max_records_per_call
         self._max_waiting = max_waiting
         self._queue = deque[_QueuedRequest]()
@@ -118,8 +132,17 @@ class Batcher:
             self._busy = False
             self._idle.set()
             return
-        call = self._thread.submit(self._predict_in_parts, [record for request in batch for record in request.records])
+        records = [record for request in batch for record in request.records]
+        if self._is_quick(size):
+            self._finish(loop, batch, run_here(self._predict_in_parts, records))
+            return
+        call = self._thread.submit(self._predict_in_parts, records)
         call.add_done_callback(lambda done: loop.call_soon_threadsafe(self._finish, loop, batch, done))
+
+    def _is_quick(self, records: int) -> bool:
+        """Tell whether a call may run in the event loop: the last calls were quick, and this one is no larger."""
+        mean = self._mean_seconds
+        return self._compiled and records <= QUICK_RECORDS and mean is not None and mean < QUICK_SECONDS
 
     def _finish(self, loop: asyncio.AbstractEventLoop, batch: list[_QueuedRequest], call: "Future[Answers]") -> None:
         failure = _find_failure(call, sum(len(request.records) for request in batch))
@@ -137,15 +160,18 @@ class Batcher:
                 end = start + len(request.records)
                 _set_answer(request, Answers(answers.scores[start:end], answers.predictions[start:end]))
                 start = end
-        self._call_next(loop)
+        # Not at once: a call in the event loop must not keep it from other requests.
+        loop.call_soon(self._call_next, loop)
 
     def _predict_in_parts(self, records: list[Record]) -> Answers:
         """Predict in the model's thread, a long list in parts to bound the memory."""
         parts, size = list[Answers](), self._max_records_per_call
         try:
             for start in range(0, len(records), size):
-                self._call_began = time.monotonic()
+                self._call_began = began = time.monotonic()
                 parts.append(self._predict(records[start : start + size]))
+                seconds, mean = time.monotonic() - began, self._mean_seconds
+                self._mean_seconds = seconds if mean is None else mean + LAST_CALL * (seconds - mean)
         finally:
             self._call_began = None
         if len(parts) == 1:
@@ -154,6 +180,16 @@ class Batcher:
             [score for part in parts for score in part.scores],
             [prediction for part in parts for prediction in part.predictions],
         )
+
+
+def run_here(predict: Predict, records: list[Record]) -> "Future[Answers]":
+    """Call a model in this thread; return a future with its answers or its exception, as an executor does."""
+    call = Future[Answers]()
+    try:
+        call.set_result(predict(records))
+    except Exception as error:  # noqa: BLE001 - a model may raise any exception; the caller reports it
+        call.set_exception(error)
+    return call
 
 
 def _set_answer(request: _QueuedRequest, answer: Answers | PredictionError) -> None:

@@ -34,7 +34,7 @@ class ServedModel:
     def __init__(self, loaded: Loaded) -> None:
         self.loaded = loaded
         self.version = loaded.version
-        self.batcher = Batcher(loaded.predict)
+        self.batcher = Batcher(loaded.predict, compiled=loaded.way == "compiled")
         self._formats = {frozenset[str](): loaded.formats}
         self._late: asyncio.Task[Answers] | None = None
         # The ends of the timeouts of the predictions under way, oldest first.

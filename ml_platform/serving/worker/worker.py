@@ -5,6 +5,7 @@ one reference. It stops on a signal or after its supervisor has ended, and answe
 """
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -168,12 +169,14 @@ class Worker:
 
     async def _follow(self, desired: DesiredState) -> None:
         """Load the desired state's versions, swap the routing table, and report it to the supervisor."""
-        wanted = set(desired.arms.values())
+        wanted, before = set(desired.arms.values()), set(self._models)
         self._refused = {served: reason for served, reason in self._refused.items() if served in wanted}
         # The plan's versions first: the swap does not need the target of a rollback.
         for version in sorted(desired.arms, key=lambda version: version not in desired.plan.versions):
             await self._load(desired.arms[version])
         loaded = {version: self._models[served] for version, served in desired.arms.items() if served in self._models}
+        if set(self._models) - before:
+            await asyncio.to_thread(freeze_objects)
         serving = build_routing_table(desired, loaded)
         if serving is not None:
             self.handler.serving = serving
@@ -209,6 +212,16 @@ class Worker:
         finally:
             self._loading = False
             self._send_counts()
+
+
+def freeze_objects() -> None:
+    """Take the objects of libraries and models out of Python's garbage collection, whose full runs stop all threads.
+
+    A full run takes 80 ms with them, and 0.01 ms without. Objects of replaced models are collected before.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 async def _run(task: WorkerTask) -> None:

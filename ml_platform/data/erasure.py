@@ -127,7 +127,7 @@ def first_version_with(table: Path, change: Callable[["pa.Table"], "pa.Table"]) 
     """Return the first version of a table that a change would alter; None if there is none."""
     altered = set(_changed_files(table, change))
     for version, commit in enumerate(_commits(table)):
-        actions = [json.loads(line) for line in commit.read_text().splitlines()]
+        actions = [json.loads(line) for line in commit.read_bytes().splitlines()]
         if any(action["add"]["path"] in altered for action in actions if action.get("add")):
             return version
     return None
@@ -195,7 +195,8 @@ def _commits(table: Path) -> list[Path]:
 def _rewrite_log(table: Path, entries: dict[str, dict[str, Any]], arrivals: set[str]) -> None:
     for commit in _commits(table):
         before = commit.read_text()
-        after = "\n".join(_rewrite_action(line, entries, arrivals) for line in before.splitlines()) + "\n"
+        # Values in the statistics may hold U+2028, at which `splitlines` would cut.
+        after = "\n".join(_rewrite_action(line, entries, arrivals) for line in before.rstrip("\n").split("\n")) + "\n"
         if after.strip() != before.strip():
             atomic_files.write(commit, after.encode())
     if entries:

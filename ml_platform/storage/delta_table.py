@@ -67,7 +67,8 @@ def _make_durable(table: Path, version: int) -> None:
     log = table / "_delta_log"
     commit = log / f"{version:020}.json"
     with atomic_files.raise_storage_errors(table):
-        actions = [json.loads(line) for line in commit.read_text().splitlines()]
+        # Bytes are split at line feeds alone; text would be split at U+2028 within a quoted value, too.
+        actions = [json.loads(line) for line in commit.read_bytes().splitlines()]
         files = [table / action["add"]["path"] for action in actions if "add" in action]
         for path in (*files, commit, log, table):
             atomic_files.sync(path)
@@ -227,7 +228,7 @@ def open_dataset(table: Path, opened: Any, *, in_order: bool = False) -> Any:
     commits = sorted((table / "_delta_log").glob("*.json"))[: opened.version() + 1]
     order = dict[str, int]()
     for commit in commits:
-        actions = (json.loads(line) for line in commit.read_text().splitlines())
+        actions = (json.loads(line) for line in commit.read_bytes().splitlines())
         added = [unquote(action["add"]["path"]) for action in actions if "add" in action]
         order.update((path, len(order)) for path in added)
     fragments = sorted(found.get_fragments(), key=lambda fragment: order[fragment.path])

@@ -207,6 +207,20 @@ def test_erase_compacted_table_changes_every_version(tmp_path: Path) -> None:
     assert DeltaTable(table, version=0).to_pyarrow_table()["visitor"].to_pylist() == [17]
 
 
+@pytest.mark.fault("D28")
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85"])
+def test_erase_unicode_line_break_keeps_log(tmp_path: Path, mark: str) -> None:
+    table = tmp_path / "rows"
+    for number in (7, 8):
+        rows = pa.table({"visitor": [number, 9], "plan": [f"a{mark}b", f"c{mark}d"]})
+        write_deltalake(table, rows, mode="append" if number == 8 else "error")
+    remove = erasure.make_entity_remover(SPEC, "8")
+
+    assert erasure.first_version_with(table, remove) == 1
+    assert erasure.erase(table, remove, set()) == 1
+    assert sorted(DeltaTable(table).to_pyarrow_table()["plan"].to_pylist()) == [f"a{mark}b", *[f"c{mark}d"] * 2]
+
+
 REQUESTS = pd.DataFrame({"pages": [1, 2, 3], "plan": ["a", "b", "c"]})
 RESPONSES = {"scores": [0.1, 0.2, 0.3], "positive": [0, 1, 1]}
 

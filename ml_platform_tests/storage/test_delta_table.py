@@ -46,6 +46,20 @@ def test_publish_same_bytes_commits_once(tmp_path: Path) -> None:
     assert DeltaTable(table).to_pyarrow_table().num_rows == 20
 
 
+@pytest.mark.fault("D28")
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85"])
+def test_publish_unicode_line_break_is_text(tmp_path: Path, mark: str) -> None:
+    table = tmp_path / "rows"
+    done = publish(table, fakes.visits(2).assign(plan=f"a{mark}b"), "a")
+    publish(table, fakes.visits(1, first=3), "b")
+
+    rows = delta_table.open_dataset(table, DeltaTable(table), in_order=True).to_table()
+
+    assert delta_table.published(table, "a" * 64) == done
+    assert rows["visitor"].to_pylist() == [1, 2, 3]
+    assert rows["plan"].to_pylist()[:2] == [f"a{mark}b"] * 2
+
+
 def test_publish_batch_is_found_by_digest(tmp_path: Path) -> None:
     table = tmp_path / "rows"
 

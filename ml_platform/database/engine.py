@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from ml_platform.errors import ConfigurationError, DatabaseUnavailableError
+from ml_platform.errors import ConfigurationError, DatabaseUnavailableError, EvidenceError
 from ml_platform.records.canonical import sha256_text
 from ml_platform.safe_text import hide_secrets, show_address
 from ml_platform.storage import atomic_files
@@ -197,7 +197,14 @@ class DatabaseEngine:
 
     def _row(self, query: sa.Select[Any]) -> dict[str, Any] | None:
         with self._transaction() as connection:
-            row = connection.execute(query).first()
+            try:
+                row = connection.execute(query).first()
+            except (ValueError, TypeError) as error:  # a time that is none
+                tables = " and ".join(source.description for source in query.get_final_froms())
+                raise EvidenceError(
+                    f"A row of the table {tables} cannot be read: {error}. It was changed: restore the database from a "
+                    "backup."
+                ) from error
             return dict(row._mapping) if row else None
 
 

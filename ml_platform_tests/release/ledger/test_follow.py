@@ -210,6 +210,20 @@ def test_unreadable_verdict_of_decision_is_a_problem(platform: Platform, documen
     assert "entry 1, promotion of version 1: The verdict on candidate" in verify(platform).problems[0]
 
 
+@pytest.mark.fault("E2")
+@pytest.mark.parametrize("change", [{"trained_at": b"\0\xff"}, {"trained_at": "yesterday"}, {"requested_at": ""}])
+def test_unreadable_time_of_candidate_is_a_problem(platform: Platform, change: dict[str, Any]) -> None:
+    promoted(platform)
+    with platform.database._transaction() as connection:
+        row = sa.table("candidates", *map(sa.column, change))  # untyped columns take any value
+        connection.execute(row.update().values(change))
+
+    expected = "entry 1, promotion of version 1: A row of the table candidates cannot be read: "
+    assert verify(platform).problems[0].startswith(expected)
+    with pytest.raises(LedgerError, match="A row of the table candidates cannot be read"):
+        roll_back(platform)
+
+
 def test_a_replaced_chain_shows_in_both_anchors(deployment: Platform) -> None:
     promoted(deployment)
 

@@ -133,7 +133,8 @@ def test_concurrent_requests_become_one_call() -> None:
     assert run(body).calls == [8]
 
 
-def test_long_request_is_split_into_several_calls() -> None:
+@pytest.mark.fault("R15")
+def test_long_request_lets_others_between_its_calls() -> None:
     async def body(model: Model) -> None:
         batcher = Batcher(model.predict, max_records_per_call=4)
         first = await start_blocked_call(model, batcher)
@@ -144,7 +145,41 @@ def test_long_request_is_split_into_several_calls() -> None:
         assert [len(answers.scores) for answers in await asyncio.gather(*tasks)] == [3, 2, 10, 1]
         await batcher.close()
 
-    assert run(body).calls == [1, 3, 2, 4, 4, 2, 1]
+    assert run(body).calls == [1, 3, 2, 4, 1, 4, 2]
+
+
+@pytest.mark.fault("R15")
+@pytest.mark.parametrize("bad", [0, 5, 9])
+def test_long_request_with_failing_part_fails(bad: int) -> None:
+    async def body(model: Model) -> None:
+        batcher = Batcher(model.predict, max_records_per_call=4, max_waiting=20)
+        values = [(RAISES,) if n == bad else (n,) for n in range(10)]
+        long, short = batcher.predict(values), batcher.predict([(7,)])
+        failure, answers = await asyncio.gather(long, short, return_exceptions=True)
+        assert isinstance(failure, PredictionError)
+        assert answers == Answers([3.5], [7])
+        assert batcher.waiting == 0
+        assert await batcher.predict([(n,) for n in range(10)]) == Answers([n / 2 for n in range(10)], [*range(10)])
+        await batcher.close()
+
+    run(body)
+
+
+@pytest.mark.fault("R15")
+def test_cancelled_long_request_is_predicted_no_further() -> None:
+    async def body(model: Model) -> None:
+        batcher = Batcher(model.predict, max_records_per_call=4)
+        model.gate.clear()
+        task = asyncio.create_task(batcher.predict([(1,)] * 10))
+        await asyncio.to_thread(model.entered.wait, 20)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        model.gate.set()
+        assert await batcher.predict([(2,)]) == Answers([1.0], [2])
+        assert batcher.waiting == 0
+        await batcher.close()
+
+    assert run(body).calls == [4, 1]
 
 
 @pytest.mark.fault("R26")

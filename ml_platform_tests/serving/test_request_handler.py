@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,8 +17,9 @@ from ml_platform.records.traffic import Mode, TrafficPlan
 from ml_platform.serving.counters import Counts
 from ml_platform.serving.http.wire_formats import Formats
 from ml_platform.serving.state import DesiredState, ServedVersion
+from ml_platform.serving.worker import request_handler
 from ml_platform.serving.worker.model_loader import Loaded
-from ml_platform.serving.worker.request_handler import INFERENCE, INVOCATIONS, RequestHandler, WireFormat
+from ml_platform.serving.worker.request_handler import INFERENCE, INVOCATIONS, Reply, RequestHandler, WireFormat
 from ml_platform.serving.worker.routing import ServedModel, build_routing_table
 
 PAGES = Field(name="pages", kind="float", dtype="float64")
@@ -117,6 +119,59 @@ def answer(handler: RequestHandler, form: str, values: dict[str, float]) -> Any:
 
 def expect(names: list[str], values: dict[str, float]) -> list[float]:
     return [sum(WEIGHTS[name] * (values[name] + number) for name in names) for number in range(3)]
+
+
+@pytest.mark.fault("R15")
+@pytest.mark.parametrize("mode", [Mode.CANARY, Mode.SHADOW])
+def test_large_bodies_are_read_and_logged_in_thread(
+    mode: Mode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = set[tuple[str, str]]()
+    for name in ("_read", "_write_log"):
+        real = getattr(RequestHandler, name)
+
+        def note(*arguments: Any, name: str = name, real: Any = real) -> Any:
+            threads.add((name, threading.current_thread().name))
+            return real(*arguments)
+
+        monkeypatch.setattr(RequestHandler, name, note)
+    log = PredictionLog(tmp_path, "worker-0")
+    handler = make_handler(mode, make_version(1, PAGES), make_version(2, PAGES, AGE), log)
+    body = json.dumps({"dataframe_records": [{"pages": 1.0}] * (request_handler.LARGE_BODY // 10)}).encode()
+
+    async def run() -> Reply:
+        reply: Reply = await handler.answer(INVOCATIONS, body, key="k", request_id="r")
+        assert reply.after is not None
+        reply.after()
+        await asyncio.gather(*handler._shadows)
+        return reply
+
+    reply = asyncio.run(run())
+    handler.close()
+    log.close()
+
+    assert len(json.loads(reply.body)["scores"]) == request_handler.LARGE_BODY // 10
+    assert threads == {("_read", "large_0"), ("_write_log", "large_0")}
+    assert log.figures.written >= request_handler.LARGE_BODY // 10
+
+
+@pytest.mark.fault("R15")
+def test_large_body_behind_many_is_refused() -> None:
+    handler = make_handler(Mode.CANARY, make_version(1, PAGES), make_version(2, PAGES))
+    body = b'{"dataframe_records": [{"pages": 1.0}]%b}' % (b" " * request_handler.LARGE_BODY)
+
+    async def run() -> list[Reply]:
+        more = request_handler.MAX_LARGE_WAITING + 2
+        calls = (handler.answer(INVOCATIONS, body, key="k", request_id="r") for _ in range(more))
+        return list(await asyncio.gather(*calls))
+
+    replies = asyncio.run(run())
+    handler.close()
+
+    assert sorted(reply.status for reply in replies) == [200] * request_handler.MAX_LARGE_WAITING + [503] * 2
+    refused = next(reply for reply in replies if reply.status == 503)
+    assert b"or score files with `ml-platform score`" in refused.body
+    assert (b"retry-after", b"1") in refused.headers
 
 
 FORMS = ["records", "split", "columns", "tensors"]

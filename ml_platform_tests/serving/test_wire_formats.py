@@ -1,6 +1,7 @@
 """Tests of the formats of MLflow's clients and of the Open Inference Protocol, and of their errors."""
 
 import json
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from ml_platform.errors import MAX_PROBLEMS, RequestError, RequestProblem
 from ml_platform.inference.predictor import Answers
 from ml_platform.inference.request_contract import Field, RequestContract, Rule
+from ml_platform.serving.http import wire_formats
 from ml_platform.serving.http.wire_formats import (
     LONGEST_KEY,
     Formats,
@@ -311,6 +313,20 @@ def test_repeated_name_in_an_object_is_refused(body: str, name: str) -> None:
     error = catch_refusal(read, body.encode())
 
     assert (error.status, error.problems) == (422, [RequestProblem(rule="must come once in its object", field=name)])
+
+
+@pytest.mark.fault("R15")
+@pytest.mark.parametrize(
+    ("padding", "rule"),
+    [(0, "has no NaN and no Infinity"), (wire_formats.MAX_EXPLAINED, r"malformed: invalid character \(byte 1048599\)")],
+)
+def test_long_malformed_body_is_read_once(padding: int, rule: str) -> None:
+    body = b'{"inputs": [{"pages": %b NaN}]}' % (b" " * padding)
+
+    error = catch_refusal(FORMATS.read_invocation, body)
+
+    assert error.status == 400
+    assert re.search(rule, error.problems[0].rule)
 
 
 def test_usual_bodies_are_not_read_twice(monkeypatch: pytest.MonkeyPatch) -> None:

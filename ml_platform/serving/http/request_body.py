@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_platform.errors import RequestError, RequestProblem
 
-MAX_BODY = 16 * 2**20
+MAX_BODY = 8 * 2**20
 SECONDS_FOR_BODY = 20.0
 # Names of content codings (RFC 9110, 8.4.1), and zlib's `wbits` for each.
 CODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}

@@ -26,6 +26,8 @@ from ml_platform.inference.request_contract import (
 )
 
 MAX_RECORDS = 10_000
+# A malformed body of more bytes is not read again for a better message.
+MAX_EXPLAINED = 2**20
 LONGEST_KEY = 256
 KEY = "key"
 PREDICTIONS, SCORES = "predictions", "scores"
@@ -317,7 +319,8 @@ def _decode(decoder: Any, body: Any) -> Any:
     except msgspec.ValidationError as error:
         raise RequestError(400, [RequestProblem(rule=f"the body must have a known format: {error}")]) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        if not isinstance(error, RecursionError):
+        # Python's reader is slow, keeps other threads waiting, and here the number of records is not known yet.
+        if not isinstance(error, RecursionError) and memoryview(body).nbytes <= MAX_EXPLAINED:
             read_again(body)  # raises an error with the position, unless Python's reader accepts the body: NaN
             rule = "the body must be JSON, which has no NaN and no Infinity: send null for a missing value"
             raise RequestError(400, [RequestProblem(rule=rule)]) from error

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ml_platform.errors import BusyError, PredictionError
@@ -34,6 +34,8 @@ class _QueuedRequest:
     records: list[Record]
     answer: "asyncio.Future[Answers]"
     alone: bool = False
+    # The answers to the first parts of a request that has more records than a call.
+    answered: Answers = field(default_factory=lambda: Answers([], []))
 
 
 class Batcher:
@@ -45,9 +47,10 @@ class Batcher:
         Takes a list of records and returns their `Answers`; it runs in a thread of its own, one call at a time, and may
         raise any exception.
     max_records_per_call : int
-        Maximum number of records in a call; a request of more gets calls of its own.
+        Maximum number of records in a call. A request of more gets several calls, between which others get theirs.
     max_waiting : int
-        Maximum number of records in the queue; a request that would exceed it is refused.
+        Maximum number of records in the queue, of each request those of its next call; a request that would exceed it
+        is refused.
     compiled : bool
         True if `predict` runs no code of the model's author: its calls run in the event loop while they are quick.
     """
@@ -87,15 +90,15 @@ class Batcher:
             The model raised, or did not return a finite score for each record. Other requests of the same call are
             answered nevertheless.
         """
-        if self._closed or (self.waiting and self.waiting + len(records) > self._max_waiting):
+        loop = asyncio.get_running_loop()
+        request = _QueuedRequest(records, loop.create_future())
+        if self._closed or (self.waiting and self.waiting + len(self._next_part(request)) > self._max_waiting):
             raise BusyError(
                 f"At most {self._max_waiting:,} records may wait for a prediction. {self.waiting:,} are waiting. Try "
                 "again in a second."
             )
-        loop = asyncio.get_running_loop()
-        request = _QueuedRequest(records, loop.create_future())
         self._queue.append(request)
-        self.waiting += len(records)
+        self.waiting += len(self._next_part(request))
         if not self._busy:
             self._busy = True
             self._idle.clear()
@@ -115,71 +118,77 @@ class Batcher:
         await self._idle.wait()
         self._thread.shutdown(wait=False)
 
+    def _next_part(self, request: _QueuedRequest) -> list[Record]:
+        """Return the next records of a request that have no answer yet, as many as a call may have."""
+        start = len(request.answered.scores)
+        return request.records[start : start + self._max_records_per_call]
+
     def _call_next(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the next call, with as many queued requests as fit, or with one that must be predicted alone."""
-        batch, size = list[_QueuedRequest](), 0
+        batch, records, most = list[_QueuedRequest](), list[Record](), self._max_records_per_call
         while self._queue:
             request = self._queue[0]
-            full = size + len(request.records) > self._max_records_per_call
-            if batch and (full or request.alone or batch[0].alone):
+            part = self._next_part(request)
+            if batch and (len(records) + len(part) > most or request.alone or batch[0].alone):
                 break
             self._queue.popleft()
-            self.waiting -= len(request.records)
+            self.waiting -= len(part)
             if not request.answer.done():  # not cancelled by its caller
                 batch.append(request)
-                size += len(request.records)
+                records += part
         if not batch:
             self._busy = False
             self._idle.set()
             return
-        records = [record for request in batch for record in request.records]
-        if self._is_quick(size):
-            self._finish(loop, batch, run_here(self._predict_in_parts, records))
+        if self._is_quick(len(records)):
+            self._finish(loop, batch, len(records), run_here(self._measure, records))
             return
-        call = self._thread.submit(self._predict_in_parts, records)
-        call.add_done_callback(lambda done: loop.call_soon_threadsafe(self._finish, loop, batch, done))
+        call = self._thread.submit(self._measure, records)
+        call.add_done_callback(lambda done: loop.call_soon_threadsafe(self._finish, loop, batch, len(records), done))
 
     def _is_quick(self, records: int) -> bool:
         """Tell whether a call may run in the event loop: the last calls were quick, and this one is no larger."""
         mean = self._mean_seconds
         return self._compiled and records <= QUICK_RECORDS and mean is not None and mean < QUICK_SECONDS
 
-    def _finish(self, loop: asyncio.AbstractEventLoop, batch: list[_QueuedRequest], call: "Future[Answers]") -> None:
-        failure = _find_failure(call, sum(len(request.records) for request in batch))
-        if len(batch) == 1:
-            _set_answer(batch[0], failure or call.result())
-        elif failure:
+    def _finish(
+        self, loop: asyncio.AbstractEventLoop, batch: list[_QueuedRequest], records: int, call: "Future[Answers]"
+    ) -> None:
+        failure = _find_failure(call, records)
+        if failure and len(batch) > 1:
             # Repeat the requests one by one: only those that cause the failure get it.
             for request in reversed(batch):
                 request.alone = True
                 self._queue.appendleft(request)
-                self.waiting += len(request.records)
+                self.waiting += len(self._next_part(request))
+        elif failure:
+            _set_answer(batch[0], failure)
         else:
             answers, start = call.result(), 0
             for request in batch:
-                end = start + len(request.records)
-                _set_answer(request, Answers(answers.scores[start:end], answers.predictions[start:end]))
+                end = start + len(self._next_part(request))
+                request.answered.scores.extend(answers.scores[start:end])
+                request.answered.predictions.extend(answers.predictions[start:end])
                 start = end
+                if self._next_part(request) and not request.answer.done():
+                    self._queue.append(request)
+                    self.waiting += len(self._next_part(request))
+                else:
+                    _set_answer(request, request.answered)
         # Not at once: a call in the event loop must not keep it from other requests.
         loop.call_soon(self._call_next, loop)
 
-    def _predict_in_parts(self, records: list[Record]) -> Answers:
-        """Predict in the model's thread, a long list in parts to bound the memory."""
-        parts, size = list[Answers](), self._max_records_per_call
+    def _measure(self, records: list[Record]) -> Answers:
+        """Call the model, and note the duration of the call."""
+        self._call_began = began = time.monotonic()
         try:
-            for start in range(0, len(records), size):
-                self._call_began = began = time.monotonic()
-                parts.append(self._predict(records[start : start + size]))
-                seconds, mean = time.monotonic() - began, self._mean_seconds
-                self._mean_seconds = seconds if mean is None else mean + LAST_CALL * (seconds - mean)
+            answers = self._predict(records)
         finally:
             self._call_began = None
-        if len(parts) == 1:
-            return parts[0]
-        return Answers(
-            [score for part in parts for score in part.scores],
-            [prediction for part in parts for prediction in part.predictions],
-        )
+        if len(records) <= QUICK_RECORDS:
+            seconds, mean = time.monotonic() - began, self._mean_seconds
+            self._mean_seconds = seconds if mean is None else mean + LAST_CALL * (seconds - mean)
+        return answers
 
 
 def run_here(predict: Predict, records: list[Record]) -> "Future[Answers]":

@@ -7,7 +7,10 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import msgspec
 
@@ -22,6 +25,9 @@ from ml_platform.serving.http.request_body import ACCEPT_ENCODING
 from ml_platform.serving.http.wire_formats import Formats, Requests
 from ml_platform.serving.worker.routing import PredictionResult, RoutingTable, ServedModel, request_prediction
 
+# Bodies of more bytes are read and logged in a thread, so that other requests do not wait; at most so many wait for it.
+LARGE_BODY = 64 * 1024
+MAX_LARGE_WAITING = 16
 # Maximum number of records in running shadow requests; further ones are dropped and counted.
 MAX_SHADOWED = 1_024
 LONGEST_KEY = 256
@@ -29,6 +35,7 @@ REQUEST_ID_LENGTH = 128
 NO_ROLE = "none"
 STATUS_OF: dict[type[Exception], int] = {BusyError: 503, ModelTimeoutError: 504}
 
+Result = TypeVar("Result")
 Headers = list[tuple[bytes, bytes]]
 _encode = msgspec.json.encode
 
@@ -103,6 +110,8 @@ class RequestHandler:
         self.counts = counts
         self.log = log
         self.serving: RoutingTable | None = None
+        self._large = ThreadPoolExecutor(max_workers=1, thread_name_prefix="large")
+        self._large_waiting = 0
         self._shadowed = 0
         self._shadows: set[asyncio.Task[None]] = set()
 
@@ -126,7 +135,8 @@ class RequestHandler:
             return not_ready(request_id)
         try:
             model = serving.stable if version is None else serving.models[version]
-            request = self._read(wire, serving, model, body, key, request_id)
+            read = partial(self._read, wire, serving, model, body, key, request_id)
+            request = await self._run_large(read) if len(body) > LARGE_BODY else read()
         except KeyError:
             self.counts.count_response(0, NO_ROLE, 404)
             error_body = _encode({"error": f"version {version} is not loaded", "problems": []})
@@ -134,10 +144,37 @@ class RequestHandler:
         except RequestError as error:
             self.counts.count_response(model.version, NO_ROLE, error.status)
             return Reply(error.status, wire_formats.error_answer(error), _make_headers(serving, model, request_id))
+        except BusyError as error:
+            self.counts.count_response(model.version, NO_ROLE, 503)
+            headers = [*_make_headers(serving, model, request_id), (b"retry-after", b"1")]
+            return Reply(503, _encode({"error": str(error), "problems": []}), headers)
         if version is not None:
             result = await self._predict(serving, request.contents.records, model, TrafficRole.CHAMPION)
             return self._make_reply(wire, serving, request, [result])
         return await self._answer_by_plan(wire, serving, request)
+
+    def close(self) -> None:
+        """Wait until the predictions of large requests are in the log's queue."""
+        self._large.shutdown()
+
+    async def _run_large(self, work: Callable[[], Result]) -> Result:
+        """Run work on a large body in a thread, one after the other.
+
+        Raises
+        ------
+        BusyError
+            `MAX_LARGE_WAITING` large requests wait already.
+        """
+        if self._large_waiting >= MAX_LARGE_WAITING:
+            raise BusyError(
+                f"At most {MAX_LARGE_WAITING} requests of more than {LARGE_BODY:,} bytes may wait to be read. Try "
+                "again in a second, or score files with `ml-platform score`."
+            )
+        self._large_waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._large, work)
+        finally:
+            self._large_waiting -= 1
 
     def _read(
         self,
@@ -177,8 +214,9 @@ class RequestHandler:
     ) -> PredictionResult:
         """Predict with a successor, which reads the request by its own contract."""
         try:
-            records = request.read_for(model, serving)
-        except RequestError:
+            read = partial(request.read_for, model, serving)
+            records = await self._run_large(read) if len(request.body) > LARGE_BODY else read()
+        except (RequestError, BusyError):
             unread = [(None,) * len(model.loaded.contract.features)] * len(request.contents.records)
             error = "it refuses a request that the stable version accepts"
             return PredictionResult(model, role, unread, 0.0, error=error)
@@ -227,7 +265,10 @@ class RequestHandler:
 
     def _log_and_shadow(self, serving: RoutingTable, request: _Request, results: list[PredictionResult]) -> None:
         for result in results:
-            self._write_log(request, result)
+            if len(request.body) > LARGE_BODY:
+                self._large.submit(self._write_log, request, result)
+            else:
+                self._write_log(request, result)
         shadow = serving.shadow
         if shadow is None:
             return

@@ -106,6 +106,7 @@ class Worker:
         for part in parts:
             part.cancel()
         await asyncio.gather(*parts, return_exceptions=True)
+        await asyncio.to_thread(self.handler.close)
         await asyncio.to_thread(self.prediction_log.close)
         self._send_counts()
         await self.channel.flush()

@@ -16,6 +16,7 @@
     │       └── ForgottenError        a dataset version lost rows to an erasure, so that it cannot be reproduced
     ├── ModelError                    a model cannot be used
     │   ├── DigestMismatchError       a model file does not have the recorded digest
+    │   │   └── MissingFilesError     a host does not have a version's files
     │   ├── UntrustedModelError       a model file contains types outside the platform's trust list
     │   ├── ModelTimeoutError         a model did not answer in time
     │   │   └── QueueTimeoutError     a model was busy with a larger request of another client
@@ -111,6 +112,10 @@ class ModelError(PlatformError):
 
 class DigestMismatchError(ModelError):
     """A model file does not have the recorded digest."""
+
+
+class MissingFilesError(DigestMismatchError):
+    """A host has no files of a version that match their digests."""
 
 
 class UntrustedModelError(ModelError):

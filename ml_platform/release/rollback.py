@@ -3,6 +3,7 @@
 import logging
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def roll_back(
     details: dict[str, Any] | None = None,
     instead_of: int | None = None,
     show: bool = True,
+    require_bytes: Callable[[Candidate], object] | None = None,
     load_spec: Callable[[str], ModelSpec] = discovery.load,
 ) -> LedgerEntry:
     """Make an earlier version champion again. If its bytes are stored on this host, MLflow is not needed.
@@ -53,6 +55,9 @@ def roll_back(
     show : bool
         True reads MLflow's anchor first and updates its alias now, which takes seconds; False leaves both to the
         registry's sensor.
+    require_bytes : callable or None
+        Raises a `DigestMismatchError` if the caller has no bytes of the target that match its digest. ``None`` looks
+        for them on this host, then in MLflow.
     load_spec : callable
         Returns a model's ModelSpec by its name. It takes a second, and is called only for a target that never was
         champion, which must meet the conditions of a promotion.
@@ -77,18 +82,17 @@ def roll_back(
     # guard: former-champion
     if decision is not None:
         # guard: former-champion-bytes
-        _require_bytes(platform, target, decided_candidate(platform.database, decision))
+        (require_bytes or partial(_require_bytes, platform, target))(decided_candidate(platform.database, decision))
         verdict_digest = decision.verdict_digest
     else:
-        spec = load_spec(model)
-        verdict = staged_evidence(platform, spec, target)
+        verdict = staged_evidence(platform, spec := load_spec(model), target)
         # guard: rollback-approval-declared
         if spec.approval_needed is not None:
             # guard: rollback-approval
             decisions.require_approval(platform.database, target, verdict, spec.approval_needed)
         verdict_digest = verdict.digest
-    why: dict[str, Any] = {"reason": reason, "actor": actor, "details": details}
-    entry = decisions.roll_back(platform.database, target, verdict_digest, instead_of=instead_of, **why)
+    why: dict[str, Any] = {"reason": reason, "actor": actor, "details": details, "instead_of": instead_of}
+    entry = decisions.roll_back(platform.database, target, verdict_digest, **why)
     log.info("version %s is champion again", entry.version)
     store_plan(platform, model)
     with _tolerate_sync_failure(model):

@@ -8,11 +8,12 @@ import hashlib
 import json
 import logging
 import shutil
+import threading
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
-from ml_platform.errors import DigestMismatchError, ModelError
+from ml_platform.errors import DigestMismatchError, MissingFilesError, ModelError
 from ml_platform.inference.served_files import SERVED_LIST
 from ml_platform.serving.state import ServedVersion
 from ml_platform.storage import atomic_files
@@ -25,6 +26,9 @@ VERSIONS = "versions"
 FORBIDDEN = ("/", "\\", "\0")
 
 Source = Callable[[Path], Path]
+
+# Two threads may store the same version: the second must not replace the files that a worker loads.
+_replacing = threading.Lock()
 
 
 def copy_folder(home: Path, served: ServedVersion) -> Path:
@@ -49,7 +53,7 @@ def store_version_files(home: Path, served: ServedVersion, sources: Iterable[Sou
 
     Raises
     ------
-    DigestMismatchError
+    MissingFilesError
         No source has matching files; the message has the problem of each source.
     StorageError
         The files could not be written.
@@ -66,7 +70,7 @@ def store_version_files(home: Path, served: ServedVersion, sources: Iterable[Sou
         if not problem:
             return target
         problems.append(problem)
-    raise DigestMismatchError(
+    raise MissingFilesError(
         f"Version {served.version} cannot be served: {'; '.join(problems) or 'no source has its files'}. Restore its "
         "files, or evaluate its candidate again. The server continues with the version that it serves now."
     )
@@ -88,8 +92,10 @@ def _copy_from(source: Source, target: Path, served: ServedVersion) -> str:
                 shutil.copyfile(folder / name, whole / name)
                 atomic_files.sync(whole / name)
             atomic_files.sync(whole)
-            shutil.rmtree(target, ignore_errors=True)
-            whole.replace(target)
+            with _replacing:
+                if _find_problem(target, served):
+                    shutil.rmtree(target, ignore_errors=True)
+                    whole.replace(target)
             atomic_files.sync(target.parent)
         except ModelError as error:
             return str(error)
@@ -137,11 +143,23 @@ def _read_list(folder: Path, served: ServedVersion) -> Mapping[str, str]:
     return digests
 
 
-def remove_unused_versions(home: Path, kept: Collection[ServedVersion]) -> list[Path]:
-    """Remove the local copies of all versions except `kept`; return the removed folders."""
+def remove_unused_versions(
+    home: Path, kept: Collection[ServedVersion], fetched: Collection[ServedVersion] = ()
+) -> list[Path]:
+    """Remove the local copies of all versions except `kept`, and the rest of interrupted fetches; return the folders.
+
+    Parameters
+    ----------
+    home : Path
+        The folder of the model's server.
+    kept, fetched : collection of ServedVersion
+        The versions in use, and those whose files are being fetched at the moment.
+    """
     folder = home / VERSIONS
-    names = {copy_folder(home, served).name for served in kept}
-    unused = [path for path in folder.iterdir() if path.name not in names] if folder.is_dir() else []
+    names = {copy_folder(home, served).name for served in [*kept, *fetched]}
+    unfinished = tuple(f".{copy_folder(home, served).name}." for served in fetched)
+    found = folder.iterdir() if folder.is_dir() else ()
+    unused = [path for path in found if path.name not in names and not path.name.startswith(unfinished)]
     for path in unused:
         shutil.rmtree(path, ignore_errors=True)
         log.info("removed the unused local copy %s", path.name)

@@ -1,13 +1,14 @@
 """A server without database, MLflow or a writable disk starts, serves and rolls back, and records it afterwards."""
 
 import contextlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ml_platform.platform import Platform
-from ml_platform_tests.support import prediction_server
+from ml_platform_tests.support import mlflow_server, prediction_server
 from ml_platform_tests.support.disks import full, read_only
 from ml_platform_tests.support.prediction_server import wait_until
 
@@ -55,6 +56,30 @@ def test_restart_without_mlflow_serves_stale(served: Platform) -> None:
         wait_until("the mark", lambda: server.facts["why_stale"] == "MLflow does not answer")
         wait_until("the header", lambda: server.ask().headers.get("ml-platform-stale") == "true")
         assert server.ask().status == 200
+
+
+@pytest.mark.fault("R20")
+def test_newest_decision_is_served_while_mlflow_hangs(served: Platform) -> None:
+    fetched = prediction_server.served_version(served, seed=4)
+    prediction_server.move_to_mlflow(served, fetched)
+    with (
+        mlflow_server.hanging() as mlflow,
+        prediction_server.serving(served.settings.home, MLFLOW_TRACKING_URI=mlflow) as server,
+    ):
+        server.wait_for(3)
+        shutil.rmtree(served.candidate_folder(served.database.candidate("candidate-2")))  # the server has its own copy
+        assert server.admin_ask("/rollback", {"reason": "worse"}).json["version"] == 2
+        wait_until("the ledger", lambda: prediction_server.list_champions(served) == [1, 2], seconds=10)
+        prediction_server.roll_back(served, 1)
+        server.wait_for(1, seconds=10)
+        prediction_server.promote(served, fetched)
+        wait_until("the fetch", lambda: "being fetched" in server.facts["why_stale"], seconds=10)
+        assert server.ask().version == 1
+        prediction_server.roll_back(served, 3)
+        server.wait_for(3, seconds=10)
+        assert [entry["closed"] for entry in server.admin_ask("/log").json["rollbacks"]] == [
+            "recorded in the ledger as entry 4"
+        ]
 
 
 @pytest.mark.fault("R12")

@@ -1,12 +1,22 @@
 """Tests of the selection of versions from ledger, evidence and plan, of local copies, state and journal."""
 
 import shutil
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
-from ml_platform.errors import DatabaseUnavailableError, DigestMismatchError, EvidenceError, LedgerError, StorageError
+from ml_platform.errors import (
+    DatabaseUnavailableError,
+    DigestMismatchError,
+    EvidenceError,
+    LedgerError,
+    MissingFilesError,
+    StorageError,
+)
 from ml_platform.platform import Platform
 from ml_platform.records.canonical import canonical_json, now, sha256_text
 from ml_platform.records.traffic import Mode
@@ -21,7 +31,7 @@ from ml_platform.serving.supervisor.rollback_journal import (
     Rollback,
 )
 from ml_platform.serving.supervisor.version_selection import VersionSelector, find_rollback_target
-from ml_platform_tests.support import fakes, prediction_server
+from ml_platform_tests.support import fakes, mlflow_server, prediction_server
 
 
 @pytest.fixture
@@ -150,6 +160,79 @@ def test_unused_local_copies_are_removed(selector: VersionSelector) -> None:
     gone = version_cache.remove_unused_versions(selector.home, [state.arms[3]])
     assert len(gone) == 2
     version_cache.verify(version_cache.copy_folder(selector.home, state.arms[3]), state.arms[3])
+
+
+# Files in MLflow
+
+
+@pytest.mark.fault("R20")
+def test_files_in_mlflow_are_fetched_in_background(selector: VersionSelector, served: Platform) -> None:
+    version = prediction_server.served_version(served, seed=4)
+    prediction_server.move_to_mlflow(served, version)
+    prediction_server.promote(served, version)
+    fetched = threading.Event()
+    selector = VersionSelector(served, prediction_server.MODEL, selector.home, on_fetched=fetched.set)
+    with pytest.raises(MissingFilesError, match="being fetched from MLflow"):
+        selector.read_changes()
+    assert fetched.wait(60)
+    state = select_state(selector)
+    assert (state.plan.stable, state.problems, selector.missing) == (4, {}, [])
+    version_cache.verify(version_cache.copy_folder(selector.home, state.arms[4]), state.arms[4])
+
+
+@pytest.mark.fault("R20")
+def test_failed_fetch_is_reported_and_repeated_later(selector: VersionSelector, served: Platform) -> None:
+    version = prediction_server.served_version(served, seed=4)
+    shutil.rmtree(served.candidate_folder(served.database.candidate(version.candidate)))
+    prediction_server.promote(served, version)
+    fetched = threading.Event()
+    selector = VersionSelector(served, prediction_server.MODEL, selector.home, on_fetched=fetched.set)
+    with pytest.raises(MissingFilesError):
+        selector.read_changes()
+    assert fetched.wait(60)
+    fetched.clear()
+    for _ in range(3):
+        with pytest.raises(MissingFilesError, match="candidate candidate-4 has no MLflow run"):
+            selector.read_changes()
+    assert not fetched.is_set()
+
+
+@pytest.mark.fault("R20")
+def test_newer_decision_is_followed_while_mlflow_hangs(
+    selector: VersionSelector, served: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    select_state(selector)
+    version = prediction_server.served_version(served, seed=4)
+    prediction_server.move_to_mlflow(served, version)
+    prediction_server.promote(served, version)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    with mlflow_server.hanging() as address:
+        settings = served.settings.model_copy(update={"mlflow_tracking_uri": SecretStr(address)})
+        selector.platform = Platform(settings)
+        began = time.monotonic()
+        for _ in range(3):
+            with pytest.raises(MissingFilesError, match="being fetched from MLflow"):
+                selector.read_changes()
+        prediction_server.roll_back(served, 2)
+        assert select_state(selector).plan.stable == 2
+        assert time.monotonic() - began < 20
+    selector.platform.database.close()
+
+
+def test_copy_being_fetched_is_not_removed(selector: VersionSelector) -> None:
+    state = select_state(selector)
+    copy = version_cache.copy_folder(selector.home, state.arms[3])
+    part, rest = (copy.with_name(f".{name}.0123") for name in (copy.name, "candidate-0-abc"))
+    part.mkdir()
+    rest.mkdir()
+    gone = version_cache.remove_unused_versions(selector.home, [state.arms[2]], [state.arms[3]])
+    assert sorted(path.name for path in gone) == [
+        rest.name,
+        version_cache.copy_folder(selector.home, state.known[0]).name,
+    ]
+    assert part.exists()
+    assert copy.exists()
+    assert part in version_cache.remove_unused_versions(selector.home, [state.arms[3]])
 
 
 # The state's file and rollbacks

@@ -1,4 +1,4 @@
-"""A real MLflow server on loopback, and a proxy with faults."""
+"""A real MLflow server on loopback, a proxy with faults, and a server that never answers."""
 
 import http.client
 import os
@@ -39,6 +39,13 @@ def serving(folder: Path, database: Path) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+@contextmanager
+def hanging() -> Iterator[str]:
+    """Accept connections on loopback, and never answer; yield the address."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
 
 
 def _wait(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:

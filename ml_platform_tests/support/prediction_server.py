@@ -100,6 +100,24 @@ def promote(platform: Platform, registration: Registration, rollout: Rollout | N
     )
 
 
+def move_to_mlflow(platform: Platform, registration: Registration) -> None:
+    """Move a version's files from this host into the artifacts of a run of the local MLflow."""
+    candidate = platform.database.candidate(registration.candidate)
+    verdict = platform.database.verdict_on(registration.candidate)
+    assert verdict is not None
+    files = platform.settings.home / "to-mlflow"
+    shutil.move(platform.candidate_folder(candidate), files / "serving")
+    run_id = platform.registry.record_run(candidate, verdict, files)
+    platform.database.link_mlflow_run(candidate.id, run_id)
+
+
+def roll_back(platform: Platform, version: int) -> LedgerEntry:
+    """Make an earlier champion champion again in the ledger, as another process does."""
+    was = next(entry for entry in platform.database.history(MODEL) if entry.version == version)
+    target = Registration(model=MODEL, version=version, candidate=was.candidate)
+    return decisions.roll_back(platform.database, target, was.verdict_digest, reason="worse", actor="test")
+
+
 def champions(folder: Path, number: int) -> Path:
     """Make a home in which `number` versions became champion one after the other; it is closed."""
     platform = fakes.platform_in(folder)

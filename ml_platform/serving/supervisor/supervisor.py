@@ -26,10 +26,10 @@ from ml_platform.errors import (
     DatabaseUnavailableError,
     EvidenceError,
     LedgerError,
+    MissingFilesError,
     ModelError,
     PlatformError,
     PortInUseError,
-    RegistryError,
     StorageError,
 )
 from ml_platform.monitoring.alerts import Alert, send, write_log
@@ -70,8 +70,6 @@ SECONDS_UNTIL_STALE = 5.0
 SECONDS_BETWEEN_BEATS = 5.0
 SECONDS_BETWEEN_COUNTS = 2.0
 SECONDS_BETWEEN_PROBES = 5.0
-# The pause doubles up to this one while a version of the plan cannot be served.
-MAX_SECONDS_BETWEEN_POLLS = 30.0
 # Shorter than the timeout of callers, see ml_platform/release/admin_client.py.
 SECONDS_FOR_A_SWAP = 4.0
 UNCONFIRMED = "the state has not been compared with the ledger since the server started"
@@ -119,7 +117,7 @@ class Supervisor:
         self.address, self.admin_address = _format_address(self._public), _format_address(self._admin)
         # Unique for each start: the counters begin at zero, and must not replace those of the last start.
         self.name = f"{socket.gethostname()[:60]}-{self._public.getsockname()[1]}-{secrets.token_hex(4)}"
-        self.version_selector = VersionSelector(platform, model, self.home)
+        self.version_selector = VersionSelector(platform, model, self.home, on_fetched=self._wake_up)
         self.journal, self.audit_log = Journal(self.home), AdminAuditLog(self.home)
         tokens_file = platform.settings.admin_tokens_file
         self.tokens = read_tokens(tokens_file) if tokens_file is not None else local_tokens(self.home)
@@ -132,15 +130,15 @@ class Supervisor:
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
         self._mlflow_answers = True
-        self._settling = False
+        self._unsettled = ""
         self._background: set[asyncio.Task[Any]] = set()
         self._files = PendingFiles()
 
     async def run(self) -> None:
         """Serve until the process receives SIGTERM or SIGINT."""
-        loop = asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stopping.set)
+            self._loop.add_signal_handler(number, self._stopping.set)
         self.worker_pool = WorkerPool(
             self._public,
             self.home,
@@ -186,26 +184,30 @@ class Supervisor:
     # Selecting versions
 
     async def _poll(self) -> None:
-        """Poll ledger and plan once a second, less often while a version of the plan cannot be served."""
-        pause, poll_at = SECONDS_BETWEEN_POLLS, 0.0
+        """Settle the journal, and poll ledger and plan, once a second."""
         while True:
-            if time.monotonic() >= poll_at or self._wake.is_set():
-                self._wake.clear()
-                healthy = await self._update_state()
-                pause = SECONDS_BETWEEN_POLLS if healthy else min(2 * pause, MAX_SECONDS_BETWEEN_POLLS)
-                poll_at = time.monotonic() + pause
+            self._wake.clear()
+            await self._update_state()
             self._files.store()
             if self.journal.unstored:
                 self.journal.store()
             self.audit_log.store_omitted()
-            self._run_in_background(self._settle_journal())
             with suppress(TimeoutError):
                 async with asyncio.timeout(SECONDS_BETWEEN_POLLS):
                     await self._wake.wait()
 
-    async def _update_state(self) -> bool:
-        """Update the state from ledger and plan; return False if a version of the plan cannot be served."""
-        query = asyncio.create_task(asyncio.to_thread(self.version_selector.read_changes))
+    def _wake_up(self) -> None:
+        """Poll now; may be called in another thread, also after the server has stopped."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._wake.set)
+
+    async def _update_state(self) -> None:
+        """Settle the journal, then update the state from ledger and plan.
+
+        In this order the ledger's newest decision is never one of this server's own rollbacks that is open still. Both
+        wait for the database alone: MLflow must not delay a decision.
+        """
+        query = asyncio.create_task(self._settle_and_read())
         done, _ = await asyncio.wait([query], timeout=SECONDS_UNTIL_STALE)
         if not done:
             await self._set_problem(f"the database has not answered for {SECONDS_UNTIL_STALE:g} s")
@@ -215,12 +217,15 @@ class Supervisor:
             if str(error) != self.problem:
                 log.warning("%s", error)
             await self._set_problem(str(error))
-            return isinstance(error, DatabaseUnavailableError)
+            return
         if self.problem and state is None:
             await self._set_problem("")
         if state is not None:
             await self._follow(state)
-        return not (self.state and self.state.problems)
+
+    async def _settle_and_read(self) -> DesiredState | None:
+        await self._settle_journal()
+        return await asyncio.to_thread(self.version_selector.read_changes)
 
     async def _set_problem(self, problem: str) -> None:
         """Mark the state as possibly out of date; an empty text marks it as confirmed."""
@@ -237,16 +242,19 @@ class Supervisor:
         self.problem = ""
         async with self._swapping:
             rollback = self.journal.open_entry()
-            # While the rollback is being written to the ledger, the state may already contain its decision.
-            if rollback is not None and (self._settling or rollback.decision == state.decision):
-                target = next((served for served in state.known if served.version == rollback.to), None)
+            # A newer decision of the ledger overtakes the rollback.
+            if rollback is not None and rollback.decision == state.decision:
+                # The workers keep the target in memory, also if its files have got lost since.
+                here = [*state.known, *(self.state.arms.values() if self.state else ())]
+                target = next((served for served in here if served.version == rollback.to), None)
                 if target is not None:
                     state = override_plan(
                         state, target, journal=rollback.id, reason=rollback.reason, actor=rollback.actor
                     )
             self._serve(replace(state, stale=self._get_staleness()))
             kept = [*state.arms.values(), *state.known]
-        await asyncio.to_thread(version_cache.remove_unused_versions, self.home, kept)
+        missing = self.version_selector.missing
+        await asyncio.to_thread(version_cache.remove_unused_versions, self.home, kept, missing)
 
     def _serve(self, state: DesiredState) -> None:
         """Send a state to the workers, unless it is the same as the last one."""
@@ -317,7 +325,7 @@ class Supervisor:
             revision = self.state.revision if self.state else 0
         confirmed = await self.worker_pool.wait_for_revision(revision, SECONDS_FOR_A_SWAP)
         answering = sorted({worker.state["stable"] for worker in self.worker_pool.workers.values()} - {None})
-        # The ledger is written in the background: the rollback waits neither for the database nor for MLflow.
+        # The ledger is written by the next poll: the rollback waits neither for the database nor for MLflow.
         self._wake.set()
         return {
             "journal": entry.id,
@@ -334,22 +342,28 @@ class Supervisor:
     async def _settle_journal(self) -> None:
         """Write an open rollback to the ledger and close it; it stays open while the ledger cannot be written."""
         entry = self.journal.open_entry()
-        if entry is None or self._settling:
+        if entry is None:
             return
-        self._settling = True
         try:
             outcome, decision = await asyncio.to_thread(self._write_to_ledger, entry)
+        except (MissingFilesError, DatabaseUnavailableError, StorageError, sa.exc.SQLAlchemyError) as error:
+            if str(error) != self._unsettled:
+                log.warning("rollback %s is not in the ledger yet and will be retried: %s", entry.id, error)
+            self._unsettled = str(error)
+            return
+        async with self._swapping:
             self.journal.close(entry, outcome, decision)
-            log.info("rollback %s to version %s: %s", entry.id, entry.to, outcome)
-        except (RegistryError, DatabaseUnavailableError, StorageError, sa.exc.SQLAlchemyError) as error:
-            log.warning("rollback %s is not in the ledger yet and will be retried: %s", entry.id, error)
-        finally:
-            self._settling = False
+            # A rollback that is requested before the next reading leaves the champion that this one made.
+            self.state = self.state and replace(self.state, decision=decision)
+        log.info("rollback %s to version %s: %s", entry.id, entry.to, outcome)
+        self._unsettled = ""
         self.version_selector.reset_mark()
-        self._wake.set()
 
     def _write_to_ledger(self, entry: Rollback) -> tuple[str, int]:
-        """Write a rollback to the ledger; return its outcome, and the sequence of the champion's entry."""
+        """Write a rollback to the ledger; return its outcome, and the sequence of the decision that it leaves in force.
+
+        MLflow is not asked: this host has verified the target's bytes, and the registry's sensor moves the alias.
+        """
         version_selection.require_database(self.platform)
         champion = self.platform.database.champion(self.model)
         if champion is None:
@@ -357,16 +371,25 @@ class Supervisor:
         if champion.version == entry.to:
             return f"recorded in the ledger as entry {champion.sequence}", champion.sequence
         if champion.sequence != entry.decision:
-            outcome = f"overtaken: entry {champion.sequence} made version {champion.version} champion"
-            return outcome, champion.sequence
+            return f"overtaken: entry {champion.sequence} made version {champion.version} champion", entry.decision
 
         def refuse(_: str) -> Any:
             raise EvidenceError(f"Version {entry.to} of {self.model!r} was never champion.")
 
         try:
             written = roll_back(
-                self.platform, self.model, to=entry.to, reason=entry.reason, actor=entry.actor, load_spec=refuse
+                self.platform,
+                self.model,
+                to=entry.to,
+                reason=entry.reason,
+                actor=entry.actor,
+                instead_of=entry.decision,
+                show=False,
+                require_bytes=lambda _: self.version_selector.store_copy(entry.to),
+                load_spec=refuse,
             )
+        except MissingFilesError:
+            raise
         except (ConflictError, EvidenceError, LedgerError, ModelError) as error:
             written = self.platform.database.champion(self.model) or champion
             if written.version != entry.to:  # otherwise the command that asked for the rollback wrote it meanwhile

@@ -6,7 +6,10 @@ champion gets all traffic.
 """
 
 import logging
-from collections.abc import Sequence
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,27 +19,32 @@ from ml_platform.database.decided import chained_candidate
 from ml_platform.errors import (
     ConfigurationError,
     DatabaseUnavailableError,
-    DigestMismatchError,
     EvidenceError,
     LedgerError,
+    MissingFilesError,
     ModelError,
+    PlatformError,
     RegistryError,
 )
 from ml_platform.model_spec import Rollout
 from ml_platform.platform import Platform
 from ml_platform.records.ledger import LedgerEntry, LedgerHead
+from ml_platform.records.verdict import Candidate
 from ml_platform.release.ledger.champions import champion_stack
 from ml_platform.release.ledger.follow import require_sound_ledger
 from ml_platform.release.ledger.verification import anchor_problems
 from ml_platform.release.rollout import policy
 from ml_platform.serving import version_cache
 from ml_platform.serving.state import DesiredState, ServedVersion
+from ml_platform.serving.supervisor.background_fetches import BackgroundFetches
 from ml_platform.storage.ledger_anchor import make_ledger_head
 
 log = logging.getLogger("ml_platform.serving")
 
 # Number of former champions whose files a host keeps for rollbacks.
 FORMER_CHAMPIONS = 3
+# Pause before an unchanged ledger is read again because a version cannot be served, in seconds; it doubles.
+MIN_PAUSE, MAX_PAUSE = 2.0, 30.0
 
 UNCHANGED = "The server continues with the versions that it serves now."
 
@@ -46,7 +54,9 @@ Mark = tuple[object, ...]
 class VersionSelector:
     """Selects the versions that a server has to serve.
 
-    Each call queries a cheap mark of the database; ledger and evidence are read only if the mark has changed.
+    Each call queries a cheap mark of the database; ledger and evidence are read only if the mark has changed, a fetch
+    has ended, or a version could not be served and its pause is over. No call waits for MLflow, except
+    `store_champion`: files that are not on this host are fetched in the background.
 
     Parameters
     ----------
@@ -54,27 +64,43 @@ class VersionSelector:
     model : str
     home : Path
         The folder of the model's server, for the local copies.
+    on_fetched : callable
+        Called in another thread after the files of a version were fetched, or could not be.
 
     Attributes
     ----------
     seen : tuple of (int, str) or None
         Sequence and digest of the ledger's last entry that this host has followed: a ledger without it was truncated
         or replaced. ``None`` before the first entry.
+    missing : list of ServedVersion
+        The versions of the last reading whose files are not on this host; most are being fetched.
     """
 
-    def __init__(self, platform: Platform, model: str, home: Path) -> None:
+    def __init__(
+        self, platform: Platform, model: str, home: Path, on_fetched: Callable[[], None] = lambda: None
+    ) -> None:
         self.platform = platform
         self.model = model
         self.home = home
         self.seen: tuple[int, str] | None = None
+        self.missing: list[ServedVersion] = []
+        self._on_fetched = on_fetched
+        self._fetches = BackgroundFetches(self._note_fetch)
         self._mark: Mark | None = None
+        self._again = threading.Event()
+        self._pause, self._retry_at = 0.0, math.inf
+        self._refusal: PlatformError | None = None
 
     def reset_mark(self) -> None:
         """Make the next `read_changes` read the whole state."""
-        self._mark = None
+        self._again.set()
+
+    def _note_fetch(self) -> None:
+        self.reset_mark()
+        self._on_fetched()
 
     def read_changes(self) -> DesiredState | None:
-        """Return the desired state; ``None`` if the database has not changed since the last successful call.
+        """Return the desired state; ``None`` if it has not changed since the last call.
 
         Raises
         ------
@@ -84,20 +110,37 @@ class VersionSelector:
             The ledger does not verify.
         EvidenceError
             There is no champion, or its evidence is missing or not valid.
-        DigestMismatchError
-            No source has the files of the stable version.
+        MissingFilesError
+            This host does not have the files of the stable version; they may be being fetched.
         """
+        state = None
         try:
             require_database(self.platform)
             mark = self.platform.database.traffic_mark(self.model)
-            if mark == self._mark:
-                return None
-            state = self._read_state()
+            if mark != self._mark or self._again.is_set() or time.monotonic() >= self._retry_at:
+                self._again.clear()
+                self._pause = min(max(2 * self._pause, MIN_PAUSE), MAX_PAUSE) if mark == self._mark else MIN_PAUSE
+                state = self._read_marked_state(mark)
         except sa.exc.SQLAlchemyError as error:
             raise DatabaseUnavailableError(
                 f"The platform's database does not answer: {str(error).splitlines()[0]}. {UNCHANGED}"
             ) from error
-        self._mark = mark
+        if self._refusal is not None:
+            raise self._refusal.with_traceback(None)  # it is raised at each call, and must not grow
+        return state
+
+    def _read_marked_state(self, mark: Mark) -> DesiredState | None:
+        """Return the state, and remember its mark; ``None`` if it cannot be served, with the reason in `_refusal`."""
+        self._mark = self._refusal = None  # a database that does not answer is asked again at the next call
+        state = None
+        try:
+            state = self._read_state()
+        except DatabaseUnavailableError:
+            raise
+        except PlatformError as error:
+            self._refusal = error
+        healthy = state is not None and not state.problems
+        self._mark, self._retry_at = mark, math.inf if healthy else time.monotonic() + self._pause
         return state
 
     def _read_state(self) -> DesiredState:
@@ -108,12 +151,13 @@ class VersionSelector:
         if not history or head is None:
             raise EvidenceError(f"{self.model!r} has no champion yet. Train one: ml-platform retrain {self.model}.")
         champions, _ = champion_stack(history)
+        self.missing = []
         plan = policy.in_force(history, database.traffic_plan(self.model)) or policy.make_single_version_plan(
             history[-1], sequence=1
         )
         versions, problems = self._store_versions(plan.versions, history)
         if plan.stable not in versions:
-            raise DigestMismatchError(problems[plan.stable])
+            raise MissingFilesError(problems[plan.stable])
         former = [version for version in champions if version != history[-1].version][-FORMER_CHAMPIONS:]
         known, missing = self._store_versions(former, history)
         rollback_target = dict([*known.items()][-1:])
@@ -150,27 +194,41 @@ class VersionSelector:
         stored, problems = dict[int, ServedVersion](), dict[int, str]()
         for version in versions:
             try:
-                stored[version] = self._store_version(version, history)
+                stored[version] = self._store_from_host(version, history)
             except (EvidenceError, ModelError) as error:
                 problems[version] = str(error)
                 log.warning("version %s of %s cannot be served: %s", version, self.model, error)
         return stored, problems
 
-    def _store_version(self, version: int, history: Sequence[LedgerEntry]) -> ServedVersion:
-        """Store a verified local copy of a version; return it with the digests from the ledger's evidence."""
-        entry = next(entry for entry in reversed(history) if entry.version == version)
-        candidate = chained_candidate(self.platform.database, entry)
-        if candidate.served_digest is None:
-            raise EvidenceError(
-                f"Version {version} of {self.model!r} was evaluated before the platform had servers, so files that "
-                f"they need are missing. Train another version: ml-platform retrain {self.model} --reason …"
-            )
-        served = ServedVersion(
-            version=version,
-            candidate=candidate.id,
-            model_digest=candidate.model_digest,
-            served_digest=candidate.served_digest,
-        )
+    def store_copy(self, version: int) -> ServedVersion:
+        """Store a verified local copy of a champion or former champion from the files of this host; return the version.
+
+        Raises
+        ------
+        EvidenceError
+            The version never was champion, or its evidence is missing or not valid.
+        MissingFilesError
+            This host does not have its files; they are being fetched.
+        """
+        return self._store_from_host(version, self.platform.database.history(self.model))
+
+    def _store_from_host(self, version: int, history: Sequence[LedgerEntry]) -> ServedVersion:
+        """Store a verified local copy of a version from this host's files; start to fetch them if there are none."""
+        served, candidate = self._find_version(version, history)
+        try:
+            version_cache.store_version_files(self.home, served, [lambda _: self.platform.candidate_folder(candidate)])
+        except MissingFilesError:
+            self.missing.append(served)
+            problem = self._fetches.start(served, lambda: self._store_from_anywhere(served, candidate))
+            raise MissingFilesError(
+                problem
+                or f"Version {version} cannot be served yet: its files are not on this host and are being fetched from "
+                f"MLflow. {UNCHANGED}"
+            ) from None
+        return served
+
+    def _store_from_anywhere(self, served: ServedVersion, candidate: Candidate) -> None:
+        """Store a verified local copy of a version from this host's files or MLflow's, which may take long."""
 
         def fetch_from_mlflow(folder: Path) -> Path:
             if candidate.mlflow_run_id is None:
@@ -183,7 +241,28 @@ class VersionSelector:
 
         local_folder = self.platform.candidate_folder
         version_cache.store_version_files(self.home, served, [lambda _: local_folder(candidate), fetch_from_mlflow])
-        return served
+
+    def _find_version(self, version: int, history: Sequence[LedgerEntry]) -> tuple[ServedVersion, Candidate]:
+        """Return a version with the digests from the ledger's evidence, and its candidate."""
+        entry = next((entry for entry in reversed(history) if entry.version == version), None)
+        if entry is None:
+            raise EvidenceError(
+                f"{self.model!r} never had version {version} as its champion. To list its champions: ml-platform "
+                f"history {self.model}"
+            )
+        candidate = chained_candidate(self.platform.database, entry)
+        if candidate.served_digest is None:
+            raise EvidenceError(
+                f"Version {version} of {self.model!r} was evaluated before the platform had servers, so files that "
+                f"they need are missing. Train another version: ml-platform retrain {self.model} --reason …"
+            )
+        served = ServedVersion(
+            version=version,
+            candidate=candidate.id,
+            model_digest=candidate.model_digest,
+            served_digest=candidate.served_digest,
+        )
+        return served, candidate
 
     def store_champion(self, version: int | None) -> ServedVersion:
         """Store a verified local copy of the champion (``None``) or of an earlier champion, and return the version.
@@ -200,11 +279,11 @@ class VersionSelector:
         require_sound_ledger(self.platform, self.model, ask_mlflow=False, evidence=False)
         self._require_last_followed_entry()
         history = self.platform.database.history(self.model)
-        number = history[-1].version if version is None and history else version
-        if number is None or number not in {entry.version for entry in history}:
-            problem = "has no champion yet" if number is None else f"never had version {number} as its champion"
-            raise EvidenceError(f"{self.model!r} {problem}. To list its champions: ml-platform history {self.model}")
-        return self._store_version(number, history)
+        if not history:
+            raise EvidenceError(f"{self.model!r} has no champion yet. Train one: ml-platform retrain {self.model}.")
+        served, candidate = self._find_version(history[-1].version if version is None else version, history)
+        self._store_from_anywhere(served, candidate)
+        return served
 
 
 @dataclass(frozen=True)

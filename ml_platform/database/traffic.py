@@ -1,7 +1,7 @@
 """Traffic plans, the servers that follow them, and the servers' counts for each version."""
 
 import json
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,6 +11,9 @@ from ml_platform.database.tables import candidates, ledger, servers, traffic_fig
 from ml_platform.errors import ConflictError
 from ml_platform.records.canonical import canonical_json, now
 from ml_platform.records.traffic import ServerHeartbeat, TrafficPlan, TrafficStats
+
+# Age at which a server's row is deleted when another server starts: each start adds one. A live server adds it again.
+FORGOTTEN_AFTER = timedelta(days=7)
 
 
 class TrafficRecords(DatabaseEngine):
@@ -73,31 +76,43 @@ class TrafficRecords(DatabaseEngine):
             )
 
     def beat(self, beat: ServerHeartbeat) -> None:
-        """Store a server's heartbeat, which replaces its earlier one."""
-        key = {"model": beat.model, "name": beat.server}
-        values = {"admin_address": beat.admin_address, "document": canonical_json(beat.says), "seen_at": now()}
-        self._put(servers, key, values)
-
-    def servers(self, model: str, since: datetime) -> list[ServerHeartbeat]:
-        """Return the newest heartbeat of every server that sent one after a time, by name."""
-        alive = sa.select(servers).where(servers.c.model == model, servers.c.seen_at > since)
+        """Store a server's heartbeat, which replaces its earlier one, with the time of the database."""
+        number = {} if beat.number is None else {"beat": beat.number}
+        values = {"admin_address": beat.admin_address, "document": canonical_json({**beat.says, **number})}
         with self._transaction() as connection:
-            rows = connection.execute(alive.order_by(servers.c.name)).all()
+            at = self._read_clock(connection)
+            old = sa.or_(servers.c.seen_at < at - FORGOTTEN_AFTER, servers.c.seen_at > at + FORGOTTEN_AFTER)
+            if beat.number == 1:
+                connection.execute(servers.delete().where(servers.c.model == beat.model, old))
+            _put(connection, servers, {"model": beat.model, "name": beat.server}, {**values, "seen_at": at})
+
+    def servers(self, model: str) -> list[ServerHeartbeat]:
+        """Return the newest heartbeat of every server of the last days, by name; the server may have ended since."""
+        rows = sa.select(servers).where(servers.c.model == model).order_by(servers.c.name)
+        with self._transaction() as connection:
+            at, found = self._read_clock(connection), connection.execute(rows).all()
+        says = [json.loads(row.document) for row in found]
         return [
             ServerHeartbeat(
                 model=model,
                 server=row.name,
                 admin_address=row.admin_address,
-                says=json.loads(row.document),
-                seen_at=row.seen_at,
+                number=document.pop("beat", None),
+                says=document,
+                age=(at - row.seen_at).total_seconds(),
             )
-            for row in rows
+            for row, document in zip(found, says, strict=True)
         ]
+
+    def _read_clock(self, connection: sa.Connection) -> datetime:
+        """Return the time of PostgreSQL's server, one for all hosts; with SQLite, that of this host, the only one."""
+        return connection.execute(sa.select(sa.func.clock_timestamp())).scalar_one() if self._is_server else now()
 
     def count_traffic(self, figures: TrafficStats) -> None:
         """Store a server's counts for a version under a plan, which replace its earlier ones."""
         key = {"model": figures.model, "plan": figures.plan, "server": figures.server, "version": figures.version}
-        self._put(traffic_figures, key, {"document": figures.document, "counted_at": now()})
+        with self._transaction() as connection:
+            _put(connection, traffic_figures, key, {"document": figures.document, "counted_at": now()})
 
     def traffic_figures(self, model: str, plan: int) -> list[TrafficStats]:
         """Return the counts of all servers under one plan, one record for each server and version."""
@@ -106,8 +121,8 @@ class TrafficRecords(DatabaseEngine):
         with self._transaction() as connection:
             return [TrafficStats.from_document(document) for document in connection.scalars(counted)]
 
-    def _put(self, table: sa.Table, key: dict[str, Any], values: dict[str, Any]) -> None:
-        this = sa.and_(*(table.c[name] == value for name, value in key.items()))
-        with self._transaction() as connection:
-            if connection.execute(table.update().where(this).values(**values)).rowcount == 0:
-                connection.execute(table.insert().values(**key, **values))
+
+def _put(connection: sa.Connection, table: sa.Table, key: dict[str, Any], values: dict[str, Any]) -> None:
+    this = sa.and_(*(table.c[name] == value for name, value in key.items()))
+    if connection.execute(table.update().where(this).values(**values)).rowcount == 0:
+        connection.execute(table.insert().values(**key, **values))

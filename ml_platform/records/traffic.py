@@ -199,12 +199,14 @@ class ServerHeartbeat:
     """A sign of life of a server, with its state.
 
     `admin_address` is its admin port, ``http://host:port``; `says` holds the sequence of the plan that it follows, the
-    loaded versions with their digests, the number of live workers, and True if it is stale. `seen_at` is None before
-    the database has stored it.
+    loaded versions with their digests, the number of live workers, and True if it is stale. `number` counts the
+    server's heartbeats since its start; it is None of a server that sends none. `age` is the time since the database
+    has stored it, in seconds by the database's clock, negative after that was set back; None before it is stored.
     """
 
     model: str
     server: str
     admin_address: str
     says: dict[str, Any]
-    seen_at: datetime | None = None
+    number: int | None = None
+    age: float | None = None

@@ -207,10 +207,7 @@ def test_failed_warm_up_and_full_log_are_harmless(served: Platform, troubled: Se
     wait_until("the count", lambda: line in troubled.ask("/metrics", None).body.decode())
     wait_until(
         "the refusal in the heartbeat",
-        lambda: any(
-            "4" in beat.says["refused"]
-            for beat in served.database.servers(prediction_server.MODEL, prediction_server.LONG_AGO)
-        ),
+        lambda: any("4" in beat.says["refused"] for beat in served.database.servers(prediction_server.MODEL)),
     )
     # One byte of the next champion is flipped after its gates: the server keeps its version and reports it as stale.
     registration = prediction_server.served_version(served, seed=10)

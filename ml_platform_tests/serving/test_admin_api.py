@@ -116,7 +116,7 @@ def test_flood_without_token_displaces_no_change(running_server: tuple[Platform,
 def test_rollback_command_calls_the_server(running_server: tuple[Platform, Server]) -> None:
     """This is the last test of the module, because it changes the champion."""
     platform, server = running_server
-    wait_until("a heartbeat", lambda: platform.database.servers("visits", prediction_server.LONG_AGO))
+    wait_until("a heartbeat", lambda: [beat for beat in platform.database.servers("visits") if beat.number])
     began = time.monotonic()
     process = subprocess.run(
         [str(prediction_server.BIN / "ml-platform"), "rollback", "visits", "--reason", "worse", "--json"],

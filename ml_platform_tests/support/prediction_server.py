@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -42,7 +41,6 @@ BIN = Path(sys.executable).parent
 MODEL = "visits"
 # Maximum wait for a condition: workers on a busy machine take half a minute to import and load a model.
 PATIENCE_SECONDS = 120.0
-LONG_AGO = datetime.fromisoformat("2000-01-01T00:00:00+00:00")
 FILES = (MODEL_FILE, golden_requests.GOLDEN_REQUESTS, golden_requests.GOLDEN_ANSWERS, CONTRACT_FILE, parity.PARITY_FILE)
 RECORD = {"visitor": 7, "pages": 40, "seconds": 3.0, "plan": "paid"}
 ONE = json.dumps({"dataframe_records": [RECORD]}).encode()

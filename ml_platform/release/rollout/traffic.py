@@ -1,15 +1,12 @@
 """Current traffic of a model: the plan in force, the live servers, and an unfinished rollout."""
 
-from datetime import timedelta
+import functools
 
 from ml_platform.errors import ConflictError
 from ml_platform.platform import Platform
-from ml_platform.records.canonical import now
 from ml_platform.records.traffic import ServerHeartbeat, TrafficPlan
 from ml_platform.release.rollout import policy
-
-# Maximum age of a live server's last heartbeat.
-ALIVE = timedelta(seconds=60)
+from ml_platform.release.rollout.heartbeats import HeartbeatWatch
 
 
 def plan_in_force(platform: Platform, model: str) -> TrafficPlan | None:
@@ -37,8 +34,19 @@ def store_plan(platform: Platform, model: str) -> TrafficPlan | None:
 
 
 def list_live_servers(platform: Platform, model: str) -> list[ServerHeartbeat]:
-    """Return the servers of a model with a heartbeat in the last minute, by name."""
-    return platform.database.servers(model, now() - ALIVE)
+    """Return the servers of a model with a heartbeat in the last minute, by name.
+
+    A process that reads again and again, as Dagster's code server and ``ml-platform rollout wait`` do, sees a server's
+    heartbeats change, and uses no clock that can be set. The first reading of a process uses the database's clock:
+    see `HeartbeatWatch`. The server itself is not asked: its admin port may be reachable on its own host alone.
+    """
+    return _watch(platform.settings.database, model).find_live(platform.database.servers(model))
+
+
+@functools.cache
+def _watch(_database: str, _model: str) -> HeartbeatWatch:
+    """Return the watch that this process has on the servers of a model: each opens the platform again at each tick."""
+    return HeartbeatWatch()
 
 
 def unfinished_rollout(platform: Platform, model: str) -> TrafficPlan | None:

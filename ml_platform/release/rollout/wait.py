@@ -10,8 +10,9 @@ from ml_platform.errors import ConflictError, EvidenceError
 from ml_platform.model_spec import ModelSpec
 from ml_platform.platform import Platform
 from ml_platform.release.rollback import roll_back
+from ml_platform.release.rollout.heartbeats import ALIVE
 from ml_platform.release.rollout.steps import step_rollout
-from ml_platform.release.rollout.traffic import ALIVE, list_live_servers, plan_in_force
+from ml_platform.release.rollout.traffic import list_live_servers, plan_in_force
 
 log = logging.getLogger("ml_platform")
 
@@ -70,7 +71,7 @@ def wait_for_rollout(platform: Platform, spec: ModelSpec, version: int, *, secon
         As in `roll_back`: the rollout is unchanged.
     """
     deadline, served = time.monotonic() + seconds, False
-    grace = time.monotonic() + min(seconds, ALIVE.total_seconds())
+    grace = time.monotonic() + min(seconds, ALIVE)
     while True:
         served = served or bool(list_live_servers(platform, spec.name))
         result = _read_result(platform, spec, version)

@@ -6,6 +6,7 @@ the workers continue to serve while the database is unavailable.
 """
 
 import asyncio
+import itertools
 import logging
 import os
 import secrets
@@ -131,6 +132,7 @@ class Supervisor:
         self._stopping = asyncio.Event()
         self._mlflow_answers = True
         self._unsettled = ""
+        self._beats = itertools.count(1)
         self._background: set[asyncio.Task[Any]] = set()
         self._files = PendingFiles()
 
@@ -443,8 +445,10 @@ class Supervisor:
         version_selection.require_database(self.platform)
         database = self.platform.database
         if facts is not None:
-            beat = ServerHeartbeat(model=self.model, server=self.name, admin_address=self.admin_address, says=facts)
-            database.beat(beat)
+            address, number = self.admin_address, next(self._beats)
+            database.beat(
+                ServerHeartbeat(model=self.model, server=self.name, admin_address=address, says=facts, number=number)
+            )
         for plan in sorted(plan for plan in counts.arms if plan > 0)[-2:]:
             for stats in counts.traffic_stats(self.model, self.name, plan):
                 database.count_traffic(stats)

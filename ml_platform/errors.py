@@ -53,6 +53,7 @@ from dataclasses import dataclass
 from ml_platform.safe_text import hide_secrets
 
 MAX_PROBLEMS = 10
+RESTORE = "Restore the database from a backup; with SQLite, delete its files -wal and -shm together with the old file."
 
 
 class PlatformError(Exception):

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from ml_platform.database import PlatformDatabase
-from ml_platform.errors import EvidenceError
+from ml_platform.errors import RESTORE, EvidenceError
 from ml_platform.records.ledger import Action, LedgerEntry
 from ml_platform.records.verdict import Candidate, Verdict
 
@@ -57,7 +57,7 @@ def decided_candidate(database: PlatformDatabase, decision: LedgerEntry) -> Cand
     if changed := changed_fields(verdict, candidate, stored):
         raise EvidenceError(
             f"The record of candidate {stored.id} was changed since its verdict: {', '.join(changed)}. Version "
-            f"{decision.version} of {decision.model!r} is not used. Restore the database from a backup."
+            f"{decision.version} of {decision.model!r} is not used. {RESTORE}"
         )
     return candidate
 

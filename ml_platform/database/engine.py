@@ -2,6 +2,7 @@
 
 import fcntl
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from ml_platform.errors import ConfigurationError, DatabaseUnavailableError, EvidenceError
+from ml_platform.errors import RESTORE, ConfigurationError, DatabaseUnavailableError, EvidenceError
 from ml_platform.records.canonical import sha256_text
 from ml_platform.safe_text import hide_secrets, show_address
 from ml_platform.storage import atomic_files
@@ -24,9 +25,15 @@ DISK_ERRORS = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOER
 PATIENCE = 20.0
 PAUSE = 0.1
 
+# Device and inode of a file.
+FileId = tuple[int, int]
+
 
 class DatabaseEngine:
     """One database: every method of its subclasses is one transaction.
+
+    An SQLite file that is replaced while it is open, as by the restore of a backup, is opened again by the next
+    transaction.
 
     Parameters
     ----------
@@ -42,6 +49,8 @@ class DatabaseEngine:
     def __init__(self, url: str) -> None:
         # No wait for the first connection: a server that never answered is a wrong address.
         self._patience = 0.0
+        self._file: FileId | None = None
+        self._opening = threading.RLock()
         try:
             self.url = sa.make_url(url)
             if self.url.drivername == "postgresql":
@@ -50,6 +59,7 @@ class DatabaseEngine:
                 self.url = self.url.set(drivername="postgresql+psycopg2")
             self.engine = _create_engine(self.url)
             self._migrate()
+            self._file = self._find_file()
         except (sa.exc.SQLAlchemyError, DatabaseUnavailableError, ImportError, OSError, ValueError) as error:
             # Its cause may repeat the password: Dagster shows causes.
             raise ConfigurationError(
@@ -72,12 +82,15 @@ class DatabaseEngine:
             The server was unreachable for `PATIENCE` seconds, or the connection was lost in the middle.
         StorageError
             SQLite's disk is full, read-only or broken.
+        ConfigurationError
+            The SQLite file was replaced by one that is no database of the platform.
         """
         with self._typed_errors(), self._connect() as connection, connection.begin():
             yield connection
 
     def _connect(self) -> sa.Connection:
         """Connect; retry while a server restarts, which is safe before the first statement."""
+        self._follow_file()
         deadline = time.monotonic() + self._patience
         while True:
             try:
@@ -86,6 +99,45 @@ class DatabaseEngine:
                 if not self._is_server or time.monotonic() > deadline:
                     raise
                 time.sleep(PAUSE)
+
+    def _follow_file(self) -> None:
+        """Open the SQLite file again if it was replaced: open connections stay with the old file, which has no name."""
+        with self._opening:  # a thread waits until another has opened the file
+            if self._file is None or self._file == (found := self._find_file()):
+                return
+            before, self._file = self._file, None  # the migration below connects, too
+            try:
+                self.engine.dispose()
+                self._migrate(empty=False)
+            except sa.exc.SQLAlchemyError as error:
+                raise DatabaseUnavailableError(
+                    f"The platform's database {self.url.database} was replaced by a file that cannot be read: "
+                    f"{_first_line(error, str(self.url.database))}. {RESTORE}"
+                ) from error
+            finally:
+                self._file = before
+            self._file = found
+
+    def _find_file(self) -> FileId | None:
+        """Return the identity of the SQLite file; ``None`` for a database in memory or on a server.
+
+        Raises
+        ------
+        DatabaseUnavailableError
+            The file does not exist or is empty: SQLite would make a new, empty database of it.
+        """
+        if self._is_server or not self.url.database:
+            return None
+        try:
+            found = Path(self.url.database).stat()
+        except FileNotFoundError:
+            found = None
+        if found is None or found.st_size == 0:
+            raise DatabaseUnavailableError(
+                f"The platform's database {self.url.database} {'is empty' if found else 'does not exist'}; it had "
+                f"records before. {RESTORE}"
+            )
+        return found.st_dev, found.st_ino
 
     @contextmanager
     def _typed_errors(self) -> Iterator[None]:
@@ -164,9 +216,15 @@ class DatabaseEngine:
             session.invalidate()
             session.close()
 
-    def _migrate(self) -> None:
-        if self.revision() == HEAD:
+    def _migrate(self, *, empty: bool = True) -> None:
+        """Bring the schema to the newest migration; an empty database is refused unless it may be `empty`."""
+        revision = self.revision()
+        if revision == HEAD:
             return
+        if revision is None and not empty:
+            raise DatabaseUnavailableError(
+                f"The platform's database {self.url.database} was replaced by one without records. {RESTORE}"
+            )
         from alembic import command
         from alembic.config import Config
 
@@ -188,6 +246,7 @@ class DatabaseEngine:
         """Rewrite an SQLite file and empty its journal, as both may hold deleted rows; PostgreSQL does so itself."""
         if self.engine.dialect.name != "sqlite":
             return
+        self._follow_file()
         connection = self.engine.raw_connection()
         try:
             connection.cursor().execute("VACUUM")
@@ -202,8 +261,7 @@ class DatabaseEngine:
             except (ValueError, TypeError) as error:  # a time that is none
                 tables = " and ".join(source.description for source in query.get_final_froms())
                 raise EvidenceError(
-                    f"A row of the table {tables} cannot be read: {error}. It was changed: restore the database from a "
-                    "backup."
+                    f"A row of the table {tables} cannot be read: {error}. It was changed. {RESTORE}"
                 ) from error
             return dict(row._mapping) if row else None
 

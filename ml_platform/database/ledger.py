@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from ml_platform.database.engine import DatabaseEngine
 from ml_platform.database.tables import candidates, ledger, registrations, verdicts
-from ml_platform.errors import ConflictError, LedgerError
+from ml_platform.errors import RESTORE, ConflictError, LedgerError
 from ml_platform.records.canonical import canonical_json, now
 from ml_platform.records.ledger import DECISIONS, GENESIS, Action, LedgerEntry
 from ml_platform.records.verdict import Candidate
@@ -163,6 +163,6 @@ def _entry(row: sa.Row[Any]) -> LedgerEntry:
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise LedgerError(
             f"The ledger of {row.model!r} holds an entry that cannot be read, entry {row.sequence}: {error}. It was "
-            "changed: restore the database from a backup."
+            f"changed. {RESTORE}"
         ) from error
     return entry

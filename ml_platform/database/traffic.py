@@ -26,7 +26,7 @@ class TrafficRecords(DatabaseEngine):
         return TrafficPlan.from_document(row["document"]) if row else None
 
     def traffic_mark(self, model: str) -> tuple[object, ...]:
-        """Return a value that changes with the ledger, the traffic plan or the served files, which servers follow."""
+        """Return a value that changes with what servers follow: ledger, traffic plan, served files, the SQLite file."""
         entries = sa.select(ledger.c.sequence, ledger.c.digest).where(ledger.c.model == model)
         plan = sa.select(traffic_plans.c.sequence, traffic_plans.c.decision).where(traffic_plans.c.model == model)
         named = sa.select(ledger.c.candidate).where(ledger.c.model == model)
@@ -35,7 +35,7 @@ class TrafficRecords(DatabaseEngine):
             head = connection.execute(entries.order_by(ledger.c.sequence.desc()).limit(1)).first()
             newest = connection.execute(plan.order_by(traffic_plans.c.sequence.desc()).limit(1)).first()
             files = connection.execute(served.order_by(candidates.c.id)).all()
-        return (head and tuple(head), newest and tuple(newest), tuple(tuple(row) for row in files))
+        return (self._file, head and tuple(head), newest and tuple(newest), tuple(tuple(row) for row in files))
 
     def traffic_plans(self, model: str, salt: str | None = None) -> list[TrafficPlan]:
         """Return the last hundred plans, newest first.

@@ -10,7 +10,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from ml_platform.errors import ConfigurationError, ConflictError, DatabaseUnavailableError, PlatformError, StorageError
+from ml_platform.errors import (
+    RESTORE,
+    ConfigurationError,
+    ConflictError,
+    DatabaseUnavailableError,
+    PlatformError,
+    StorageError,
+)
 from ml_platform.model_spec import ModelSpec
 from ml_platform.models import discovery
 from ml_platform.platform import Platform
@@ -130,7 +137,7 @@ def _read_ledger_state(
         url = sa.make_url(platform.settings.database)
         missing = url.get_backend_name() == "sqlite" and url.database and not Path(url.database).is_file()
         if missing and admin_client.local_address(platform.settings, model):  # it would be created again, empty
-            message = f"The platform's database {url.database} is gone. Restore it from a backup."
+            message = f"The platform's database {url.database} is gone. {RESTORE}"
             state = _LedgerState(problem=DatabaseUnavailableError(message))
             return
         history = platform.database.history(model)

@@ -4,7 +4,7 @@ import logging
 import tempfile
 from pathlib import Path
 
-from ml_platform.errors import EvidenceError
+from ml_platform.errors import RESTORE, EvidenceError
 from ml_platform.inference import golden_requests
 from ml_platform.model_spec import ModelSpec
 from ml_platform.platform import Platform
@@ -51,7 +51,7 @@ def _load_registration(platform: Platform, candidate: Candidate) -> Registration
     if registration.model != candidate.model:
         raise EvidenceError(
             f"The registration of candidate {candidate.id} of {candidate.model!r} names the model "
-            f"{registration.model!r}: it was changed. Restore the database from a backup."
+            f"{registration.model!r}: it was changed. {RESTORE}"
         )
     return registration
 

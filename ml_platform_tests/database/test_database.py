@@ -1,4 +1,7 @@
+import contextlib
 import json
+import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -8,10 +11,13 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
@@ -25,6 +31,119 @@ from ml_platform.records.ledger import GENESIS, LedgerEntry
 from ml_platform.records.verdict import Candidate, Verdict
 from ml_platform_tests.support import fakes
 from ml_platform_tests.support.postgres_server import PGSERVER, Postgres
+
+READER = """
+import sys
+from ml_platform.database import PlatformDatabase
+from ml_platform.errors import PlatformError
+database = PlatformDatabase(sys.argv[1])
+for _ in sys.stdin:
+    try:
+        print(database.models(), database.revision(), flush=True)
+    except PlatformError as error:
+        print(error, flush=True)
+"""
+
+
+class Reader:
+    """A process that keeps a database open and reads it on request."""
+
+    def __init__(self, url: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", READER, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def read(self) -> str:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return self._process.stdout.readline().strip()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate(timeout=30)
+
+
+def restore(backup: Path, path: Path) -> None:
+    """Replace an SQLite file as the documentation says."""
+    new = Path(shutil.copy(backup, f"{path}.new"))
+    for journal in ("-wal", "-shm"):
+        path.with_name(f"{path.name}{journal}").unlink(missing_ok=True)
+    new.replace(path)
+
+
+@pytest.fixture
+def backup(tmp_path: Path) -> Path:
+    """A database file with a batch of the model `backup`."""
+    path = tmp_path / "backup.db"
+    database = PlatformDatabase(f"sqlite:///{path}")
+    database.record_raw_batch(raw_batch(model="backup"))
+    database.close()
+    return path
+
+
+@pytest.mark.fault("R21")
+def test_replaced_file_is_read_by_running_process(tmp_path: Path, backup: Path) -> None:
+    path = tmp_path / "platform.db"
+    database = PlatformDatabase(f"sqlite:///{path}")
+    database.record_raw_batch(raw_batch(model="before"))
+    with Reader(f"sqlite:///{path}") as reader:
+        assert reader.read() == f"['before'] {HEAD}"
+        restore(backup, path)
+        assert reader.read() == f"['backup'] {HEAD}"
+        database.record_raw_batch(raw_batch("b.csv", model="written"))  # by another process, into the new file
+        assert reader.read() == f"['backup', 'written'] {HEAD}"
+    database.close()
+
+
+@pytest.mark.fault("R21")
+def test_replaced_file_of_older_schema_is_migrated(tmp_path: Path, backup: Path) -> None:
+    config = Config()
+    config.set_main_option("script_location", "ml_platform.database:migrations")
+    with sa.create_engine(f"sqlite:///{backup}", poolclass=sa.NullPool).begin() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0005")
+    path = tmp_path / "platform.db"
+    with contextlib.closing(PlatformDatabase(f"sqlite:///{path}")) as database:
+        restore(backup, path)
+        assert (database.models(), database.revision()) == (["backup"], HEAD)
+
+
+@pytest.mark.fault("R21")
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (Path.unlink, "does not exist"),
+        (lambda path: Path(shutil.copy("/dev/null", f"{path}.new")).replace(path), "is empty"),
+        (lambda path: restore(Path(__file__), path), "cannot be read: .*file is not a database"),
+        (lambda path: restore(empty_database(path), path), "replaced by one without records"),
+    ],
+    ids=["deleted", "empty", "no database", "another database"],
+)
+def test_unusable_file_is_refused_until_it_is_restored(
+    tmp_path: Path, backup: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    path = tmp_path / "platform.db"
+    with contextlib.closing(PlatformDatabase(f"sqlite:///{path}")) as database:
+        database.record_raw_batch(raw_batch(model="before"))
+        damage(path)
+        for _ in range(2):
+            with pytest.raises(DatabaseUnavailableError, match=f"{message}.* -wal and -shm"):
+                database.models()
+        restore(backup, path)
+        assert database.models() == ["backup"]
+
+
+def empty_database(path: Path) -> Path:
+    """Return an SQLite file with one table that is not the platform's."""
+    empty = path.with_name("empty.db")
+    with sqlite3.connect(empty) as connection:
+        connection.execute("CREATE TABLE notes (text)")
+    connection.close()
+    return empty
 
 
 @pytest.fixture

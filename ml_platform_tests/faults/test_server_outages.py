@@ -2,13 +2,14 @@
 
 import contextlib
 import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ml_platform.platform import Platform
-from ml_platform_tests.support import mlflow_server, prediction_server
+from ml_platform_tests.support import fakes, mlflow_server, prediction_server
 from ml_platform_tests.support.disks import full, read_only
 from ml_platform_tests.support.prediction_server import wait_until
 
@@ -80,6 +81,27 @@ def test_newest_decision_is_served_while_mlflow_hangs(served: Platform) -> None:
         assert [entry["closed"] for entry in server.admin_ask("/log").json["rollbacks"]] == [
             "recorded in the ledger as entry 4"
         ]
+
+
+@pytest.mark.fault("R21")
+def test_restored_database_is_followed_by_running_server(served: Platform, tmp_path: Path) -> None:
+    database = served.settings.home / "platform.db"
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        connection.execute("VACUUM INTO ?", (str(tmp_path / "backup.db"),))
+    with prediction_server.serving(served.settings.home) as server:
+        server.wait_for(3)
+        wait_until("a state that is not stale", lambda: not server.facts["stale"])
+        fakes.behind_the_triggers(served.database, "UPDATE ledger SET reason = 'edited' WHERE sequence = 3")
+        prediction_server.roll_back(served, 2)
+        wait_until("the refusal", lambda: "was changed" in server.facts["why_stale"], seconds=10)
+        served.database.close()
+        for journal in ("-wal", "-shm"):
+            database.with_name(f"platform.db{journal}").unlink(missing_ok=True)
+        (tmp_path / "backup.db").replace(database)
+        wait_until("a state that is not stale", lambda: not server.facts["stale"], seconds=10)
+        assert server.ask().version == 3
+        prediction_server.roll_back(served, 1)
+        server.wait_for(1, seconds=10)
 
 
 @pytest.mark.fault("R12")

@@ -228,7 +228,7 @@ def test_without_database_servers_swap_and_problem_is_reported(platform: Platfor
 
     assert port.requests == [{"to": None, "reason": "it is worse", "actor": "ada@desk"}]
     assert (done.version, done.entry) == (1, None)
-    assert "is gone. Restore it from a backup." in done.problem
+    assert "is gone. Restore the database from a backup;" in done.problem
     assert not path.exists()  # an empty one would look like a deployment without a champion
 
 

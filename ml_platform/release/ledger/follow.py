@@ -2,7 +2,7 @@
 
 import logging
 
-from ml_platform.errors import LedgerError, RegistryError
+from ml_platform.errors import RESTORE, LedgerError, RegistryError
 from ml_platform.monitoring import alerts
 from ml_platform.monitoring.alerts import Alert
 from ml_platform.platform import Platform
@@ -108,7 +108,7 @@ def require_sound_ledger(
     if report.problems:
         raise LedgerError(
             f"The ledger of {model!r} was changed: {'; '.join(report.problems[:3])}. Nothing is decided on it. Run: "
-            "ml-platform ledger verify, and restore the database from a backup."
+            f"ml-platform ledger verify. {RESTORE}"
         )
     return report
 

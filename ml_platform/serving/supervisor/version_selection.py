@@ -17,6 +17,7 @@ import sqlalchemy as sa
 
 from ml_platform.database.decided import chained_candidate
 from ml_platform.errors import (
+    RESTORE,
     ConfigurationError,
     DatabaseUnavailableError,
     EvidenceError,
@@ -184,7 +185,7 @@ class VersionSelector:
         if problems := anchor_problems("this host's server", [head], stored):
             raise LedgerError(
                 f"The ledger of {self.model!r} does not contain the entry that this host followed last: {problems[0]}. "
-                f"{UNCHANGED} Restore the database from a backup."
+                f"{UNCHANGED} {RESTORE}"
             )
 
     def _store_versions(
@@ -326,7 +327,7 @@ def require_database(platform: Platform) -> None:
     """
     url = sa.make_url(platform.settings.database)
     if url.get_backend_name() == "sqlite" and not (url.database and Path(url.database).is_file()):
-        raise DatabaseUnavailableError(f"The platform's database {url.database} does not exist. {UNCHANGED}")
+        raise DatabaseUnavailableError(f"The platform's database {url.database} does not exist. {UNCHANGED} {RESTORE}")
     try:
         platform.database  # noqa: B018 - it is opened
     except (ConfigurationError, sa.exc.SQLAlchemyError) as error:

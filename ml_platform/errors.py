@@ -32,7 +32,8 @@
     ├── BusyError                     the server's queue is full
     ├── ConflictError                 another process changed the same record first
     │   ├── RolloutUnderWayError      a rollout is in progress
-    │   └── SecondDaemonError         a daemon runs for this deployment already
+    │   ├── SecondDaemonError         a daemon runs for this deployment already
+    │   └── SecondServerError         a server uses this folder already
     ├── AlertError                    an alert could not be sent
     ├── RemoteServiceError            GitHub or a deployed Dagster refused a request, or did not answer
     ├── RefusedWebhookError           a webhook is not from the registry
@@ -223,6 +224,10 @@ class RolloutUnderWayError(ConflictError):
 
 class SecondDaemonError(ConflictError):
     """A daemon runs for this deployment already; two would request each run twice."""
+
+
+class SecondServerError(ConflictError):
+    """A server uses this folder already; two would share its state and its journal."""
 
 
 class AlertError(PlatformError):

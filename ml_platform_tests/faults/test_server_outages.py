@@ -1,7 +1,9 @@
 """A server without database, MLflow or a writable disk starts, serves and rolls back, and records it afterwards."""
 
 import contextlib
+import os
 import shutil
+import signal
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +104,29 @@ def test_restored_database_is_followed_by_running_server(served: Platform, tmp_p
         assert server.ask().version == 3
         prediction_server.roll_back(served, 1)
         server.wait_for(1, seconds=10)
+
+
+@pytest.mark.fault("R22")
+def test_second_server_is_refused_until_first_ends(served: Platform) -> None:
+    home = served.settings.home
+    with prediction_server.serving(home) as first:
+        first.wait_for(3)
+        second = first.start_second()
+        assert (second.returncode, second.stdout) == (2, "")
+        assert f"used by process {first.process.pid}. Stop that server first" in " ".join(second.stderr.split())
+        assert "Traceback" not in second.stderr
+        assert first.ask().version == 3
+        workers = first.pids()
+        for worker in workers:
+            os.kill(worker, signal.SIGSTOP)  # workers that do not end with their supervisor
+        first.process.kill()
+        first.process.wait()
+        try:
+            with prediction_server.serving(home) as successor:
+                successor.wait_for(3)
+        finally:
+            for worker in workers:
+                os.kill(worker, signal.SIGKILL)
 
 
 @pytest.mark.fault("R12")

@@ -244,6 +244,11 @@ class Server:
         loaded, wanted = facts["stable"] == version, self.admin_ask("/state").json["desired"]
         return bool(loaded and wanted and facts["revision"] >= wanted["revision"])
 
+    def start_second(self) -> subprocess.CompletedProcess[str]:
+        """Run a second server in the same home until it exits; return its output and exit status."""
+        command = [str(BIN / "ml-platform"), "serve", MODEL, "--port", "0", "--admin-port", "0"]
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
+
     def stop(self) -> int:
         """Stop the server as an operator does; return its exit status."""
         self.process.send_signal(signal.SIGTERM)

@@ -48,6 +48,7 @@ from ml_platform.serving.state import STATE_FILE, DesiredState, override_plan, r
 from ml_platform.serving.supervisor import version_selection
 from ml_platform.serving.supervisor.admin_api import AdminApp
 from ml_platform.serving.supervisor.admin_tokens import local_tokens, read_tokens
+from ml_platform.serving.supervisor.home_lock import PID_FILE, lock_home
 from ml_platform.serving.supervisor.mlflow_probe import mlflow_responds
 from ml_platform.serving.supervisor.pending_files import PendingFiles
 from ml_platform.serving.supervisor.rollback_journal import (
@@ -94,6 +95,8 @@ class Supervisor:
 
     Raises
     ------
+    SecondServerError
+        Another server of the model uses this home; nothing was started.
     PortInUseError
         A port is in use; nothing was started.
     ConfigurationError
@@ -114,6 +117,7 @@ class Supervisor:
         self.platform, self.model, self.say = platform, model, say
         self.home = platform.settings.serving_home(model)
         atomic_files.make_folder(self.home)
+        self._lock = lock_home(self.home)  # until this process ends
         self._public, self._admin = _bind("--port", host, port), _bind("--admin-port", host, admin_port)
         self.address, self.admin_address = _format_address(self._public), _format_address(self._admin)
         # Unique for each start: the counters begin at zero, and must not replace those of the last start.
@@ -135,6 +139,7 @@ class Supervisor:
         self._beats = itertools.count(1)
         self._background: set[asyncio.Task[Any]] = set()
         self._files = PendingFiles()
+        self._files.write(self.home / PID_FILE, f"{os.getpid()}\n".encode())
 
     async def run(self) -> None:
         """Serve until the process receives SIGTERM or SIGINT."""
@@ -543,7 +548,7 @@ def serve(platform: Platform, model: str, **options: Any) -> None:
 
     Raises
     ------
-    PortInUseError, ConfigurationError
+    PortInUseError, ConfigurationError, SecondServerError
         As `Supervisor`.
     """
     import uvloop

@@ -38,6 +38,8 @@ SERVICE_LINK = re.compile(r"(_SERVICE_HOST|_SERVICE_PORT(_\w+)?|_PORT(_[0-9]+_(T
 ESCAPES = str.maketrans({"%": "%25", "?": "%3F", "#": "%23"})
 # deltalake panics, or reads another path than it writes.
 NO_TABLE_PATH = re.compile(r"[\[\]\\^|\x00-\x1f\x7f]|%[0-9A-Fa-f]{2}")
+# A model's name as a folder's: no separator, no dots. Declared names are stricter, see model_spec.py.
+MODEL_FOLDER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 S3_ADDRESS = re.compile(r"s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/(?!\.{1,2}(/|$))[^/\x00-\x1f]+)*/?")
 
@@ -232,12 +234,34 @@ class Settings(BaseSettings):
         return self.home / "ledger-heads.log"
 
     def serving_home(self, model: str) -> Path:
-        """Return the folder in which the servers of a model on this host keep their state, copies and logs."""
-        return self.home / "serving" / model
+        """Return the folder in which the server of a model on this host keeps its state, copies and logs.
+
+        Raises
+        ------
+        ConfigurationError
+            The text is no model's name, and might lead out of the home.
+        """
+        return self.home / "serving" / require_folder_name(model)
 
     def model_home(self, model: str) -> Path:
-        """Return the folder of a model's raw bytes, tables and candidates."""
-        return self.home / "models" / model
+        """Return the folder of a model's raw bytes, tables and candidates.
+
+        Raises
+        ------
+        ConfigurationError
+            The text is no model's name, and might lead out of the home.
+        """
+        return self.home / "models" / require_folder_name(model)
+
+
+def require_folder_name(model: str) -> str:
+    """Return a model's name; raise ConfigurationError for a text that cannot be one, and might lead out of a folder."""
+    if not MODEL_FOLDER.fullmatch(model):
+        raise ConfigurationError(
+            f"A model's name must be at most 40 letters, digits and underscores, and not begin with a digit. Got "
+            f"{model[:100]!r} instead. See: ml-platform models"
+        )
+    return model
 
 
 def sqlite_address(path: Path) -> str:

@@ -10,6 +10,7 @@ import typer
 from ml_platform.cli.console import SafeConsole, literal
 from ml_platform.errors import ConfigurationError
 from ml_platform.models import discovery
+from ml_platform.settings import require_folder_name
 
 progress = SafeConsole(stderr=True, soft_wrap=True)
 # Files and logs have no width: 160 columns keep the rows of tables on one line.
@@ -21,9 +22,10 @@ def require_model_name(model: str) -> str:
 
     Such a text must not reach the database, which accepts no surrogates.
     """
-    if not model.isidentifier():
-        raise typer.BadParameter(f"{model!r} is not a model name. See: ml-platform models")
-    return model
+    try:
+        return require_folder_name(model)
+    except ConfigurationError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 Model = Annotated[str, typer.Argument(help="Model name, e.g. churn.", callback=require_model_name)]

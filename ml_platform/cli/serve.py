@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ml_platform.cli.common import Model, output
+from ml_platform.models import discovery
 
 
 def serve(
@@ -18,10 +19,12 @@ def serve(
 ) -> None:
     """Serve a model's predictions over HTTP.
 
-    The ledger and the traffic plan select the versions. Request formats: MLflow's and the Open Inference Protocol's.
+    The ledger and the traffic plan select the versions. Request formats: MLflow's and the Open Inference Protocol's. A
+    name that is neither declared nor in the ledger is refused.
     """
     from ml_platform.platform import Platform
     from ml_platform.serving.supervisor import supervisor
+    from ml_platform.serving.supervisor.version_selection import require_servable_model
     from ml_platform.system.log_format import configure_server_logs
 
     # A server's log lines have timestamps; progress messages of other commands have none.
@@ -30,4 +33,6 @@ def serve(
     logger.handlers.clear()
     logger.setLevel(logging.INFO)
     say = partial(output.print, soft_wrap=True)
-    supervisor.serve(Platform(), model, host=host, port=port, admin_port=admin_port, workers=workers, say=say)
+    platform = Platform()
+    require_servable_model(platform, model, discovery.names())
+    supervisor.serve(platform, model, host=host, port=port, admin_port=admin_port, workers=workers, say=say)

@@ -90,7 +90,7 @@ def ledger_verify(
     from ml_platform.release.ledger.follow import ledgers, verify_ledger
 
     platform = Platform()
-    names = ledgers(platform) if model is None else [model]
+    names = ledgers(platform) if model is None else [common.require_model_name(model)]
     reports = [verify_ledger(platform, name, deep=True) for name in names]
     if json:
         output.print_json(data=[vars(report) for report in reports])

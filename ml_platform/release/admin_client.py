@@ -72,7 +72,7 @@ def token_for(settings: Settings, model: str, address: str) -> str:
 
 
 def _server_folder(settings: Settings, model: str) -> Path:
-    return settings.home / "serving" / model
+    return settings.serving_home(model)
 
 
 def swap_all(

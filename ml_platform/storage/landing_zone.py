@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from ml_platform.errors import ArrivalChangedError, LandingZoneError
 from ml_platform.records.data import Arrival
+from ml_platform.settings import require_folder_name
 from ml_platform.storage import atomic_files
 
 BLOCK = 1 << 20
@@ -182,7 +183,7 @@ class LocalZone:
             atomic_files.make_folder(folder)
 
     def _model_folder(self, model: str) -> Path:
-        folder = self.folder / model
+        folder = self.folder / require_folder_name(model)
         if folder.is_symlink():
             raise LandingZoneError(
                 f"The landing zone {folder} is a link, which may lead out of the landing zone. Replace it by a folder; "

@@ -36,7 +36,7 @@ from ml_platform.release.ledger.follow import require_sound_ledger
 from ml_platform.release.ledger.verification import anchor_problems
 from ml_platform.release.rollout import policy
 from ml_platform.serving import version_cache
-from ml_platform.serving.state import DesiredState, ServedVersion
+from ml_platform.serving.state import STATE_FILE, DesiredState, ServedVersion
 from ml_platform.serving.supervisor.background_fetches import BackgroundFetches
 from ml_platform.storage.ledger_anchor import make_ledger_head
 
@@ -315,6 +315,34 @@ def find_rollback_target(state: DesiredState, to: int | None) -> RollbackTarget:
             f"ml-platform rollback {state.model} --to {to} --reason …"
         )
     return RollbackTarget(target, state.champion)
+
+
+def require_servable_model(platform: Platform, model: str, declared: Sequence[str]) -> None:
+    """Refuse the name of a model that is neither declared nor in the ledger, as a typing error is.
+
+    A model that this host has served before is not refused: it is served without the database, too. A database that
+    does not answer refuses no name.
+
+    Raises
+    ------
+    ConfigurationError
+        No model has this name; the message lists the known names.
+    """
+    if model in declared or (platform.settings.serving_home(model) / STATE_FILE).exists():
+        return
+    known = set(declared)
+    url = sa.make_url(platform.settings.database)
+    if url.get_backend_name() != "sqlite" or (url.database and Path(url.database).is_file()):
+        try:
+            known |= set(platform.database.ledger_models())
+        except (PlatformError, sa.exc.SQLAlchemyError) as error:
+            log.warning("the ledger cannot be read: %s", error)
+            return
+    if model not in known:
+        raise ConfigurationError(
+            f"There is no model {model!r}: it is not declared, and the ledger has no entry of it. Known models: "
+            f"{', '.join(sorted(known)) or 'none'}."
+        )
 
 
 def require_database(platform: Platform) -> None:

@@ -19,6 +19,7 @@ from ml_platform.monitoring.prediction_log.collect import erase_predictions
 from ml_platform.platform import Platform, exclusive_data_lock
 from ml_platform.records.canonical import now
 from ml_platform.records.data import Tombstone
+from ml_platform.release.ledger.follow import log_in_file
 from ml_platform.release.promote import require_reason
 from ml_platform.storage import delta_table
 
@@ -84,6 +85,10 @@ def forget(platform: Platform, spec: ModelSpec, entity: str, *, reason: str, act
             # A mistyped id must not keep another person's rows out.
             platform.database.discard_tombstone(spec.name, tombstone.digest)
         platform.database.compact()
+        try:
+            log_in_file(platform, spec.name)  # the erasure of golden requests is in the ledger
+        except OSError as error:
+            log.warning("the log of heads follows later, as it cannot be written: %s", error)
         log.info("forgotten: %s", ", ".join(f"{count:,} {kind}" for kind, count in figures.items()))
         return {"figures": figures, "unsearched": unsearched, "unmatched": unmatched, "found": found}
 

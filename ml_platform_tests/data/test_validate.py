@@ -287,6 +287,22 @@ def test_validate_bad_row_has_violation(column: str, value: object, check: str, 
     assert report.valid.equals(arrow(rows.drop(index=0)))
 
 
+class NamedVisits(fakes.Visits):
+    """Visits whose visitors have names."""
+
+    visitor: str  # type: ignore[assignment]
+
+
+def test_validate_empty_name_of_entity_is_bad() -> None:
+    rows = ROWS.assign(visitor=["", " ", *map("v{}".format, ROWS["visitor"][2:])])
+
+    report = validation_validate.validate(arrow(rows), fakes.visits_spec(contract=NamedVisits))
+
+    assert report.problem is None
+    assert report.rules == {"values": {"not an empty text": 1}}
+    assert str(report.violations[0]).startswith("row 0: visitor must not be an empty text")
+
+
 @pytest.mark.fault("D13")
 def test_validate_year_beyond_python_is_future() -> None:
     microseconds = [2_777_000_000_000_000_000, *arrow(ROWS)["seen_at"].cast(pa.int64()).to_pylist()[1:]]

@@ -22,7 +22,10 @@ from ml_platform.inference.request_contract import RequestContract
 from ml_platform.inference.served_files import CONTRACT_FILE, SERVED_LIST
 from ml_platform.orchestration import metadata
 from ml_platform.platform import Platform
+from ml_platform.records.ledger import Action
 from ml_platform.records.verdict import Candidate
+from ml_platform.release.promote import promote_version
+from ml_platform.release.register import register_candidate, stage_version
 from ml_platform.storage.mlflow_registry import Registry
 from ml_platform.storage.model_files import MODEL_FILE
 from ml_platform.training.train import train_candidate
@@ -71,6 +74,20 @@ def first_golden_visitor(platform: Platform, candidate: Candidate) -> str:
 
 def forget(platform: Platform, visitor: str) -> None:
     governance_forget.forget(platform, SPEC, visitor, reason="request 17", actor="ann")
+
+
+def test_erasure_of_golden_request_has_logged_head(platform: Platform) -> None:
+    candidate = platform.database.candidate(judged(platform).id)
+    register_candidate(platform, SPEC, candidate)
+    stage_version(platform, candidate)
+    promote_version(platform, SPEC, candidate, reason="schedule", actor="ann")
+
+    forget(platform, first_golden_visitor(platform, candidate))
+
+    head = platform.database.ledger_head("visits")
+    assert head is not None
+    assert head.action == Action.ERASURE
+    assert [entry.sequence for entry in platform.ledger_anchor.heads("visits")] == [*range(1, head.sequence + 1)]
 
 
 def test_judging_stores_served_files_here_and_in_mlflow(platform: Platform) -> None:

@@ -45,6 +45,7 @@ WORDS = {
     "as published": "must have the values that are published for its time",
     "finite": "must be finite",
     "not in the future": "must not be in the future",
+    "not an empty text": "must not be an empty text",
     "type": "must be",
     "fields": "the number of fields must be",
     "object": "must be one JSON object",

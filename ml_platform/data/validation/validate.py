@@ -538,6 +538,12 @@ def _check_rows(
         contract.rules.append(
             Rule(columns=(spec.event_time,), check="freshness", name="not in the future", broken=future)
         )
+    entity = batch.schema.field(spec.entity).type
+    if types.is_string(entity) or types.is_large_string(entity):
+        # Such rows would all be one entity, and `forget` refuses an empty id, which an unset variable of a shell gives.
+        contract.rules.append(
+            Rule(columns=(spec.entity,), check="values", name="not an empty text", broken=pl.col(spec.entity) == "")
+        )
     held = batch.hold(contract)
     return [*held, *batch.check_keys(_key_rule(spec), published, "as published", corrects=corrects)]
 

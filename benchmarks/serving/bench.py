@@ -37,22 +37,38 @@ BODIES = 512
 PATIENCE = 120
 
 
-def plain_pipeline() -> Any:
-    """Return churn's pipeline with a scaler in front that the compiler does not know: it is asked with DataFrames."""
+def make_pipeline(encoder: Any, scaler: Any) -> Any:
+    """Return churn's classifier behind an encoder of its categories and a scaler of its numbers."""
     from sklearn.compose import ColumnTransformer
     from sklearn.pipeline import Pipeline
-    from sklearn.preprocessing import OrdinalEncoder, RobustScaler
 
-    encode = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
-    numbers = ("numbers", RobustScaler(), [name for name in churn.features if name not in CATEGORIES])
-    preprocess = ColumnTransformer([("categories", encode, CATEGORIES), numbers])
+    numbers = [name for name in churn.features if name not in CATEGORIES]
+    preprocess = ColumnTransformer([("categories", encoder, CATEGORIES), ("numbers", scaler, numbers)])
     return Pipeline([("preprocess", preprocess), churn.pipeline().steps[-1]])
 
 
+def scaled_pipeline() -> Any:
+    """Return a pipeline with a scaler that the compiler does not know: it is called with an array of numbers."""
+    from sklearn.preprocessing import OrdinalEncoder, RobustScaler
+
+    return make_pipeline(OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1), RobustScaler())
+
+
+def other_pipeline() -> Any:
+    """Return a pipeline with an encoder of text that the compiler does not know: it is called with DataFrames."""
+    from sklearn.preprocessing import StandardScaler, TargetEncoder
+
+    return make_pipeline(TargetEncoder(random_state=0), StandardScaler())
+
+
 def specs() -> dict[str, ModelSpec]:
-    """Return churn in two ways; without gates that the noise of a busy machine could fail."""
+    """Return churn in three ways; without gates that the noise of a busy machine could fail."""
     base = churn.model_copy(update={"gates": (Gate(metric="auc_roc", at_least=0.5),), "comparison": None})
-    return {"compiled": base, "any pipeline": base.model_copy(update={"pipeline": plain_pipeline})}
+    return {
+        "compiled": base,
+        "unknown step on numbers": base.model_copy(update={"pipeline": scaled_pipeline}),
+        "other": base.model_copy(update={"pipeline": other_pipeline}),
+    }
 
 
 def champion(home: Path, spec: ModelSpec) -> Path:

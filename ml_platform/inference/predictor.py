@@ -140,6 +140,11 @@ class RecordPredictor:
         """True if it uses a compiled pipeline."""
         return self._compiled is not None
 
+    def predict_frame(self, frame: "pd.DataFrame") -> "tuple[NDArray[Any], NDArray[Any]]":
+        """Return scores and predictions of a DataFrame with the types of the training rows, as arrays."""
+        block = frame if self._transformers is None else self._transformers.transform(frame)
+        return score_and_predict(self._estimator, block)
+
     def predict_records(self, records: Sequence[Record]) -> Answers:
         """Predict some records, at least one; every error of the model's own code is passed on.
 
@@ -151,9 +156,7 @@ class RecordPredictor:
         if self._compiled is not None:
             scores, predictions = self._compiled.answer(records)
         else:
-            frame = self.contract.frame(records)
-            block = frame if self._transformers is None else self._transformers.transform(frame)
-            scores, predictions = score_and_predict(self._estimator, block)
+            scores, predictions = self.predict_frame(self.contract.frame(records))
         return Answers(scores.tolist(), predictions.tolist())
 
 

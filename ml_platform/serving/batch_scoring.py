@@ -15,10 +15,10 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
@@ -32,6 +32,7 @@ from ml_platform.errors import (
     RequestProblem,
     UnreadableFileError,
 )
+from ml_platform.inference.column_check import ColumnCheck
 from ml_platform.inference.predictor import Answers
 from ml_platform.inference.request_contract import Record, RequestContract
 from ml_platform.platform import Platform
@@ -40,7 +41,15 @@ from ml_platform.serving.worker.batching import is_finite
 from ml_platform.serving.worker.model_loader import load_version
 from ml_platform.storage import atomic_files
 
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
 ROWS_AT_ONCE = 5_000
+# Rows of Parquet files and Delta tables, which are checked by columns; fewer invalid ones are checked one by one.
+TYPED_ROWS_AT_ONCE, FEW_ROWS = 20_000, 500
+NOT_FINITE = "has no prediction: the score is not finite"
 LONGEST_LINE = BUFFER = 2**20
 INPUTS = (".parquet", ".csv", ".csv.gz", ".jsonl")
 OUTPUTS = (".parquet", ".csv", ".jsonl")
@@ -52,6 +61,7 @@ NAN = re.compile("[+-]?nan", re.IGNORECASE)  # a missing value, as in pandas
 
 # A row's values by name, or the reason why a line is not a row.
 Row = dict[str, Any] | RequestProblem
+Chunk: TypeAlias = "list[Row] | pa.RecordBatch"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +76,16 @@ class BulkModel:
         Hex sha256 of the model's bytes.
     predict : callable
         Takes records of the contract and returns their `Answers`.
+    predict_frame : callable or None
+        Takes a DataFrame of the contract's features and returns arrays of scores and predictions, the same as
+        `predict`. ``None`` predicts records only.
     """
 
     contract: RequestContract
     version: int
     digest: str
     predict: Callable[[list[Record]], Answers]
+    predict_frame: "Callable[[pd.DataFrame], tuple[NDArray[Any], NDArray[Any]]] | None" = None
 
 
 @dataclass(kw_only=True)
@@ -126,7 +140,11 @@ def load_model(platform: Platform, model: str, version: int | None) -> BulkModel
         served = VersionSelector(platform, model, Path(folder)).store_champion(version)
         loaded = load_version(Path(folder), model, served)
     return BulkModel(
-        contract=loaded.contract, version=served.version, digest=served.model_digest, predict=loaded.predict
+        contract=loaded.contract,
+        version=served.version,
+        digest=served.model_digest,
+        predict=loaded.predict,
+        predict_frame=loaded.predict_frame,
     )
 
 
@@ -170,24 +188,41 @@ def score_file(source: Path, model: BulkModel, out: Path | IO[bytes], max_bytes:
 
 
 def _score(source: Path, model: BulkModel, max_bytes: int, writer: "_Writer") -> Scored:
-    scored, decode = Scored(), model.contract.decoder().mappings
-    number = 0
-    for rows in _read_chunks(source, model.contract, scored, max_bytes):
-        numbered = [(number + position, row) for position, row in enumerate(rows) if isinstance(row, dict)]
-        refused = {number + position: [row] for position, row in enumerate(rows) if isinstance(row, RequestProblem)}
-        number += len(rows)
-        valid = list(_decode_rows(numbered, decode, refused))
-        for refused_number in sorted(refused):
-            scored.refuse([replace(problem, record=refused_number) for problem in refused[refused_number]])
-        if valid:
-            writer.write(_predict(valid, model, scored))
+    scored, number = Scored(), 0
+    decode, columns = model.contract.decoder().mappings, ColumnCheck(model.contract)
+    for chunk in _read_chunks(source, model.contract, scored, max_bytes):
+        for part in _split_chunk(chunk, columns, by_columns=model.predict_frame is not None):
+            if not isinstance(part, list):
+                writer.write_table(_predict_columns(part, number, model, columns, scored))
+            else:
+                numbered = [(number + place, row) for place, row in enumerate(part) if isinstance(row, dict)]
+                refused = {number + place: [row] for place, row in enumerate(part) if isinstance(row, RequestProblem)}
+                valid = list(_decode_rows(numbered, decode, refused))
+                for refused_number in sorted(refused):
+                    problems = refused[refused_number]
+                    scored.refuse([replace(problem, record=refused_number) for problem in problems])
+                if valid:
+                    writer.write(_predict(valid, model, scored))
+            number += len(part)
     return scored
+
+
+def _split_chunk(chunk: Chunk, columns: ColumnCheck, *, by_columns: bool) -> Iterator[Chunk]:
+    """Yield a chunk in parts: Arrow data whose rows are all valid, and lists of rows to be checked one by one."""
+    if isinstance(chunk, list) or (by_columns and columns.accepts(chunk)):
+        yield chunk
+    elif not by_columns or chunk.num_rows <= FEW_ROWS:
+        yield chunk.to_pylist()
+    else:
+        half = chunk.num_rows // 2
+        for part in (chunk.slice(0, half), chunk.slice(half)):
+            yield from _split_chunk(part, columns, by_columns=by_columns)
 
 
 # Reading
 
 
-def _read_chunks(source: Path, contract: RequestContract, scored: Scored, max_bytes: int) -> Iterator[list[Row]]:
+def _read_chunks(source: Path, contract: RequestContract, scored: Scored, max_bytes: int) -> Iterator[Chunk]:
     """Yield a file's rows in chunks, with the columns of the contract."""
     import pyarrow as pa
 
@@ -219,16 +254,15 @@ def _select_columns(names: Sequence[str], contract: RequestContract, scored: Sco
     return [name for name in names if name in known]
 
 
-def _read_parquet(source: Path, contract: RequestContract, scored: Scored) -> Iterator[list[Row]]:
+def _read_parquet(source: Path, contract: RequestContract, scored: Scored) -> Iterator[Chunk]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(source, page_checksum_verification=True, buffer_size=BUFFER) as file:
         columns = _select_columns(file.schema_arrow.names, contract, scored, source)
-        for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
-            yield batch.to_pylist()
+        yield from file.iter_batches(batch_size=TYPED_ROWS_AT_ONCE, columns=columns)
 
 
-def _read_delta(source: Path, contract: RequestContract, scored: Scored) -> Iterator[list[Row]]:
+def _read_delta(source: Path, contract: RequestContract, scored: Scored) -> Iterator[Chunk]:
     from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError
 
@@ -236,15 +270,16 @@ def _read_delta(source: Path, contract: RequestContract, scored: Scored) -> Iter
         rows = DeltaTable(source).to_pyarrow_dataset()
         columns = _select_columns(rows.schema.names, contract, scored, source)
         # One file and one batch ahead at most, to bound the memory.
-        for batch in rows.to_batches(columns=columns, batch_size=ROWS_AT_ONCE, batch_readahead=1, fragment_readahead=1):
-            yield batch.to_pylist()
+        yield from rows.to_batches(
+            columns=columns, batch_size=TYPED_ROWS_AT_ONCE, batch_readahead=1, fragment_readahead=1
+        )
     except (DeltaError, OSError) as error:
         raise UnreadableFileError(
             f"{source} could not be read as a Delta table: {str(error).splitlines()[0]}"
         ) from error
 
 
-def _read_csv(source: Path, contract: RequestContract, scored: Scored) -> Iterator[list[Row]]:
+def _read_csv(source: Path, contract: RequestContract, scored: Scored) -> Iterator[Chunk]:
     opened = gzip.open if source.suffix == ".gz" else open
     csv.field_size_limit(sys.maxsize)  # the file's size is bounded
     with opened(source, "rt", encoding="utf-8-sig", newline="") as text:
@@ -275,7 +310,7 @@ def parse_value(text: str, kind: str) -> Any:
     return text if value in {math.inf, -math.inf} else value  # 1e400 is beyond the range of a float
 
 
-def _read_json_lines(source: Path, contract: RequestContract, scored: Scored) -> Iterator[list[Row]]:
+def _read_json_lines(source: Path, contract: RequestContract, scored: Scored) -> Iterator[Chunk]:
     known, ignored = {*contract.names, contract.entity.name}, dict[str, None]()
 
     def rows(file: IO[bytes]) -> Iterator[Row]:
@@ -346,18 +381,12 @@ def _decode_rows(
 
 def _predict(valid: list[_ValidRow], model: BulkModel, scored: Scored) -> list[dict[str, Any]]:
     """Return the output's rows; rows whose score is not finite are counted as refused."""
-    try:
+    with _name_failure(model, valid[0].number, valid[-1].number):
         answers = model.predict([row.record for row in valid])
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ModelError(
-            # Only the error's class: its text may quote a person's data.
-            f"Version {model.version} of {model.contract.model!r} failed to predict rows {valid[0].number:,} to "
-            f"{valid[-1].number:,}, which satisfy its contract ({type(error).__name__}). They were not scored."
-        ) from error
     output = []
     for row, score, prediction in zip(valid, answers.scores, answers.predictions, strict=True):
         if not is_finite(score):
-            scored.refuse([RequestProblem(rule="has no prediction: the score is not finite", record=row.number)])
+            scored.refuse([RequestProblem(rule=NOT_FINITE, record=row.number)])
             continue
         output.append(
             {
@@ -375,6 +404,51 @@ def _predict(valid: list[_ValidRow], model: BulkModel, scored: Scored) -> list[d
     return output
 
 
+def _predict_columns(
+    batch: "pa.RecordBatch", first: int, model: BulkModel, columns: ColumnCheck, scored: Scored
+) -> "pa.Table":
+    """Return the output's rows for valid rows of a file, which begin with the number `first`, as `_predict` does."""
+    import numpy as np
+    import pyarrow as pa
+
+    assert model.predict_frame is not None  # noqa: S101 - `_split_chunk` gives no Arrow data otherwise
+    rows = batch.num_rows
+    with _name_failure(model, first, first + rows - 1):
+        scores, predictions = model.predict_frame(columns.frame(batch))
+    entity = model.contract.entity.name
+    several = np.ndim(scores) == 2
+    table = pa.table(
+        {
+            "row": np.arange(first, first + rows),
+            "entity": batch.column(entity) if entity in batch.schema.names else pa.nulls(rows),
+            "prediction": pa.array(predictions.tolist() if predictions.dtype.kind in "OUT" else predictions),
+            "scores" if several else "score": pa.array(list(scores) if several else np.asarray(scores, "float64")),
+            "anomaly_score": columns.anomalies(batch),
+            "model": pa.repeat(pa.scalar(model.contract.model, pa.string()), rows),
+            "version": pa.repeat(pa.scalar(model.version, pa.int64()), rows),
+            "digest": pa.repeat(pa.scalar(model.digest, pa.string()), rows),
+        }
+    )
+    finite = np.isfinite(scores).reshape(rows, -1).all(axis=1)
+    for place in np.flatnonzero(~finite).tolist():
+        scored.refuse([RequestProblem(rule=NOT_FINITE, record=first + place)])
+    scored.rows += int(finite.sum())
+    return table if finite.all() else table.filter(pa.array(finite))
+
+
+@contextmanager
+def _name_failure(model: BulkModel, first: int, last: int) -> Iterator[None]:
+    """Report an error of the model's code, which predicts the rows `first` to `last`."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ModelError(
+            # Only the error's class: its text may quote a person's data.
+            f"Version {model.version} of {model.contract.model!r} failed to predict rows {first:,} to {last:,}, which "
+            f"satisfy its contract ({type(error).__name__}). They were not scored."
+        ) from error
+
+
 # Writing
 
 
@@ -383,6 +457,10 @@ class _Writer(AbstractContextManager["_Writer"]):
 
     def write(self, rows: list[dict[str, Any]]) -> None:
         raise NotImplementedError
+
+    def write_table(self, table: "pa.Table") -> None:
+        """Write rows from Arrow; by default as `write` does."""
+        self.write(table.to_pylist())
 
 
 class _LineWriter(_Writer):
@@ -430,6 +508,12 @@ class _TableWriter(_Writer):
         if self._as_text:
             rows = [{**row, "scores": json.dumps(row["scores"])} if "scores" in row else row for row in rows]
         self._writer.write_table(pa.Table.from_pylist(rows, schema=self._schema))
+
+    def write_table(self, table: "pa.Table") -> None:
+        if self._as_text and "scores" in table.column_names:
+            super().write_table(table)
+        else:
+            self._writer.write_table(table.cast(self._schema))
 
     def __exit__(self, *_: object) -> None:
         self._writer.close()

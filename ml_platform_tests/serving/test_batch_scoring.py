@@ -3,16 +3,25 @@
 import gzip
 import io
 import json
+import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pandera.pandas as pandera
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import write_deltalake
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.compose import ColumnTransformer
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import OrdinalEncoder
 from typer.testing import CliRunner
 
 from ml_platform.cli import app
@@ -45,8 +54,14 @@ def predictor() -> Predictor:
 def model(predictor: Predictor) -> BulkModel:
     rows = fakes.visits(300)
     contract = build_request_contract(fakes.visits_spec(), predictor.pipeline, rows, predictor.scores(rows[FEATURES]))
-    predict = predictor.for_records(contract).predict_records
-    return BulkModel(contract=contract, version=3, digest=predictor.digest, predict=predict)
+    ways = predictor.for_records(contract)
+    return BulkModel(
+        contract=contract,
+        version=3,
+        digest=predictor.digest,
+        predict=ways.predict_records,
+        predict_frame=ways.predict_frame,
+    )
 
 
 def score_lines(source: Path, model: BulkModel) -> tuple[Scored, list[dict[str, Any]]]:
@@ -78,6 +93,7 @@ def test_each_format_gives_the_models_own_predictions(
     suffix: str, model: BulkModel, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch_scoring, "ROWS_AT_ONCE", 40)
+    monkeypatch.setattr(batch_scoring, "TYPED_ROWS_AT_ONCE", 40)
     rows = fakes.visits(100, seed=5, first=901)
     source = tmp_path / f"new{suffix}"
     WRITERS[suffix](rows, source)
@@ -250,6 +266,7 @@ def test_scored_rows_are_written_before_further_reading(
     suffix: str, model: BulkModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch_scoring, "ROWS_AT_ONCE", 100)
+    monkeypatch.setattr(batch_scoring, "TYPED_ROWS_AT_ONCE", 100)
     WRITERS[suffix](fakes.visits(1_000), tmp_path / f"new{suffix}")
     stream, calls = io.BytesIO(), list[tuple[int, int]]()
 
@@ -261,6 +278,131 @@ def test_scored_rows_are_written_before_further_reading(
     score_file(tmp_path / f"new{suffix}", observed, stream, MAX_BYTES)
 
     assert calls == [(100, 100 * number) for number in range(10)]
+
+
+class Wide(fakes.Visits):
+    """Visits with rules and types of each kind, and missing values."""
+
+    visitor: str  # type: ignore[assignment]
+    pages: float = pandera.Field(ge=0, lt=1_000, nullable=True)  # type: ignore[assignment]
+    seconds: float = pandera.Field(gt=0)
+    plan: str = pandera.Field(isin=["free", "paid"], nullable=True)
+    count: int = pandera.Field(ge=-5, notin=[3])
+    code: str = pandera.Field(str_matches="^[a-z]{2}$")
+    note: str = pandera.Field(nullable=True)
+    member: bool
+
+
+def build_wide_model() -> tuple[BulkModel, list[tuple[str, str]]]:
+    """Return a model of `Wide`, and a list to which it adds how it was called."""
+    spec = fakes.visits_spec(contract=Wide)
+    count = 300
+    rows = fakes.visits(count).assign(
+        visitor=[f"v{number}" for number in range(count)],
+        pages=lambda visits: visits["pages"].astype("float64"),
+        count=np.arange(count) % 3,
+        code=np.resize(["ab", "cd"], count),
+        note="n",
+        member=np.arange(count) % 2 == 0,
+    )
+    encode = ColumnTransformer(
+        [("text", OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1), ["plan", "code", "note"])],
+        remainder="passthrough",
+    )
+    classify = HistGradientBoostingClassifier(max_iter=5, random_state=0)
+    fitted = Pipeline([("encode", encode), ("classify", classify)]).fit(rows[spec.features], rows["bought"] == "yes")
+    predictor, calls = Predictor(fitted, "ab" * 32), list[tuple[str, str]]()
+    contract = build_request_contract(spec, fitted, rows, predictor.scores(rows[spec.features]))
+    ways = predictor.for_records(contract)
+
+    def by_rows(records: list[Any]) -> Answers:
+        calls.append(("rows", str(len(records))))
+        return ways.predict_records(records)
+
+    def by_columns(frame: pd.DataFrame) -> Any:
+        calls.append(("columns", str(len(frame))))
+        return ways.predict_frame(frame)
+
+    return BulkModel(contract=contract, version=3, digest="ab" * 32, predict=by_rows, predict_frame=by_columns), calls
+
+
+WIDE, CALLS = build_wide_model()
+GOOD_ROW = {
+    "visitor": "v",
+    "pages": 2.0,
+    "seconds": 1.5,
+    "plan": "free",
+    "count": 1,
+    "code": "ab",
+    "note": "n",
+    "member": True,
+}
+CELLS: dict[str, list[Any]] = {
+    "visitor": [None, "", "\u2028", "v" * 300],
+    "pages": [None, np.nan, 0.0, -0.0, np.nextafter(1_000, 0), 1_000.0, -5e-324, np.inf, -np.inf, 999.0],
+    "seconds": [None, np.nan, 0.0, 5e-324, -1.0, np.inf, 1e308],
+    "plan": [None, "paid", "gratis", ""],
+    "count": [None, -5, -6, 3, 2**53 + 1, 2**63 - 1, -(2**63)],
+    "code": [None, "zz", "a", "abc", "Ab", "\u00e9e", ""],
+    "note": [None, "", "other", "n" * 1_000],
+    "member": [None, False],
+}
+KINDS = {"pages": pa.float64(), "seconds": pa.float64(), "count": pa.int64(), "member": pa.bool_()}
+cells = st.sampled_from([(name, value) for name, values in CELLS.items() for value in values])
+
+
+def write_wide(rows: list[dict[str, Any]], path: Path) -> Path:
+    pq.write_table(
+        pa.table({name: pa.array([row[name] for row in rows], KINDS.get(name, pa.string())) for name in GOOD_ROW}), path
+    )
+    return path
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in CELLS.items() for value in values])
+def test_columns_and_rows_judge_cell_alike(name: str, value: Any, tmp_path: Path) -> None:
+    rows = [{**GOOD_ROW, "count": -5}, {**GOOD_ROW, name: value}, {**GOOD_ROW, "count": 5}]
+    source = write_wide(rows, tmp_path / "new.parquet")
+
+    assert score_lines(source, WIDE) == score_lines(source, replace(WIDE, predict_frame=None))
+
+
+@settings(deadline=None, max_examples=10)
+@given(
+    changes=st.dictionaries(st.integers(0, 29), st.lists(cells, min_size=1, max_size=2), max_size=6),
+    at_once=st.sampled_from([7, 30]),
+    few=st.sampled_from([1, 4, 30]),
+)
+def test_columns_and_rows_give_same_output(changes: dict[int, list[tuple[str, Any]]], at_once: int, few: int) -> None:
+    rows = [{**GOOD_ROW, **dict(changes.get(number, []))} for number in range(30)]
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(batch_scoring, "TYPED_ROWS_AT_ONCE", at_once)
+        patched.setattr(batch_scoring, "FEW_ROWS", few)
+        source = write_wide(rows, Path(folder) / "new.parquet")
+
+        by_columns, lines = score_lines(source, WIDE)
+        by_rows, expected = score_lines(source, replace(WIDE, predict_frame=None))
+        for suffix in (".parquet", ".csv"):
+            for name, model in (("columns", WIDE), ("rows", replace(WIDE, predict_frame=None))):
+                score_file(source, model, Path(folder) / f"{name}{suffix}", MAX_BYTES)
+        tables = [pq.read_table(Path(folder) / f"{name}.parquet") for name in ("columns", "rows")]
+        texts = [(Path(folder) / f"{name}.csv").read_text() for name in ("columns", "rows")]
+
+    assert lines == expected
+    assert by_columns == by_rows
+    assert tables[0].equals(tables[1])
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_valid_rows_are_predicted_by_columns(bad: int, tmp_path: Path) -> None:
+    rows = [{**GOOD_ROW, "seconds": -1.0} if number < bad else GOOD_ROW for number in range(2_000)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "new.parquet")
+    CALLS.clear()
+
+    scored, _ = score_lines(tmp_path / "new.parquet", WIDE)
+
+    assert (scored.rows, scored.refused) == (2_000 - bad, bad)
+    assert ([("rows", "499"), ("columns", "500"), ("columns", "1000")] if bad else [("columns", "2000")]) == CALLS
 
 
 # The command

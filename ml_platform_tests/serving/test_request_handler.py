@@ -170,7 +170,7 @@ def test_large_body_behind_many_is_refused() -> None:
 
     assert sorted(reply.status for reply in replies) == [200] * request_handler.MAX_LARGE_WAITING + [503] * 2
     refused = next(reply for reply in replies if reply.status == 503)
-    assert b"or score files with `ml-platform score`" in refused.body
+    assert b"or predict files with `ml-platform predict`" in refused.body
     assert (b"retry-after", b"1") in refused.headers
 
 

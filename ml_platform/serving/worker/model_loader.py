@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ml_platform.errors import ConfigurationError, ModelError, PredictionError, UnsupportedPipelineError
 from ml_platform.inference import parity
@@ -23,6 +24,9 @@ from ml_platform.serving import version_cache
 from ml_platform.serving.http.wire_formats import Formats
 from ml_platform.serving.state import ServedVersion
 from ml_platform.storage.model_files import MODEL_FILE
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger("ml_platform.serving")
 
@@ -42,6 +46,8 @@ class Loaded:
         Reads the requests.
     predict : callable
         Takes a list of records and returns their `Answers`; raises any exception of the model.
+    predict_frame : callable or None
+        Takes a DataFrame and returns arrays of scores and predictions; raises any exception of the model.
     way : str
         Its way to predict: ``compiled`` or ``frame``.
     logged : LoggedVersion
@@ -57,6 +63,7 @@ class Loaded:
     way: str
     logged: LoggedVersion
     seconds: float
+    predict_frame: "Callable[[pd.DataFrame], tuple[Any, Any]] | None" = None
 
     @property
     def version(self) -> int:
@@ -102,6 +109,7 @@ def load_version(home: Path, model: str, served: ServedVersion) -> Loaded:
         way=way,
         logged=LoggedVersion(contract=contract, version=served.version, digest=served.model_digest),
         seconds=seconds,
+        predict_frame=record_predictor.predict_frame,
     )
 
 

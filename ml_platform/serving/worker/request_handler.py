@@ -168,7 +168,7 @@ class RequestHandler:
         if self._large_waiting >= MAX_LARGE_WAITING:
             raise BusyError(
                 f"At most {MAX_LARGE_WAITING} requests of more than {LARGE_BODY:,} bytes may wait to be read. Try "
-                "again in a second, or score files with `ml-platform score`."
+                "again in a second, or predict files with `ml-platform predict`."
             )
         self._large_waiting += 1
         try:

@@ -483,6 +483,21 @@ def _judge_bad_share(batch: "BatchScan", tolerance: float, broken: "list[BrokenR
     )
 
 
+def _describe_column(rule: str, name: str, value: str) -> str:
+    """Return a sentence on a column that breaks a rule of pandera about columns, with a way to mend the file."""
+    if rule == "column_in_dataframe":
+        return f"column {name!r} is missing"
+    if rule == "column_in_schema":
+        index = " (an index that pandas wrote, or a comma at the end of lines: write with index=False)"
+        unnamed = not name.strip() or name.startswith(("Unnamed: ", "__index_level_"))
+        return f"column {name!r} is not in the contract{index if unnamed else ''}"
+    expected = rule.removeprefix("dtype('").removesuffix("')")
+    expected = "str" if expected.startswith("string") else expected
+    naive = value.startswith("datetime64") and "UTC" in expected and "," not in value
+    convert = ".dt.tz_localize('UTC'), if it is in UTC" if naive else f".astype({expected!r})"
+    return f"column {name!r} must be {expected}. Got {value} instead. In pandas: frame[{name!r}]{convert}"
+
+
 def _check_batch(batch: "BatchScan", spec: ModelSpec, max_bytes: int) -> list[Violation]:
     """Return the violations in columns and types, as pandera reports them for no rows; else those in size."""
     from pandera.errors import SchemaErrors
@@ -499,12 +514,7 @@ def _check_batch(batch: "BatchScan", spec: ModelSpec, max_bytes: int) -> list[Vi
         for case in errors.failure_cases.to_dict("records"):
             rule, value = str(case["check"]), shorten(str(case["failure_case"]))
             name = shorten(str(case["column"])) if case["schema_context"] == "Column" else value
-            sentences = {
-                "column_in_schema": f"column {name!r} is not in the contract",
-                "column_in_dataframe": f"column {name!r} is missing",
-            }
-            sentence = sentences.get(rule, f"column {name!r} must be {rule}. Got {value} instead.")
-            violations.append(Violation(None, name, "schema", sentence, value))
+            violations.append(Violation(None, name, "schema", _describe_column(rule, name, value), value))
         return violations
     rows, problem = batch.rows, ""
     if rows < spec.min_batch_rows:

@@ -96,7 +96,7 @@ class Restarter:
 
 @dataclass
 class Report:
-    """What the clients saw, by kind, and the first faults with the seconds since the start."""
+    """Counts of answers by kind, and the first faults with the seconds since the start."""
 
     counts: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)

@@ -34,7 +34,7 @@ from ml_platform.errors import (
 )
 from ml_platform.inference.column_check import ColumnCheck
 from ml_platform.inference.predictor import Answers
-from ml_platform.inference.request_contract import Record, RequestContract
+from ml_platform.inference.request_contract import Field, Record, RequestContract
 from ml_platform.platform import Platform
 from ml_platform.serving.supervisor.version_selection import VersionSelector
 from ml_platform.serving.worker.batching import is_finite
@@ -285,15 +285,54 @@ def _read_csv(source: Path, contract: RequestContract, scored: Scored) -> Iterat
     with opened(source, "rt", encoding="utf-8-sig", newline="") as text:
         lines = csv.reader(text, strict=True)
         names = next(lines, [])
-        kinds = {field.name: field.kind for field in (*contract.features, contract.entity)}
-        columns = [(names.index(name), name, kinds[name]) for name in _select_columns(names, contract, scored, source)]
-        yield from _split_into_chunks(
-            {name: parse_value(line[position], kind) for position, name, kind in columns}
-            if len(line) == len(names)
-            else RequestProblem(rule=f"must have {len(names)} values, one for each column", value=len(line))
-            for line in lines
-            if line
-        )
+        fields = {field.name: field for field in (*contract.features, contract.entity)}
+        columns = [(names.index(name), fields[name]) for name in _select_columns(names, contract, scored, source)]
+        while chunk := list(itertools.islice(filter(None, lines), TYPED_ROWS_AT_ONCE)):
+            yield from _convert_lines(chunk, len(names), columns)
+
+
+def _convert_lines(lines: list[list[str]], width: int, columns: list[tuple[int, Field]]) -> Iterator[Chunk]:
+    """Yield lines as Arrow data, and parts with a line or cell that must be named or kept as rows."""
+    kinds = {field.kind for _, field in columns}
+    if kinds <= {"int", "float", "bool", "str"}:
+        batch = _convert_cells(lines, width, columns)
+        if batch is not None:
+            yield batch
+            return
+        if len(lines) > FEW_ROWS:
+            half = len(lines) // 2
+            yield from _convert_lines(lines[:half], width, columns)
+            yield from _convert_lines(lines[half:], width, columns)
+            return
+    yield [
+        {field.name: parse_value(line[position], field.kind) for position, field in columns}
+        if len(line) == width
+        else RequestProblem(rule=f"must have {width} values, one for each column", value=len(line))
+        for line in lines
+    ]
+
+
+def _convert_cells(lines: list[list[str]], width: int, columns: list[tuple[int, Field]]) -> "pa.RecordBatch | None":
+    """Return lines as Arrow data, by the grammar of `parse_value`; ``None`` if a cell has no value of its kind."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from ml_platform.data.validation.value_grammar import read_values
+
+    types = {"int": pa.int64(), "float": pa.float64(), "bool": pa.bool_(), "str": pa.string()}
+    if any(len(line) != width for line in lines):
+        return None
+    cells, arrays = list(zip(*lines, strict=True)), list[Any]()
+    for position, column in columns:
+        texts = pa.array(cells[position], pa.string())
+        if isinstance(texts, pa.ChunkedArray):  # more than 2 GiB of text
+            return None
+        texts = pc.if_else(pc.equal(texts, pa.scalar("")), pa.scalar(None, pa.string()), texts)
+        values, unread = read_values(texts, types[column.kind])
+        if unread.any() or (column.kind == "float" and pc.any(pc.is_inf(values)).as_py()):
+            return None
+        arrays.append(values)
+    return pa.RecordBatch.from_arrays(arrays, names=[column.name for _, column in columns])
 
 
 def parse_value(text: str, kind: str) -> Any:

@@ -366,6 +366,70 @@ def test_columns_and_rows_judge_cell_alike(name: str, value: Any, tmp_path: Path
     assert score_lines(source, WIDE) == score_lines(source, replace(WIDE, predict_frame=None))
 
 
+TEXTS = {
+    "visitor": ["", " ", "\u2028", '"a\nb"'],
+    "pages": [
+        "",
+        "nan",
+        "+NaN",
+        "-inf",
+        "1e400",
+        "1e-400",
+        ".5",
+        "5.",
+        "+5",
+        "0x1A",
+        "1_0",
+        " 7",
+        "999.9999999999999999",
+        "-0.0",
+    ],
+    "seconds": ["", "nan", "1e999", "0.1", "4.35", "1.7976931348623157e308", "\u0663"],
+    "count": [
+        "",
+        "007",
+        "-0",
+        "+1",
+        "1.0",
+        "3",
+        "9223372036854775808",
+        "-9223372036854775809",
+        "1e2",
+        "9007199254740993",
+    ],
+    "member": ["", "true", "True", "TRUE", "1", "0", "False", "yes", "tRue"],
+    "plan": ["", "paid", "Paid", "NA", "null"],
+    "note": ["", "NaN", "1", "\u00e9"],
+}
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in TEXTS.items() for text in texts])
+def test_columns_and_rows_judge_text_alike(
+    name: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {**dict(zip(GOOD_ROW, map(str, GOOD_ROW.values()), strict=True))}
+    lines = [{**row, "count": "-5"}, {**row, name: text}, {**row, "count": "5"}]
+    source = tmp_path / "new.csv"
+    source.write_text("\n".join([",".join(GOOD_ROW), *(",".join(line.values()) for line in lines), ""]))
+    by_columns = score_lines(source, WIDE)
+    monkeypatch.setattr(batch_scoring, "_convert_cells", lambda *_: None)
+
+    assert score_lines(source, WIDE) == by_columns
+
+
+def test_csv_cells_without_value_cost_few_rows(tmp_path: Path) -> None:
+    rows = pd.DataFrame([GOOD_ROW] * 2_000).astype({"pages": "object"})
+    rows.loc[[700, 701], "pages"] = ["x", "1e400"]
+    rows.to_csv(tmp_path / "new.csv", index=False)
+    CALLS.clear()
+
+    scored, lines = score_lines(tmp_path / "new.csv", WIDE)
+
+    assert (scored.rows, scored.refused) == (1_998, 2)
+    assert [line["row"] for line in lines] == [row for row in range(2_000) if row not in {700, 701}]
+    assert CALLS == [("columns", "500"), ("rows", "498"), ("columns", "1000")]
+
+
 @settings(deadline=None, max_examples=10)
 @given(
     changes=st.dictionaries(st.integers(0, 29), st.lists(cells, min_size=1, max_size=2), max_size=6),

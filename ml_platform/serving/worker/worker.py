@@ -166,7 +166,9 @@ class Worker:
             self._received.clear()
             if self._desired is not None:
                 await self._follow(self._desired)
-            self._first_read.set()
+            # If a newer state has arrived meanwhile, the files of this one may be gone: no version is loaded yet.
+            if self.handler.serving is not None or not self._received.is_set():
+                self._first_read.set()
 
     async def _follow(self, desired: DesiredState) -> None:
         """Load the desired state's versions, swap the routing table, and report it to the supervisor."""
